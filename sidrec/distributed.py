@@ -1,0 +1,102 @@
+"""The only module that talks to torch.distributed."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return ``(rank, world_size)``; ``(0, 1)`` when not distributed."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    """All-gather forward, sum-and-slice backward (public collectives only)."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:  # noqa: ANN401
+        del ctx
+        _, world_size = rank_and_world_size()
+        gathered = [torch.empty_like(local) for _ in range(world_size)]
+        dist.all_gather(gathered, local.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
+        del ctx
+        rank, world_size = rank_and_world_size()
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size)[rank]
+
+
+def gather_with_grad(local: Float[Tensor, "batch dim"]) -> Float[Tensor, "global_batch dim"]:
+    """Concatenate ``local`` over ranks, in rank order, letting gradients flow back.
+
+    Every rank must pass the same ``batch``: use ``drop_last=True`` in the training loader.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return local
+    return _GatherWithGrad.apply(local)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gather_rows(local: Shaped[Tensor, "row ..."]) -> Shaped[Tensor, "all_rows ..."]:
+    """Concatenate ``local`` over ranks, in rank order, without gradient.
+
+    Ranks may pass different numbers of rows (none included); all other sizes must agree.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return local
+    count = torch.tensor([local.shape[0]], device=local.device)
+    counts = [torch.empty_like(count) for _ in range(world_size)]
+    dist.all_gather(counts, count)
+    longest = int(torch.stack(counts).max())
+    padded = local.new_zeros((longest, *local.shape[1:]))
+    padded[: local.shape[0]] = local
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
+
+
+def gather_objects(local: Any) -> list[Any]:  # noqa: ANN401
+    """Return every rank's ``local``, in rank order, on every rank."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return [local]
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, local)
+    return gathered
+
+
+def sum_over_ranks(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
+    """Return the sum over ranks; the same bits on every rank."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return local
+    total = local.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def from_rank_zero(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
+    """Return rank 0's tensor on every rank; all ranks pass the same shape and dtype."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return local
+    shared = local.clone().contiguous()
+    dist.broadcast(shared, src=0)
+    return shared
+
+
+def wait_for_all_ranks() -> None:
+    """Return when every rank has come here."""
+    _, world_size = rank_and_world_size()
+    if world_size > 1:
+        dist.barrier()

@@ -1,0 +1,107 @@
+"""Writing files so that a reader never sees half of one, and recognising them again."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sidrec.errors import DataError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; rename it there when the block succeeds.
+
+    The file is flushed to disk before the rename. When the block raises, the temporary file is
+    removed and ``target`` keeps its old content.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+        _flush(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target``; it replaces ``target`` when the block succeeds.
+
+    When the block raises, the temporary folder is removed and ``target`` keeps its old content.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    temporary.chmod(0o777 & ~_umask())
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                _flush(file)
+        if target.exists():
+            old = Path(
+                tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)
+            )
+            target.replace(old / "old")
+            temporary.replace(target)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(target)
+        _flush(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(target: Path, content: Any) -> None:  # noqa: ANN401
+    """Write ``content`` as indented JSON, atomically. Keys keep their order."""
+    with atomic_file(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(source: Path) -> Any:  # noqa: ANN401
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: If the file is missing or is not JSON; names the line.
+    """
+    try:
+        return json.loads(source.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{source} does not exist; check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} is not valid JSON: {error}; write it again.") from None
+
+
+def sha256_of_file(source: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with source.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,125 @@
+"""Where a run keeps what it makes, and what state it is in."""
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sidrec.errors import RunError
+from sidrec.files import read_json, write_json
+
+_PACKAGES = ("sidrec", "torch", "lightning", "transformers", "datasets", "faiss-cpu", "faiss-gpu")
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of one run; nothing is read or made until a method is called.
+
+    Attributes:
+        root: The folder given as ``--run_dir`` or ``--from``.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration, as ``--config`` takes it."""
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, seed, corpus fingerprint and state, as JSON."""
+        return self.root / "manifest.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Newest checkpoint: where the run resumes."""
+        return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Checkpoint with the best validation figure: what later stages read."""
+        return self.root / "checkpoints" / "best.ckpt"
+
+    @property
+    def semantic_ids(self) -> Path:
+        """Semantic-ID bundle (encoder runs)."""
+        return self.root / "semantic_ids"
+
+    @property
+    def metrics(self) -> Path:
+        """Flat JSON of figures, written by ``sidrec test``."""
+        return self.root / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Ranked lists of every test request."""
+        return self.root / "predictions.parquet"
+
+    @property
+    def logs(self) -> Path:
+        """Loggers' files."""
+        return self.root / "logs"
+
+    def state(self) -> str:
+        """Return ``new``, ``running``, ``preempted``, ``failed`` or ``finished``."""
+        if not self.manifest.exists():
+            return "new"
+        return str(read_json(self.manifest).get("state", "new"))
+
+    def stage(self) -> str:
+        """Return which stage made this run: ``encoder`` or ``generator``."""
+        return str(read_json(self.manifest).get("stage", "unknown"))
+
+    def write_manifest(self, **facts: Any) -> None:  # noqa: ANN401
+        """Merge ``facts`` (state, seed, stage, …) into the manifest, with versions of now."""
+        known = read_json(self.manifest) if self.manifest.exists() else {}
+        environment = {
+            "schema_version": SCHEMA_VERSION,
+            "versions": _versions(),
+            "git_revision": _git_revision(),
+        }
+        write_json(self.manifest, known | environment | facts)
+
+    def finished_checkpoint(self) -> Path:
+        """Return the checkpoint that later stages read: best if there is one, else last.
+
+        Raises:
+            RunError: If the folder is no run, or the run has not finished.
+        """
+        if not self.root.is_dir():
+            raise RunError(f"{self.root} does not exist; give --from the folder of a run.")
+        state = self.state()
+        if state != "finished":
+            found = "no manifest.json" if state == "new" else f"state '{state}'"
+            raise RunError(
+                f"{self.root} is not a finished run ({found}); "
+                "run the same `sidrec fit` command again, it resumes where it stopped."
+            )
+        for checkpoint in (self.best_checkpoint, self.last_checkpoint):
+            if checkpoint.exists():
+                return checkpoint
+        raise RunError(f"{self.root}/checkpoints is empty; run `sidrec fit` again.")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_revision() -> str | None:
+    """Return the revision of sidrec's own checkout, or None when it is installed otherwise."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
