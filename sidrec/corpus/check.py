@@ -1,0 +1,102 @@
+"""Refuse raw data that breaks its contract, naming file and row."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import polars as pl
+
+from sidrec.corpus.raw import RawCatalogue
+from sidrec.errors import DataError
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what polars says about a damaged file into one line that names the file."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{name} cannot be read: {reason}; check or write it again.") from None
+
+
+def check_items(raw: RawCatalogue) -> None:
+    """Check ids, doubles and texts of the items.
+
+    Raises:
+        DataError: If there is no item, an id is missing or doubled, or a text is empty.
+    """
+    items, name = raw.items.with_row_index("row", offset=1), raw.items_name
+    if items.is_empty():
+        raise DataError(f"{name} has no items; a corpus needs at least one.")
+    for column in ("item_id", "text"):
+        value = pl.col(column)
+        empty = items.filter(value.is_null() | (value.str.strip_chars() == ""))
+        if not empty.is_empty():
+            raise DataError(
+                f"{name} row {empty['row'][0]}: column '{column}' is empty "
+                f"({empty.height} such rows); fill it in or take the row out."
+            )
+    doubled = items.filter(pl.col("item_id").is_first_distinct().not_())
+    if not doubled.is_empty():
+        item_id = doubled["item_id"][0]
+        first = items.filter(pl.col("item_id") == item_id)["row"][0]
+        raise DataError(
+            f"{name} row {doubled['row'][0]}: item_id '{item_id}' was already used in row {first} "
+            f"({doubled.height} such rows); give every item its own id."
+        )
+
+
+def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
+    """Check every interaction in one streaming pass.
+
+    Args:
+        raw: Its items are taken as the known ones.
+        refuse_unknown: Whether an interaction with an item outside ``raw.items`` is an error.
+
+    Returns:
+        Number of interactions with unknown items.
+
+    Raises:
+        DataError: If an id is missing, a timestamp is no number, a rating is NaN, an item is
+            unknown (and refused), or there is no interaction.
+    """
+    faults = {
+        "user_id": (pl.col("user_id").fill_null("") == "", "is empty"),
+        "item_id": (pl.col("item_id").fill_null("") == "", "is empty"),
+        "timestamp": (pl.col("timestamp").is_null(), "is empty or no number of seconds"),
+        "rating": (pl.col("rating").is_nan().fill_null(False), "is NaN or no number"),
+        "unknown": (pl.col("known").is_null(), ""),
+    }
+    known = raw.items.lazy().select("item_id", known=pl.lit(1, pl.Int8))
+    rows = raw.interactions.with_row_index("row", offset=1)
+    with reading(raw.interactions_name):
+        found = (
+            rows.join(known, on="item_id", how="left")
+            .select(
+                pl.len().alias("total"),
+                *(fault.sum().alias(f"{name} count") for name, (fault, _) in faults.items()),
+                *(
+                    pl.col("row").filter(fault).min().alias(f"{name} row")
+                    for name, (fault, _) in faults.items()
+                ),
+            )
+            .collect(engine="streaming")
+            .row(0, named=True)
+        )
+    if found["total"] == 0:
+        raise DataError(f"{raw.interactions_name} has no interactions; check the file.")
+    for column, (_, complaint) in faults.items():
+        if complaint and found[f"{column} count"]:
+            raise DataError(
+                f"{raw.interactions_name} row {found[f'{column} row']}: column '{column}' "
+                f"{complaint} ({found[f'{column} count']} such rows); correct or take them out."
+            )
+    num_unknown = int(found["unknown count"])
+    if refuse_unknown and num_unknown:
+        row = found["unknown row"]
+        item_id = rows.filter(pl.col("row") == row).collect()["item_id"][0]
+        raise DataError(
+            f"{raw.interactions_name} row {row}: item_id '{item_id}' is not in {raw.items_name} "
+            f"({num_unknown} such rows); add the items, or use --unknown_items drop."
+        )
+    return num_unknown

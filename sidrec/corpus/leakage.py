@@ -1,0 +1,79 @@
+"""Leakage is checked, not hoped for: what learns may see train rows only."""
+
+import numpy as np
+from jaxtyping import Int64
+
+from sidrec.corpus.store import Corpus, Interactions
+from sidrec.errors import DataError
+
+
+def check_train_only(
+    corpus: Corpus,
+    rows_or_interactions: Int64[np.ndarray, " row"] | Interactions,
+    purpose: str,
+) -> None:
+    """Refuse interactions that are not train interactions of this corpus.
+
+    Args:
+        corpus: Says which row belongs to which split.
+        rows_or_interactions: Row numbers of interactions.parquet, or the interactions themselves
+            (all of the train rows or some of them).
+        purpose: What the rows are for, e.g. ``item-item pairs``; stands in the message.
+
+    Raises:
+        DataError: If any of them is a valid or test row, or unknown to the corpus.
+    """
+    if isinstance(rows_or_interactions, Interactions):
+        _check_interactions(corpus, rows_or_interactions, purpose)
+        return
+    splits = corpus.timelines().split
+    rows = rows_or_interactions
+    outside = (rows < 0) | (rows >= len(splits))
+    wrong = outside.copy()
+    wrong[~outside] = splits[rows[~outside]] != 0
+    _refuse(wrong, len(rows), "interactions", purpose)
+
+
+def check_train_queries_only(
+    corpus: Corpus, rows: Int64[np.ndarray, " row"], purpose: str
+) -> None:
+    """Refuse queries that are not train queries.
+
+    Args:
+        corpus: Says which query belongs to which split.
+        rows: Row numbers of queries.parquet.
+        purpose: What the queries are for; stands in the message.
+
+    Raises:
+        DataError: If any of them is a valid or test query.
+    """
+    splits = corpus.queries.data.column("split").to_numpy()
+    _refuse(splits[rows] != "train", len(rows), "queries", purpose)
+
+
+def _check_interactions(corpus: Corpus, interactions: Interactions, purpose: str) -> None:
+    train = corpus.train_interactions()
+    if interactions.item_index is train.item_index:  # the corpus's own view
+        return
+    triples = _triples(interactions)
+    wrong = ~np.isin(triples, _triples(train))
+    _refuse(wrong, len(triples), "interactions", purpose)
+
+
+def _triples(interactions: Interactions) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+    columns = np.stack(
+        [interactions.user_index, interactions.item_index, interactions.timestamp], axis=1
+    )
+    return np.ascontiguousarray(columns).view([("", np.int64)] * 3).reshape(-1)
+
+
+def _refuse(
+    wrong: "np.ndarray[tuple[int], np.dtype[np.bool_]]", total: int, what: str, purpose: str
+) -> None:
+    num_wrong = int(wrong.sum())
+    if num_wrong:
+        raise DataError(
+            f"{num_wrong} of {total} {what} for {purpose} are not train {what} of this corpus "
+            f"(first at place {int(np.argmax(wrong))}); only train may be learned from: take them "
+            "from Corpus.train_interactions() or the train split of the queries."
+        )

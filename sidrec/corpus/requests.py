@@ -1,0 +1,90 @@
+"""The questions that evaluation asks, made one at a time from memory-mapped tables."""
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+
+from sidrec.corpus.raw import SPLITS, Split
+from sidrec.corpus.store import Corpus
+from sidrec.types import Request
+
+
+class _LazyRequests(Sequence[Request]):
+    """A sequence whose elements are made when asked for."""
+
+    def __init__(self, corpus: Corpus, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
+        self._corpus, self._rows = corpus, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Request: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Request]: ...
+    def __getitem__(self, place: int | slice) -> Request | Sequence[Request]:
+        if isinstance(place, slice):
+            return type(self)(self._corpus, self._rows[place])
+        return self._request(int(self._rows[place]))
+
+    def _request(self, row: int) -> Request:
+        raise NotImplementedError
+
+
+class _SearchRequests(_LazyRequests):
+    def _request(self, row: int) -> Request:
+        query = self._corpus.queries[row]
+        return Request(query["query_id"], "search", query["text"], (), tuple(query["item_index"]))
+
+
+class _RecommendationRequests(_LazyRequests):
+    def _request(self, row: int) -> Request:
+        timelines = self._corpus.timelines()
+        user = int(np.searchsorted(timelines.user_starts, row, side="right")) - 1
+        history = timelines.item_index[timelines.user_starts[user] : row]
+        return Request(
+            self._corpus.interactions[row]["user_id"],
+            "recommendation",
+            "",
+            tuple(history.tolist()),
+            (int(timelines.item_index[row]),),
+        )
+
+
+def search_requests(corpus: Corpus, split: Split) -> Sequence[Request]:
+    """Return one request per query of a split; its answers are the query's items.
+
+    Args:
+        corpus: Where the queries lie.
+        split: ``train``, ``valid`` or ``test``.
+    """
+    splits = corpus.queries.data.column("split").to_numpy()
+    return _SearchRequests(corpus, np.flatnonzero(splits == split))
+
+
+def recommendation_requests(corpus: Corpus, split: Split) -> Sequence[Request]:
+    """Return one request per user: which item comes first in the split, given all before it.
+
+    The rule is the same for both ways of splitting. The target is the user's first interaction in
+    ``split``; the history is everything of the user before it, whatever its split (train for
+    valid; train and valid for test), repeats included. Users without a target, or with nothing
+    before it, ask nothing. With ``leave_last_out`` that is the user's only test item; with
+    ``temporal`` later test items are not asked for.
+
+    Args:
+        corpus: Where the interactions lie.
+        split: ``valid`` or ``test``.
+
+    Raises:
+        ValueError: If ``split`` is ``train``: a history is no question.
+    """
+    if split == "train":
+        raise ValueError("recommendation requests exist for 'valid' and 'test', got 'train'")
+    timelines = corpus.timelines()
+    rows = np.flatnonzero(timelines.split == SPLITS.index(split))
+    users = np.searchsorted(timelines.user_starts, rows, side="right") - 1
+    first = np.ones(len(rows), bool)
+    first[1:] = users[1:] != users[:-1]
+    has_history = rows > timelines.user_starts[users]
+    return _RecommendationRequests(corpus, rows[first & has_history])

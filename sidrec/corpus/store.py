@@ -1,0 +1,189 @@
+"""A corpus on disk, opened: memory-mapped, so its size is not resident memory."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from jaxtyping import Int8, Int64
+
+from sidrec.corpus.contents import SCHEMA_VERSION, SCHEMAS
+from sidrec.corpus.derived import arrow_file, derived_folder, interaction_arrays
+from sidrec.errors import DataError
+from sidrec.files import read_json, sha256_of_file
+
+
+class Interactions(NamedTuple):
+    """Train interactions, sorted by user, then time; views of memory-mapped files.
+
+    Only ``Corpus.train_interactions`` makes them: a function that takes ``Interactions`` learns
+    from train rows.
+
+    Attributes:
+        user_index: User of each interaction.
+        item_index: Item of each interaction.
+        timestamp: Seconds, not decreasing within a user.
+        user_starts: Rows of user u are [user_starts[u], user_starts[u + 1]).
+    """
+
+    user_index: Int64[np.ndarray, " interaction"]
+    item_index: Int64[np.ndarray, " interaction"]
+    timestamp: Int64[np.ndarray, " interaction"]
+    user_starts: Int64[np.ndarray, " bound"]
+
+
+class Timelines(NamedTuple):
+    """Every interaction of every split in user order: to ask and to judge, never to learn from.
+
+    Attributes:
+        item_index: Item of each row of interactions.parquet.
+        split: Position of the row's split in ``raw.SPLITS``: 0 train, 1 valid, 2 test.
+        user_starts: Rows of user u are [user_starts[u], user_starts[u + 1]).
+    """
+
+    item_index: Int64[np.ndarray, " row"]
+    split: Int8[np.ndarray, " row"]
+    user_starts: Int64[np.ndarray, " bound"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Items, interactions and queries of one catalogue.
+
+    Attributes:
+        folder: Corpus directory.
+        fingerprint: sha256 over everything the corpus says, independent of path and time.
+        num_items: item_index runs from 0 to num_items - 1.
+        num_users: user_index runs from 0 to num_users - 1.
+        items: Columns as in items.parquet; row = item_index.
+        interactions: Columns as in interactions.parquet; sorted by user, then time.
+        queries: Columns as in queries.parquet.
+        description: Content of corpus.json.
+    """
+
+    folder: Path
+    fingerprint: str
+    num_items: int
+    num_users: int
+    items: Dataset
+    interactions: Dataset
+    queries: Dataset
+    description: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path | str, *, verify: bool = False) -> "Corpus":
+        """Open a corpus directory.
+
+        The first load writes memory-mapped copies under ``.cache`` in the folder, or in the
+        user's cache where the folder is read-only; several processes may do so at once.
+
+        Args:
+            folder: Made by ``sidrec prepare``.
+            verify: Also compare the sha256 of every file with corpus.json; reads all of them.
+
+        Raises:
+            DataError: If a file is missing, truncated, of another schema or of another corpus.
+        """
+        folder = Path(folder)
+        description = _read_description(folder)
+        for name in SCHEMAS:
+            _check_table(folder / f"{name}.parquet", description)
+            if verify:
+                _check_sha256(folder / f"{name}.parquet", description)
+        cache = derived_folder(folder, description["fingerprint"])
+        return cls(
+            folder,
+            description["fingerprint"],
+            description["counts"]["items"],
+            description["counts"]["users"],
+            *(
+                Dataset.from_file(str(arrow_file(cache, folder / f"{name}.parquet")))
+                for name in SCHEMAS
+            ),
+            description,
+        )
+
+    def item_texts(self) -> list[str]:
+        """Return what the encoder reads of each item; row = item_index."""
+        return self._strings("text")
+
+    def item_ids(self) -> list[str]:
+        """Return the catalogue's own id of each item; row = item_index."""
+        return self._strings("item_id")
+
+    def item_titles(self) -> list[str]:
+        """Return the title of each item; row = item_index."""
+        return self._strings("title")
+
+    def train_interactions(self) -> Interactions:
+        """Return the train rows of interactions.parquet: the only door to them."""
+        arrays = self._arrays
+        return Interactions(
+            arrays["train_user_index"],
+            arrays["train_item_index"],
+            arrays["train_timestamp"],
+            arrays["train_user_starts"],
+        )
+
+    def timelines(self) -> Timelines:
+        """Return all rows of interactions.parquet, for evaluation requests and leak checks."""
+        arrays = self._arrays
+        return Timelines(arrays["item_index"], arrays["split"], arrays["user_starts"])
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        cache = derived_folder(self.folder, self.fingerprint)
+        return interaction_arrays(cache, self.interactions.data.table, self.num_users)
+
+    def _strings(self, column: str) -> list[str]:
+        values: list[str] = self.items.data.column(column).to_pylist()
+        return values
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = folder / "corpus.json"
+    if not file.exists():
+        raise DataError(f"{folder} is not a corpus: it has no corpus.json; run sidrec prepare.")
+    description = read_json(file)
+    version = description.get("schema_version") if isinstance(description, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{file} has schema_version {version}, expected {SCHEMA_VERSION}; "
+            "run sidrec prepare again with this version of sidrec."
+        )
+    missing = {"fingerprint", "counts", "sha256"} - description.keys()
+    if missing:
+        raise DataError(f"{file} lacks {sorted(missing)}; run sidrec prepare again.")
+    return dict(description)
+
+
+def _check_table(file: Path, description: dict[str, Any]) -> None:
+    if not file.exists():
+        raise DataError(f"{file} is missing; run sidrec prepare again.")
+    try:
+        metadata = pq.read_metadata(file)
+        found = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file} is damaged: {reason} Run sidrec prepare again.") from None
+    for field in SCHEMAS[file.stem]:
+        if field.name not in found.names or found.field(field.name).type != field.type:
+            raise DataError(
+                f"{file} has no column '{field.name}' of type {field.type}; "
+                "run sidrec prepare again."
+            )
+    expected = description["counts"][file.stem]
+    if metadata.num_rows != expected:
+        raise DataError(
+            f"{file} has {metadata.num_rows} rows, corpus.json says {expected}; "
+            "run sidrec prepare again."
+        )
+
+
+def _check_sha256(file: Path, description: dict[str, Any]) -> None:
+    if sha256_of_file(file) != description["sha256"].get(file.name):
+        raise DataError(f"{file} is not the file that corpus.json describes; prepare it again.")
