@@ -1,0 +1,106 @@
+"""Which items a request may get, as counts over the trie's sorted positions."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sidrec.generator.trie import SemanticIdTrie
+
+
+@runtime_checkable
+class AllowedItems(Protocol):
+    """A set of positions per request, known by how many of its members lie before a position.
+
+    A range ``[lo, hi)`` holds an allowed item where ``before(hi) > before(lo)``, and its first one
+    stands at ``position_of(before(lo))``: that is all a search needs to know.
+    """
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        ...
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AllItemsBut:
+    """The whole catalogue without a short list per request, such as its own history.
+
+    Attributes:
+        excluded: Excluded positions of each request, distinct, ascending; padding lies so far
+            beyond the last position that it never counts.
+    """
+
+    excluded: Int[Tensor, "request excluded"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, excluded: Int[Tensor, "request excluded"]) -> "AllItemsBut":
+        """Look the items up in the trie.
+
+        Args:
+            trie: The catalogue.
+            excluded: item_index to leave out, in any order, repetitions allowed; -1 on padding.
+        """
+        beyond = trie.num_items + excluded.shape[1]
+        position = trie.position[excluded.clamp(min=0)]
+        position = torch.where(excluded >= 0, position, beyond).sort(dim=1).values
+        again = torch.zeros_like(position, dtype=torch.bool)
+        again[:, 1:] = position[:, 1:] == position[:, :-1]
+        return cls(position.masked_fill(again, beyond).sort(dim=1).values.int())
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        if not self.excluded.shape[1]:
+            return position
+        flat = position.flatten(1).int()
+        missing = torch.searchsorted(self.excluded, flat, out_int32=True)
+        return position - missing.view(position.shape)
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        num_excluded = self.excluded.shape[1]
+        if not num_excluded:
+            return count
+        allowed_before = self.excluded - torch.arange(
+            num_excluded, dtype=torch.int32, device=count.device
+        )
+        skipped = torch.searchsorted(allowed_before, count.int(), right=True, out_int32=True)
+        return count + skipped
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyItems:
+    """A subset per request, such as what is in stock where the user lives.
+
+    Attributes:
+        counts: ``counts[r, p]`` allowed items of request ``r`` stand before position ``p``;
+            one column more than there are items.
+    """
+
+    counts: Int[Tensor, "request bound"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, allowed: Bool[Tensor, "request item"]) -> "OnlyItems":
+        """Look the items up in the trie.
+
+        Args:
+            trie: The catalogue.
+            allowed: True at the item_index that the request may get.
+        """
+        counts = allowed.new_zeros((len(allowed), trie.num_items + 1), dtype=torch.int32)
+        counts[:, 1:] = allowed[:, trie.items].cumsum(dim=1)
+        return cls(counts)
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        return self.counts.gather(1, position.flatten(1).long()).view(position.shape)
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        first = torch.searchsorted(self.counts, count.int(), right=True, out_int32=True) - 1
+        return first.clamp(max=self.counts.shape[1] - 2)

@@ -1,0 +1,195 @@
+"""Beam search that can only spell items of the catalogue: fixed depth, log space, on the device."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sidrec.errors import ConfigError
+from sidrec.generator.allowed import AllItemsBut, AllowedItems
+from sidrec.generator.trie import SemanticIdTrie
+from sidrec.types import RankedItems
+
+_LOWEST = float("-inf")
+
+
+@runtime_checkable
+class Step(Protocol):
+    """One decoding step of a model; it keeps its own cache."""
+
+    def __call__(
+        self,
+        level: int,
+        parent: Int[Tensor, "request beam"],
+        codes: Int[Tensor, "request beam"],
+    ) -> Float[Tensor, "request beam code"]:
+        """Return log-probabilities, in nats, of the codes of ``level`` after each beam.
+
+        They are taken as they stand: over what they sum to one is the model's business.
+
+        Args:
+            level: 0 for the first code; then one more at each call.
+            parent: Which beam of the call before each beam goes on from. At level 0 there is one
+                beam per request and this is 0.
+            codes: Code of level ``level - 1`` that each beam appended; at level 0 it has no
+                meaning. Rows of beams that have ended hold some code; what comes back is ignored.
+        """
+        ...
+
+
+class Decoded(NamedTuple):
+    """What one search found.
+
+    Attributes:
+        ranked: Items, best first. Those of one Semantic ID take successive ranks.
+        keys: Packed distinct Semantic IDs, best first; -1 on padding.
+        log_probabilities: Score of each Semantic ID, in nats; -inf on padding.
+    """
+
+    ranked: RankedItems
+    keys: Int[Tensor, "request beam"]
+    log_probabilities: Float[Tensor, "request beam"]
+
+
+class _Beams(NamedTuple):
+    """Live beams, in the order of their keys; a beam that has ended has an empty range."""
+
+    lo: Int[Tensor, "request beam"]
+    hi: Int[Tensor, "request beam"]
+    scores: Float[Tensor, "request beam"]
+
+
+@torch.no_grad()
+def beam_search(
+    step: Step,
+    trie: SemanticIdTrie,
+    *,
+    num_beams: int,
+    top_k: int,
+    excluded: Int[Tensor, "request excluded"],
+) -> Decoded:
+    """Find the most probable items of the catalogue without those that a request excludes.
+
+    See :func:`search_allowed`.
+
+    Args:
+        step: The model, set to the batch's sources.
+        trie: The catalogue, on the model's device.
+        num_beams: Width of the search.
+        top_k: Length of the lists, at most ``num_beams``.
+        excluded: item_index that each request must not get; -1 pads, and no column is fine.
+    """
+    allowed = AllItemsBut.of(trie, excluded)
+    return search_allowed(
+        step, trie, allowed, num_requests=len(excluded), num_beams=num_beams, top_k=top_k
+    )
+
+
+@torch.no_grad()
+def search_allowed(
+    step: Step,
+    trie: SemanticIdTrie,
+    allowed: AllowedItems,
+    *,
+    num_requests: int,
+    num_beams: int,
+    top_k: int,
+) -> Decoded:
+    """Find the most probable items among the allowed ones.
+
+    A prefix is followed only while it holds an allowed item, so beams never die out: a search
+    ends with ``min(num_beams, allowed Semantic IDs)`` distinct Semantic IDs, and its lists are
+    ``top_k`` long whenever that many items are allowed. A width of at least the number of
+    Semantic IDs scores the whole catalogue exactly. Equal scores go to the lower Semantic ID.
+
+    Args:
+        step: The model, set to the batch's sources.
+        trie: The catalogue, on the model's device.
+        allowed: Items each request may get.
+        num_requests: Requests in the batch.
+        num_beams: Width of the search.
+        top_k: Length of the lists, at most ``num_beams``.
+
+    Raises:
+        ConfigError: If ``num_beams`` is smaller than ``top_k`` or below 1.
+    """
+    if not 1 <= top_k <= num_beams:
+        raise ConfigError(
+            f"num_beams ({num_beams}) must be at least top_k ({top_k}), and top_k at least 1; "
+            "raise num_beams or ask for fewer items."
+        )
+    start = trie.keys.new_zeros((num_requests, 1), dtype=torch.int32)
+    beams = _Beams(start, start + trie.num_items, start.float())
+    parent = codes = start.long()
+    for level, size in enumerate(trie.codebook_sizes):
+        log_probabilities = step(level, parent, codes)
+        bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
+        candidates = _candidates(beams.scores, log_probabilities, allowed.before(bounds))
+        chosen = _best(candidates, min(num_beams, candidates.shape[1]))
+        parent, codes = chosen // size, chosen % size
+        beams = _follow(bounds, parent * (size + 1) + codes, candidates.gather(1, chosen))
+    return _expand(beams, trie, allowed, top_k)
+
+
+def _candidates(
+    scores: Float[Tensor, "request beam"],
+    log_probabilities: Float[Tensor, "request beam code"],
+    allowed_before: Int[Tensor, "request beam bound"],
+) -> Float[Tensor, "request candidate"]:
+    """Score every child of every beam, -inf where it holds no allowed item."""
+    closed = allowed_before[..., 1:] <= allowed_before[..., :-1]
+    total = scores[..., None] + log_probabilities.float()
+    return total.masked_fill(closed | total.isnan(), _LOWEST).flatten(1)
+
+
+def _best(
+    candidates: Float[Tensor, "request candidate"], width: int
+) -> Int[Tensor, "request beam"]:
+    """Return the ``width`` best columns in ascending order; of equal ones the first.
+
+    topk promises nothing about ties, so score and column are packed into one number that has
+    none: the float's bits, made monotone, above the reversed column.
+    """
+    bits = candidates.add(0.0).view(torch.int32)  # -0.0 becomes 0.0: equal must look equal
+    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    column = torch.arange(candidates.shape[1] - 1, -1, -1, device=candidates.device)
+    ordered = (monotone.long() << 32) + column
+    best = ordered.topk(width, dim=1, sorted=False).values
+    return (candidates.shape[1] - 1 - (best & 0xFFFFFFFF)).sort(dim=1).values
+
+
+def _follow(
+    bounds: Int[Tensor, "request beam bound"],
+    cell: Int[Tensor, "request chosen"],
+    scores: Float[Tensor, "request chosen"],
+) -> _Beams:
+    flat = bounds.flatten(1)
+    alive = scores > _LOWEST
+    return _Beams(
+        lo=torch.where(alive, flat.gather(1, cell), 0),
+        hi=torch.where(alive, flat.gather(1, cell + 1), 0),
+        scores=scores,
+    )
+
+
+def _expand(beams: _Beams, trie: SemanticIdTrie, allowed: AllowedItems, top_k: int) -> Decoded:
+    """Order finished beams by score and write their allowed items one after another."""
+    scores, order = beams.scores.sort(dim=1, descending=True, stable=True)
+    lo, hi = beams.lo.gather(1, order), beams.hi.gather(1, order)
+    first = allowed.before(lo)
+    ends = (allowed.before(hi) - first).cumsum(dim=1)  # [request, beam] items up to this beam
+    slots = torch.arange(top_k, device=lo.device).expand(len(lo), top_k).contiguous()
+    beam = torch.searchsorted(ends, slots, right=True).clamp(max=lo.shape[1] - 1)
+    filled: Bool[Tensor, "request rank"] = slots < ends[:, -1:]
+    starts = torch.nn.functional.pad(ends, (1, -1)).gather(1, beam)
+    count = first.gather(1, beam) + slots - starts
+    position = allowed.position_of(count.int()).long().clamp(0, trie.num_items - 1)
+    return Decoded(
+        ranked=RankedItems(
+            items=torch.where(filled, trie.items[position], -1),
+            scores=torch.where(filled, scores.gather(1, beam), _LOWEST),
+        ),
+        keys=torch.where(lo < hi, trie.keys[lo.long()], -1),
+        log_probabilities=scores,
+    )

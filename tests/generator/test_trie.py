@@ -1,0 +1,108 @@
+"""The trie knows every real Semantic ID, every item on it, and nothing else."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidrec.errors import DataError
+from sidrec.generator.allowed import AllItemsBut, OnlyItems
+from sidrec.generator.trie import SemanticIdTrie, pack, unpack
+from sidrec.types import SemanticIdTable
+from tests.generator.catalogues import catalogues, table_of
+
+
+def walk(trie, semantic_id):
+    """Items reached by following ``semantic_id`` from the root."""
+    lo = torch.zeros((1, 1), dtype=torch.int32)
+    hi = lo + trie.num_items
+    for level, code in enumerate(semantic_id):
+        bounds = trie.child_bounds(lo, hi, level=level)
+        assert bounds.shape == (1, 1, trie.codebook_sizes[level] + 1)
+        lo, hi = bounds[:, :, code], bounds[:, :, code + 1]
+    return trie.items[int(lo) : int(hi)].tolist()
+
+
+def test_three_items_by_hand():
+    table = SemanticIdTable(torch.tensor([[1, 0], [0, 2], [1, 0]]), (2, 3))
+    trie = SemanticIdTrie.from_table(table, torch.tensor([5, 9, 6]))
+    assert trie.keys.tolist() == [2, 3, 3]
+    assert trie.items.tolist() == [1, 2, 0]  # item 2 is more popular than item 0
+    assert trie.position.tolist() == [2, 0, 1]
+    assert [t.tolist() for t in trie.tables] == [[0, 1, 3], [0, 0, 0, 1, 3, 3, 3]]
+
+
+@pytest.mark.parametrize("max_dense_entries", [0, 5, 1 << 20])
+@given(catalogue=catalogues())
+def test_only_real_items_can_be_reached(max_dense_entries, catalogue):
+    table = table_of(catalogue)
+    popularity = torch.arange(len(table.codes)) % 3
+    trie = SemanticIdTrie.from_table(table, popularity, max_dense_entries=max_dense_entries)
+    expected = {}
+    for item in sorted(range(len(popularity)), key=lambda i: (-int(popularity[i]), i)):
+        expected.setdefault(tuple(table.codes[item].tolist()), []).append(item)
+    for semantic_id in itertools.product(*map(range, table.codebook_sizes)):
+        assert walk(trie, semantic_id) == expected.get(semantic_id, [])
+
+
+@given(catalogue=catalogues())
+def test_packing_keeps_order_and_comes_back(catalogue):
+    table = table_of(catalogue)
+    keys = pack(table.codes, table.codebook_sizes)
+    assert torch.equal(unpack(keys, table.codebook_sizes), table.codes)
+    by_key = sorted(range(len(keys)), key=lambda i: (int(keys[i]), i))
+    by_code = sorted(range(len(keys)), key=lambda i: (table.codes[i].tolist(), i))
+    assert by_key == by_code
+
+
+@given(catalogue=catalogues(), data=st.data())
+def test_allowed_items_count_and_find(catalogue, data):
+    table = table_of(catalogue)
+    num_items = len(table.codes)
+    trie = SemanticIdTrie.from_table(table, None)
+    item = st.integers(-1, num_items - 1)
+    rows = data.draw(st.lists(st.lists(item, min_size=3, max_size=3), min_size=1, max_size=3))
+    bitmap = torch.ones((len(rows), num_items), dtype=torch.bool)
+    for row, chosen in enumerate(rows):
+        bitmap[row, [c for c in chosen if c >= 0]] = False
+    everywhere = torch.arange(num_items + 1).expand(len(rows), -1).contiguous()
+    for allowed in (AllItemsBut.of(trie, torch.tensor(rows)), OnlyItems.of(trie, bitmap)):
+        before = allowed.before(everywhere)
+        for row in range(len(rows)):
+            positions = [p for p in range(num_items) if bitmap[row, trie.items[p]]]
+            assert before[row].tolist() == [
+                sum(p < end for p in positions) for end in range(num_items + 1)
+            ]
+            found = allowed.position_of(torch.arange(len(positions)).expand(len(rows), -1))
+            assert found[row].tolist() == positions
+
+
+def test_rank_of_a_semantic_id():
+    table = SemanticIdTable(torch.tensor([[0], [2], [2], [1]]), (3,))
+    trie = SemanticIdTrie.from_table(table, None)
+    keys = torch.tensor([[2, 0, -1]])
+    assert trie.semantic_id_ranks(keys, torch.tensor([[1, 2, 0, 3, -1]])).tolist() == [
+        [0, 0, 1, -1, -1]
+    ]
+
+
+def test_moving_keeps_everything():
+    table = SemanticIdTable(torch.tensor([[1], [0]]), (2,))
+    moved = SemanticIdTrie.from_table(table, None).to("meta")
+    assert all(t.device.type == "meta" for t in (moved.keys, moved.items, *moved.tables))
+    assert moved.codebook_sizes == (2,)
+
+
+def test_empty_catalogue_is_refused():
+    with pytest.raises(DataError, match="holds no item"):
+        SemanticIdTrie.from_table(
+            SemanticIdTable(torch.zeros((0, 1), dtype=torch.long), (2,)), None
+        )
+
+
+def test_ids_beyond_63_bits_are_refused():
+    table = SemanticIdTable(torch.zeros((1, 8), dtype=torch.long), (256,) * 8)
+    with pytest.raises(DataError, match="do not fit in 63 bits"):
+        SemanticIdTrie.from_table(table, None)
