@@ -14,6 +14,10 @@ _ALIAS = re.compile(r"^(a\.?k\.?a\.?|also known as)\s+", re.IGNORECASE)
 _APOSTROPHES = re.compile("['\u2019`\u00b4]")
 _NO_WORD = re.compile(r"[\W_]+")
 _ARTICLE = re.compile(r"^(the|a|an) (?=.)")
+_FUNCTION_WORD = re.compile(
+    r"a|about|after|all|an|and|at|by|for|from|go|he|her|him|his|i|if|in|is|it|its|me|my|no|of|off|"
+    r"on|or|our|out|she|so|that|the|them|they|to|up|us|we|what|who|with|you|your"
+)
 _SEGMENTS = re.compile(r":\s+|\s+-\s+")
 
 Key = TypeVar("Key")
@@ -155,3 +159,22 @@ def _gather(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
     for key, value in pairs:
         gathered[key].append(value)
     return gathered
+
+
+def names_title(text: str, title: str) -> bool:
+    """Tell whether a text contains a title: whole words, any of its names, any spelling.
+
+    A part of a title before or after a colon or dash counts when it has two words or more. A
+    title that is one function word (``It``, ``Up``) is never found: every text would name it.
+
+    Examples:
+        >>> names_title("something like the matrix but older", "Matrix, The (1999)")
+        True
+        >>> names_title("a preheated oven", "Heat (1995)")
+        False
+    """
+    words = f" {normalise(text)} "
+    keys = {
+        key for key in (*title_keys(title), *_parts(title)) if not _FUNCTION_WORD.fullmatch(key)
+    }
+    return any(f" {key} " in words for key in keys if key)
