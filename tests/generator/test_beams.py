@@ -126,7 +126,7 @@ def test_ties_go_to_the_lower_id(catalogue, seed, width):
     nothing = torch.zeros((1, 0), dtype=torch.long)
     found, _ = search(table, nothing, num_beams=width, top_k=width, seed=seed, values=(0.5,))
     size = len(table.codes)
-    flat = [item for item in exhaustive(lambda _: 0.0, table, popularity_of(table), [], size)]
+    flat = exhaustive(lambda _: 0.0, table, popularity_of(table), [], size)
     assert found.ranked.items[0].tolist() == (flat + [-1] * width)[:width]
 
 

@@ -1,0 +1,213 @@
+"""What a ranked list is worth, and the flat figures of a run."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor
+
+from sidrec.types import TASKS, Task
+
+_CHUNK = 4096  # requests looked at together
+_HEAD_FRACTION = 0.01
+
+
+Figures = dict[str, int | float]
+
+
+class Prediction(NamedTuple):
+    """One answered request: all that a figure can depend on.
+
+    Attributes:
+        request_id: Unique within its task.
+        task: ``search`` or ``recommendation``.
+        split: Where the request comes from: ``valid``, ``test``, or empty for foreign requests.
+        items: item_index, best first, no padding.
+        scores: Score of each item; log-probabilities of a generator, in nats.
+        semantic_id_ranks: For each relevant item, the rank from 0 of its Semantic ID among the
+            distinct Semantic IDs of the answer, -1 if absent; empty for systems without them.
+        relevant: item_index of the right answers; empty when nobody knows them.
+        history_length: Items of the user's history; 0 for search.
+    """
+
+    request_id: str
+    task: Task
+    split: str
+    items: tuple[int, ...]
+    scores: tuple[float, ...]
+    semantic_id_ranks: tuple[int, ...]
+    relevant: tuple[int, ...]
+    history_length: int
+
+
+def hits(
+    items: Int[Tensor, "request rank"], relevant: Int[Tensor, "request answer"]
+) -> Bool[Tensor, "request rank"]:
+    """Mark the ranks that hold a right answer, each answer at its first rank only.
+
+    Args:
+        items: item_index, best first; -1 pads.
+        relevant: Distinct item_index of the right answers; -1 pads.
+    """
+    same = (items[:, :, None] == relevant[:, None, :]) & (relevant >= 0)[:, None, :]
+    return (same & (same.cumsum(dim=1) == 1)).any(dim=2)
+
+
+def recall_at_k(
+    hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"], *, k: int
+) -> Float64[Tensor, " request"]:
+    """Return the fraction of the right answers among the first ``k``; NaN where there is none.
+
+    Args:
+        hit: As :func:`hits` makes it.
+        num_relevant: Right answers of each request, found or not.
+        k: Cut-off, in items, at least 1. A shorter list counts as it stands.
+
+    Example:
+        >>> recall_at_k(torch.tensor([[False, True, True]]), torch.tensor([4]), k=2)
+        tensor([0.2500], dtype=torch.float64)
+    """
+    return hit[:, :k].sum(dim=1).double() / num_relevant
+
+
+def ndcg_at_k(
+    hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"], *, k: int
+) -> Float64[Tensor, " request"]:
+    """Return the discounted gain over that of a perfect list; NaN where nothing is relevant.
+
+    Gains are 0 or 1, the discount is ``1 / log2(rank + 1)``, and the perfect list starts with
+    ``min(k, num_relevant)`` right answers: nDCG@k of trec_eval.
+    """
+    discount = 1 / torch.arange(2, k + 2, device=hit.device).double().log2()
+    found = (hit[:, :k] * discount[: hit.shape[1]]).sum(dim=1)
+    ideal = torch.cat([discount.new_zeros(1), discount.cumsum(dim=0)])
+    return found / ideal[num_relevant.clamp(max=k)]
+
+
+def mrr_at_k(hit: Bool[Tensor, "request rank"], *, k: int) -> Float64[Tensor, " request"]:
+    """Return one over the rank of the first right answer; 0 where the first ``k`` hold none."""
+    rank = torch.arange(1, min(k, hit.shape[1]) + 1, device=hit.device).double()
+    none = torch.zeros(len(hit), 1, dtype=torch.float64, device=hit.device)
+    return torch.cat([none, hit[:, :k] / rank], dim=1).amax(dim=1)
+
+
+def head_items(popularity: Int[Tensor, " item"]) -> Bool[Tensor, " item"]:
+    """Mark the 1 % most popular items, rounded down, at least one; ties go to the lower index."""
+    num_head = max(1, int(len(popularity) * _HEAD_FRACTION))
+    order = torch.argsort(popularity, descending=True, stable=True)
+    head = torch.zeros_like(popularity, dtype=torch.bool)
+    head[order[:num_head]] = True
+    return head & (popularity > 0)
+
+
+def evaluate(predictions: Iterable[Prediction], popularity: Int[Tensor, " item"]) -> Figures:
+    """Compute the flat figures of ``metrics.json``.
+
+    Predictions may come from any number of processes in any order: a request that appears twice
+    (padding of a distributed sampler) counts once, and sums are exact, so the figures are the
+    same to the last bit. Requests without a right answer are counted, not scored.
+
+    Args:
+        predictions: Answers of one split.
+        popularity: Train interactions of each item; its length is the size of the catalogue.
+
+    Returns:
+        For each task ``T`` that was asked: ``T/recall@10``, ``T/recall@30``, ``T/ndcg@10``,
+        ``T/mrr@30``, with Semantic IDs ``T/sid_recall@10`` and ``T/sid_recall@30``;
+        ``T/recall@30_head`` over right answers among the 1 % most popular train items,
+        ``T/recall@30_torso`` over all others, and ``T/cold_start``, recall@30 over right answers
+        without a train interaction; the number of requests behind each as ``T/num_requests``,
+        ``T/num_requests_head``, ``_torso``, ``_cold_start``, and ``T/num_without_answer``. A
+        figure over no request is left out; its count says 0. ``decoding/valid_fraction``: of the
+        items returned, the fraction that exists and is no repetition; ``decoding/list_length``:
+        their mean number.
+    """
+    distinct = {(one.task, one.request_id): one for one in predictions}
+    figures: Figures = {}
+    for task in TASKS:
+        own = [one for (of, _), one in distinct.items() if of == task]
+        if own:
+            figures |= {f"{task}/{key}": value for key, value in _task(own, popularity).items()}
+    return figures | _decoding(list(distinct.values()), len(popularity))
+
+
+def _task(predictions: list[Prediction], popularity: Int[Tensor, " item"]) -> Figures:
+    head = head_items(popularity)
+    values: dict[str, list[Tensor]] = {}
+    asked = [one for one in predictions if one.relevant]
+    for start in range(0, len(asked), _CHUNK):
+        chunk = asked[start : start + _CHUNK]
+        items = _padded([one.items for one in chunk])
+        relevant = _padded([tuple(dict.fromkeys(one.relevant)) for one in chunk])
+        parts = _whole(items, relevant) | _parts(items, relevant, popularity, head)
+        parts |= _semantic_ids(chunk)
+        for key, value in parts.items():
+            values.setdefault(key, []).append(value[~value.isnan()])
+    figures: Figures = {"num_requests": len(asked)}
+    figures["num_without_answer"] = len(predictions) - len(asked)
+    for key, tensors in values.items():
+        scored = torch.cat(tensors).tolist()
+        if key in _PARTS:
+            figures[f"num_requests_{_PARTS[key]}"] = len(scored)
+        if scored:
+            figures[key] = math.fsum(scored) / len(scored)
+    return figures
+
+
+_PARTS = {"recall@30_head": "head", "recall@30_torso": "torso", "cold_start": "cold_start"}
+
+
+def _whole(
+    items: Int[Tensor, "request rank"], relevant: Int[Tensor, "request answer"]
+) -> dict[str, Tensor]:
+    hit, num_relevant = hits(items, relevant), (relevant >= 0).sum(dim=1)
+    return {
+        "recall@10": recall_at_k(hit, num_relevant, k=10),
+        "recall@30": recall_at_k(hit, num_relevant, k=30),
+        "ndcg@10": ndcg_at_k(hit, num_relevant, k=10),
+        "mrr@30": mrr_at_k(hit, k=30),
+    }
+
+
+def _parts(
+    items: Int[Tensor, "request rank"],
+    relevant: Int[Tensor, "request answer"],
+    popularity: Int[Tensor, " item"],
+    head: Bool[Tensor, " item"],
+) -> dict[str, Tensor]:
+    parts = {}
+    for key, member in zip(_PARTS, (head, ~head, popularity == 0), strict=True):
+        own = torch.where(member[relevant.clamp(min=0)], relevant, -1)
+        parts[key] = recall_at_k(hits(items, own), (own >= 0).sum(dim=1), k=30)
+    return parts
+
+
+def _semantic_ids(chunk: list[Prediction]) -> dict[str, Tensor]:
+    known = [one for one in chunk if one.semantic_id_ranks]
+    if not known:
+        return {}
+    ranks = _padded([one.semantic_id_ranks for one in known])
+    num_relevant = torch.tensor([len(one.semantic_id_ranks) for one in known])
+    return {
+        f"sid_recall@{k}": ((ranks >= 0) & (ranks < k)).sum(dim=1).double() / num_relevant
+        for k in (10, 30)
+    }
+
+
+def _decoding(predictions: list[Prediction], num_items: int) -> Figures:
+    returned = sum(len(one.items) for one in predictions)
+    valid = sum(len({i for i in one.items if 0 <= i < num_items}) for one in predictions)
+    if not returned:
+        return {}
+    return {
+        "decoding/valid_fraction": valid / returned,
+        "decoding/list_length": returned / len(predictions),
+    }
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
+    """Stack rows of different lengths; -1 fills up."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long)

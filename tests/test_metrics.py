@@ -1,0 +1,146 @@
+"""Figures equal an outside tool's, whatever the order, and by hand."""
+
+import math
+
+import ir_measures
+import numpy as np
+import pytest
+import torch
+from ir_measures import RR, R, nDCG
+
+from sidrec.metrics import Prediction, evaluate, head_items, hits, mrr_at_k, ndcg_at_k, recall_at_k
+
+
+def prediction(name, items, relevant, *, task="search", ranks=(), history_length=0):
+    scores = tuple(-float(rank) for rank in range(len(items)))
+    return Prediction(
+        name, task, "test", tuple(items), scores, tuple(ranks), tuple(relevant), history_length
+    )
+
+
+def random_predictions(number, *, num_items, seed):
+    draw = np.random.default_rng(seed)
+    return [
+        prediction(
+            f"q{n}",
+            draw.permutation(num_items)[: draw.integers(0, 40)].tolist(),
+            draw.permutation(num_items)[: draw.integers(1, 6)].tolist(),
+            task=("search", "recommendation")[draw.integers(2)],
+        )
+        for n in range(number)
+    ]
+
+
+def test_one_request_by_hand():
+    items = torch.tensor([[4, 7, 9, 2]])
+    relevant = torch.tensor([[7, 2, 5, -1]])
+    hit, number = hits(items, relevant), torch.tensor([3])
+    assert hit.tolist() == [[False, True, False, True]]
+    assert recall_at_k(hit, number, k=3).item() == pytest.approx(1 / 3)
+    assert recall_at_k(hit, number, k=30).item() == pytest.approx(2 / 3)
+    assert mrr_at_k(hit, k=3).item() == 0.5
+    assert mrr_at_k(hit, k=1).item() == 0.0
+    gain = 1 / math.log2(3) + 1 / math.log2(5)
+    ideal = 1 + 1 / math.log2(3) + 1 / 2
+    assert ndcg_at_k(hit, number, k=10).item() == pytest.approx(gain / ideal)
+
+
+def test_padding_never_hits_and_repetition_counts_once():
+    assert not hits(torch.tensor([[-1, -1]]), torch.tensor([[3, -1]])).any()
+    assert hits(torch.tensor([[3, 3]]), torch.tensor([[3]])).tolist() == [[True, False]]
+
+
+def test_equal_to_ir_measures():
+    predictions = random_predictions(120, num_items=60, seed=3)
+    figures = evaluate(predictions, torch.arange(60))
+    for task in ("search", "recommendation"):
+        own = [one for one in predictions if one.task == task]
+        qrels = [ir_measures.Qrel(p.request_id, str(i), 1) for p in own for i in p.relevant]
+        run = [
+            ir_measures.ScoredDoc(p.request_id, str(item), -float(rank))
+            for p in own
+            for rank, item in enumerate(p.items)
+        ]
+        theirs = ir_measures.calc_aggregate([R @ 10, R @ 30, nDCG @ 10, RR @ 30], qrels, run)
+        assert figures[f"{task}/recall@10"] == pytest.approx(theirs[R @ 10], abs=1e-6)
+        assert figures[f"{task}/recall@30"] == pytest.approx(theirs[R @ 30], abs=1e-6)
+        assert figures[f"{task}/ndcg@10"] == pytest.approx(theirs[nDCG @ 10], abs=1e-6)
+        assert figures[f"{task}/mrr@30"] == pytest.approx(theirs[RR @ 30], abs=1e-6)
+
+
+def test_order_and_repeated_requests_change_no_bit():
+    predictions = random_predictions(50, num_items=40, seed=1)
+    order = np.random.default_rng(0).permutation(57)
+    shuffled = [(predictions + predictions[:7])[place] for place in order]
+    assert evaluate(shuffled, torch.arange(40)) == evaluate(predictions, torch.arange(40))
+
+
+def test_chunks_change_no_bit(monkeypatch):
+    predictions = random_predictions(50, num_items=40, seed=2)
+    whole = evaluate(predictions, torch.arange(40))
+    monkeypatch.setattr("sidrec.metrics._CHUNK", 3)
+    assert evaluate(predictions, torch.arange(40)) == whole
+
+
+def test_tasks_with_one_request_id_are_two_requests():
+    both = [
+        prediction("1", [0], [0]),
+        prediction("1", [1], [0], task="recommendation", history_length=2),
+    ]
+    figures = evaluate(both, torch.tensor([1, 1]))
+    assert figures["search/recall@30"] == 1.0
+    assert figures["recommendation/recall@30"] == 0.0
+
+
+def test_head_torso_and_cold_start():
+    popularity = torch.tensor([0, 9, 5, 0])  # one item of four is the head: item 1
+    predictions = [
+        prediction("a", [1, 2], [1, 3]),  # head found, cold missed
+        prediction("b", [2], [2]),  # torso found
+    ]
+    figures = evaluate(predictions, popularity)
+    assert figures["search/recall@30"] == 0.75
+    assert figures["search/recall@30_head"] == 1.0
+    assert figures["search/recall@30_torso"] == 0.5
+    assert figures["search/cold_start"] == 0.0
+    assert figures["search/num_requests_head"] == 1
+    assert figures["search/num_requests_torso"] == 2
+    assert figures["search/num_requests_cold_start"] == 1
+
+
+def test_figure_over_nothing_is_left_out():
+    figures = evaluate([prediction("a", [0], [0])], torch.tensor([3, 1]))
+    assert figures["search/num_requests_cold_start"] == 0
+    assert "search/cold_start" not in figures
+    assert not any(key.startswith("recommendation/") for key in figures)
+
+
+def test_request_without_answer_is_counted_not_scored():
+    figures = evaluate([prediction("a", [0], [0]), prediction("b", [1], [])], torch.ones(2).long())
+    assert figures["search/recall@30"] == 1.0
+    assert figures["search/num_requests"] == 1
+    assert figures["search/num_without_answer"] == 1
+
+
+def test_semantic_id_recall_counts_the_id_alone():
+    predictions = [
+        prediction("a", [5], [3], ranks=[0]),  # the ID was found, its first item is another one
+        prediction("b", [5], [3], ranks=[-1]),
+        prediction("c", [5], [3], ranks=[12]),
+    ]
+    figures = evaluate(predictions, torch.ones(6).long())
+    assert figures["search/recall@30"] == 0.0
+    assert figures["search/sid_recall@30"] == pytest.approx(2 / 3)
+    assert figures["search/sid_recall@10"] == pytest.approx(1 / 3)
+
+
+def test_valid_fraction_counts_unknown_items_and_repetitions():
+    figures = evaluate([prediction("a", [0, 0, 7, 1], [0])], torch.ones(2).long())
+    assert figures["decoding/valid_fraction"] == 0.5
+    assert figures["decoding/list_length"] == 4
+
+
+def test_head_is_a_hundredth_of_the_catalogue():
+    assert head_items(torch.arange(350)).nonzero().flatten().tolist() == [347, 348, 349]
+    assert head_items(torch.tensor([2, 2])).tolist() == [True, False]
+    assert not head_items(torch.zeros(3, dtype=torch.long)).any()
