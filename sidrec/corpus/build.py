@@ -66,7 +66,7 @@ def build_corpus(
     refuse_unknown = settings.unknown_items == "error"
     counts = {"unknown_interactions": check_interactions(raw, refuse_unknown=refuse_unknown)}
     with _disk_errors(out), atomic_folder(out) as folder:
-        items = _kept_items(raw, settings.min_item_interactions)
+        items = kept_items(raw, settings.min_item_interactions)
         kept = _keep_interactions(raw, items, folder / "kept.parquet")
         counts |= {"items": items.height, "users": kept.users.height}
         digests = {}
@@ -105,7 +105,12 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _kept_items(raw: RawCatalogue, min_interactions: int) -> pl.DataFrame:
+def kept_items(raw: RawCatalogue, min_interactions: int) -> pl.DataFrame:
+    """Return the items with enough interactions, with item_index as first column.
+
+    Raises:
+        DataError: If no item has so many interactions.
+    """
     items = raw.items
     if min_interactions:
         with reading(raw.interactions_name):

@@ -1,7 +1,8 @@
 """Refuse raw data that breaks its contract, naming file and row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 import polars as pl
 
@@ -100,3 +101,16 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
             f"({num_unknown} such rows); add the items, or use --unknown_items drop."
         )
     return num_unknown
+
+
+def require_columns(name: str, found: Sequence[str], needed: Sequence[str]) -> None:
+    """Check that a table has its columns; the error suggests the nearest name.
+
+    Raises:
+        DataError: If a column is missing.
+    """
+    for column in needed:
+        if column not in found:
+            near = get_close_matches(column, found, n=1)
+            hint = f"did you mean '{near[0]}'? Rename it." if near else f"it has {list(found)}."
+            raise DataError(f"{name} has no column '{column}'; {hint}")

@@ -93,7 +93,9 @@ def _write_arrays(folder: Path, interactions: pa.Table, num_users: int) -> None:
 
         def new(name: str, length: int) -> Array:
             target = files.enter_context(atomic_file(folder / f"{name}.npy"))
-            return np.lib.format.open_memmap(target, "w+", dtype=_ARRAYS[name], shape=(length,))
+            return np.lib.format.open_memmap(
+                target, "w+", dtype=np.dtype(_ARRAYS[name]), shape=(length,)
+            )
 
         lengths = {"item_index": num_rows, "split": num_rows}
         arrays = {name: new(name, lengths.get(name, num_train)) for name in _ROW_ARRAYS}
@@ -120,5 +122,4 @@ def _write_arrays(folder: Path, interactions: pa.Table, num_users: int) -> None:
         for name, counts in per_user.items():
             arrays[name] = new(name, num_users + 1)
             arrays[name][:] = np.cumsum(counts)
-        for array in arrays.values():
-            array.flush()
+        arrays.clear()  # unmapping writes what is still in memory

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
+from sidrec.corpus.check import require_columns
 from sidrec.corpus.item_text import item_text, reading_order, title_and_year
 from sidrec.corpus.movielens_tags import descriptions_of, genome_tags_of, tags_of
 from sidrec.corpus.raw import RawCatalogue
@@ -98,13 +99,13 @@ def _layout(folder: Path) -> _Layout:
 
 def _read_csv(folder: Path) -> _Layout:
     movies_file, ratings_file = folder / "movies.csv", folder / "ratings.csv"
-    require_columns(movies_file, ("movieId", "title", "genres"))
-    require_columns(ratings_file, _RATING_COLUMNS)
+    _require_header(movies_file, ("movieId", "title", "genres"))
+    _require_header(ratings_file, _RATING_COLUMNS)
     movies = pl.read_csv(movies_file, infer_schema=False)
     return (
         _movies(movies["movieId"], movies["title"], movies["genres"].str.split("|")),
-        scan_columns(ratings_file, ",", _RATING_COLUMNS),
-        (movies_file.name, ratings_file.name),
+        _scan_columns(ratings_file, ",", _RATING_COLUMNS),
+        (str(movies_file), str(ratings_file)),
     )
 
 
@@ -125,7 +126,7 @@ def _read_dat(folder: Path) -> _Layout:
     return (
         _movies(movies["id"], movies["title"], movies["genres"].str.split("|")),
         _typed(ratings),
-        (movies_file.name, ratings_file.name),
+        (str(movies_file), str(ratings_file)),
     )
 
 
@@ -147,7 +148,7 @@ def _read_100k(folder: Path) -> _Layout:
     return (
         _movies(ids, titles, pl.Series(genres, dtype=pl.List(pl.String))),
         _typed(ratings),
-        (movies_file.name, ratings_file.name),
+        (str(movies_file), str(ratings_file)),
     )
 
 
@@ -155,9 +156,9 @@ def _read_atomic(folder: Path) -> _Layout:
     ratings_file = next(iter(sorted(folder.glob("*.inter"))))
     movies_file = ratings_file.with_suffix(".item")
     columns = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
-    require_columns(movies_file, columns, separator="\t")
+    _require_header(movies_file, columns, separator="\t")
     ratings_columns = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
-    require_columns(ratings_file, ratings_columns, separator="\t")
+    _require_header(ratings_file, ratings_columns, separator="\t")
     movies = pl.read_csv(movies_file, separator="\t", quote_char=None, infer_schema=False)
     titles = movies[columns[1]].fill_null("").map_elements(reading_order, return_dtype=pl.String)
     frame = _movies(
@@ -165,8 +166,8 @@ def _read_atomic(folder: Path) -> _Layout:
     ).with_columns(movies[columns[2]].cast(pl.Int64, strict=False).alias("year"))
     return (
         frame,
-        scan_columns(ratings_file, "\t", ratings_columns),
-        (movies_file.name, ratings_file.name),
+        _scan_columns(ratings_file, "\t", ratings_columns),
+        (str(movies_file), str(ratings_file)),
     )
 
 
@@ -187,7 +188,7 @@ def _movies(ids: pl.Series, raw_titles: pl.Series, genres: pl.Series) -> pl.Data
     ).with_columns(pl.col("genres").fill_null([]).list.eval(pl.element().filter(wanted)))
 
 
-def scan_columns(file: Path, separator: str, columns: tuple[str, ...]) -> pl.LazyFrame:
+def _scan_columns(file: Path, separator: str, columns: tuple[str, ...]) -> pl.LazyFrame:
     """Scan user, item, rating and timestamp, in this order of ``columns``, as typed columns."""
     frame = pl.scan_csv(file, separator=separator, infer_schema=False)
     names = ("user_id", "item_id", "rating", "timestamp")
@@ -204,24 +205,13 @@ def _typed(ratings: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def require_columns(file: Path, columns: tuple[str, ...], *, separator: str = ",") -> None:
-    """Check that a delimited file has ``columns``; the error suggests the nearest name.
-
-    Raises:
-        DataError: If the file is missing, empty, or lacks a column.
-    """
-    from difflib import get_close_matches
-
+def _require_header(file: Path, columns: tuple[str, ...], *, separator: str = ",") -> None:
     try:
         with file.open(encoding="utf-8-sig") as stream:
-            found = [name.strip('"') for name in stream.readline().rstrip("\r\n").split(separator)]
+            header = stream.readline().rstrip("\r\n")
     except FileNotFoundError:
         raise DataError(f"{file} does not exist; the layout needs it.") from None
-    for column in columns:
-        if column not in found:
-            near = get_close_matches(column, found, n=1)
-            hint = f"did you mean '{near[0]}'? Rename it" if near else f"it has {found}; add it"
-            raise DataError(f"{file} has no column '{column}'; {hint}.")
+    require_columns(str(file), [name.strip('"') for name in header.split(separator)], columns)
 
 
 def _split_lines(file: Path, separator: str, num_fields: int) -> list[list[str]]:

@@ -50,7 +50,7 @@ class Timelines(NamedTuple):
     user_starts: Int64[np.ndarray, " bound"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Items, interactions and queries of one catalogue.
 
@@ -95,17 +95,21 @@ class Corpus:
             if verify:
                 _check_sha256(folder / f"{name}.parquet", description)
         cache = derived_folder(folder, description["fingerprint"])
+        tables = {
+            name: Dataset.from_file(str(arrow_file(cache, folder / f"{name}.parquet")))
+            for name in SCHEMAS
+        }
         return cls(
-            folder,
-            description["fingerprint"],
-            description["counts"]["items"],
-            description["counts"]["users"],
-            *(
-                Dataset.from_file(str(arrow_file(cache, folder / f"{name}.parquet")))
-                for name in SCHEMAS
-            ),
-            description,
+            folder=folder,
+            fingerprint=description["fingerprint"],
+            num_items=description["counts"]["items"],
+            num_users=description["counts"]["users"],
+            description=description,
+            **tables,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Corpus.load, (self.folder,)  # a worker process maps the files anew
 
     def item_texts(self) -> list[str]:
         """Return what the encoder reads of each item; row = item_index."""

@@ -1,0 +1,283 @@
+"""``sidrec prepare movielens | table | synthetic``: raw files -> corpus."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from sidrec.console import say
+
+if TYPE_CHECKING:
+    from sidrec.corpus.item_facts import ItemFacts
+    from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
+
+Split = Literal["leave_last_out", "temporal"]
+_MANY_VALUES = ("--queries",)  # options that take several values without brackets
+
+
+def movielens(
+    source: str,
+    out: Path,
+    descriptions: Path | None = None,
+    queries: list[Path] | None = None,
+    write_queries: str | None = None,
+    packaged_queries: bool = True,
+    min_item_interactions: int = 0,
+    split: Split = "leave_last_out",
+    temporal_fractions: tuple[float, float] = (0.1, 0.1),
+    test_query_fraction: float = 0.2,
+    valid_query_fraction: float = 0.05,
+    num_tags: int = 10,
+    num_genome_tags: int = 10,
+) -> None:
+    """Make a corpus of an edition of MovieLens.
+
+    Ratings of movies that the edition does not list are left out and counted.
+
+    Args:
+        source: ml-100k, ml-latest-small, ml-1m, ml-25m or ml-32m (downloaded, verified, cached),
+            or a folder or zip in a MovieLens layout.
+        out: Corpus directory to write; an older corpus there is replaced as a whole.
+        descriptions: JSONL of {"movieId", "description"}.
+        queries: One or more JSONL files of {"query_id", "query", "movieIds", "group", "split"}.
+        write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
+        packaged_queries: Use the queries that come with sidrec where no others are given.
+        min_item_interactions: Leave out movies with fewer ratings; 0 keeps all movies.
+        split: leave_last_out: per user the last rating is test, the one before valid. temporal:
+            the latest ratings of all users together are test.
+        temporal_fractions: Shares of the ratings that are test and valid; for temporal.
+        test_query_fraction: Share of the query groups without a given split that is test.
+        valid_query_fraction: Share of the train query groups that is used as valid.
+        num_tags: At most so many user tags in a movie's text.
+        num_genome_tags: At most so many tags of the tag genome in a movie's text.
+    """
+    from sidrec.corpus.download import default_cache_folder, locate_movielens
+    from sidrec.corpus.movielens import read_movielens
+    from sidrec.corpus.raw import BuildSettings
+
+    settings = BuildSettings(
+        min_item_interactions,
+        split,
+        temporal_fractions,
+        test_query_fraction,
+        valid_query_fraction,
+        unknown_items="drop",
+    )
+    folder = locate_movielens(source, cache_folder=default_cache_folder())
+    raw = read_movielens(
+        folder, descriptions=descriptions, num_tags=num_tags, num_genome_tags=num_genome_tags
+    )
+    own = _own_queries(raw, settings, queries or (), write_queries)
+    if own is None:
+        own = _packaged(raw, settings) if packaged_queries else []
+    _build(raw, own, out, settings)
+
+
+def table(
+    items: Path,
+    interactions: Path,
+    out: Path,
+    queries: list[Path] | None = None,
+    write_queries: str | None = None,
+    min_item_interactions: int = 0,
+    split: Split = "leave_last_out",
+    temporal_fractions: tuple[float, float] = (0.1, 0.1),
+    test_query_fraction: float = 0.2,
+    valid_query_fraction: float = 0.05,
+    unknown_items: Literal["error", "drop"] = "error",
+) -> None:
+    """Make a corpus of your own catalogue: CSV, TSV, JSONL or Parquet.
+
+    Args:
+        items: Columns item_id, title, text; others become attributes. Without text it is made of
+            the title and what describes the item.
+        interactions: Columns user_id, item_id, timestamp, and optionally rating.
+        out: Corpus directory to write; an older corpus there is replaced as a whole.
+        queries: One or more JSONL files of {"query_id", "query", "item_ids", "group", "split"}.
+        write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
+        min_item_interactions: Leave out items with fewer interactions; 0 keeps all.
+        split: leave_last_out: per user the last interaction is test, the one before valid.
+            temporal: the latest interactions of all users together are test.
+        temporal_fractions: Shares of the interactions that are test and valid; for temporal.
+        test_query_fraction: Share of the query groups without a given split that is test.
+        valid_query_fraction: Share of the train query groups that is used as valid.
+        unknown_items: What to do with interactions and queries of items that are not listed.
+    """
+    from sidrec.corpus.raw import BuildSettings
+    from sidrec.corpus.table import read_table
+
+    settings = BuildSettings(
+        min_item_interactions,
+        split,
+        temporal_fractions,
+        test_query_fraction,
+        valid_query_fraction,
+        unknown_items,
+    )
+    raw = read_table(items, interactions)
+    own = _own_queries(raw, settings, queries or (), write_queries)
+    _build(raw, own or [], out, settings)
+
+
+def synthetic(
+    out: Path,
+    items: int = 1_000,
+    users: int = 500,
+    interactions: int = 20_000,
+    topics: int = 20,
+    zipf_exponent: float = 1.0,
+    queries_per_item: int = 2,
+    seed: int = 0,
+    split: Split = "leave_last_out",
+    temporal_fractions: tuple[float, float] = (0.1, 0.1),
+    test_query_fraction: float = 0.2,
+    valid_query_fraction: float = 0.05,
+) -> None:
+    """Make a made-up corpus of any size, for tests and load.
+
+    Args:
+        out: Corpus directory to write; an older corpus there is replaced as a whole.
+        items: Number of items.
+        users: Number of users.
+        interactions: Number of draws; repeats of a user are left out, so somewhat fewer remain.
+        topics: Number of topics; each has words and fans of its own.
+        zipf_exponent: How steep popularity falls within a topic.
+        queries_per_item: Queries for each item, each with one paraphrase.
+        seed: The same seed makes the same corpus.
+        split: As for the other sources.
+        temporal_fractions: Shares of the interactions that are test and valid; for temporal.
+        test_query_fraction: Share of the query groups that is test.
+        valid_query_fraction: Share of the train query groups that is used as valid.
+    """
+    from sidrec.corpus.raw import BuildSettings
+    from sidrec.corpus.synthetic import SyntheticSettings, make_synthetic
+
+    size = SyntheticSettings(
+        items, users, interactions, topics, zipf_exponent, queries_per_item, seed
+    )
+    settings = BuildSettings(
+        0, split, temporal_fractions, test_query_fraction, valid_query_fraction, "error"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as scratch:
+        raw, queries = make_synthetic(size, Path(scratch))
+        _build(raw, queries, out, settings)
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``sidrec prepare`` with the arguments that follow it.
+
+    Raises:
+        SidrecError: One line about what is wrong with the data or the settings.
+    """
+    from jsonargparse import auto_cli
+
+    components = {"movielens": movielens, "table": table, "synthetic": synthetic}
+    auto_cli(components, args=_bracketed(args), as_positional=False, prog="sidrec prepare")
+
+
+def _own_queries(
+    raw: "RawCatalogue",
+    settings: "BuildSettings",
+    files: Sequence[Path],
+    write_queries: str | None,
+) -> "list[RawQuery] | None":
+    """Return queries from files and from a writer, ``None`` when neither is asked for."""
+    if not files and write_queries is None:
+        return None
+    own: list[RawQuery] = []
+    if files:
+        from sidrec.corpus.queries import load_query_files
+
+        own += load_query_files(files)
+    if write_queries is not None:
+        from sidrec.corpus.build import kept_items
+        from sidrec.corpus.item_facts import facts_of
+
+        facts = facts_of(kept_items(raw, settings.min_item_interactions))
+        own += _write(facts, write_queries)
+    return own
+
+
+def _write(facts: "Sequence[ItemFacts]", how: str) -> "list[RawQuery]":
+    if how == "template":
+        from sidrec.corpus.query_template import template_queries
+
+        return template_queries(facts, num_groups=4, max_items_per_query=20)
+    from sidrec.corpus.download import default_cache_folder
+    from sidrec.corpus.query_writer import write_queries
+
+    return write_queries(facts, model=how, cache=default_cache_folder() / "queries")
+
+
+def _packaged(raw: "RawCatalogue", settings: "BuildSettings") -> "list[RawQuery]":
+    from sidrec.corpus.build import kept_items
+    from sidrec.corpus.queries import packaged_queries
+
+    kept = kept_items(raw, settings.min_item_interactions)
+    return packaged_queries(kept.select("item_id", "title", "year").iter_rows())
+
+
+def _build(
+    raw: "RawCatalogue", queries: "Sequence[RawQuery]", out: Path, settings: "BuildSettings"
+) -> None:
+    from sidrec.corpus.build import build_corpus
+    from sidrec.corpus.store import Corpus
+
+    description = build_corpus(raw, queries, out, settings)
+    Corpus.load(out)  # proves that it opens, and makes the memory-mapped copies once
+    _summarise(description, out)
+
+
+def _summarise(description: dict[str, Any], out: Path) -> None:
+    counts = description["counts"]
+    lines = [
+        ("items", f"{counts['items']:,}"),
+        ("users", f"{counts['users']:,}"),
+        ("interactions", _by_split(counts, "interactions")),
+        ("queries", _by_split(counts, "queries")),
+        ("timestamps out of order", f"{counts['interactions_out_of_order']:,}, sorted"),
+        ("interactions of unknown items", f"{counts['unknown_interactions']:,}, left out"),
+        ("queries of unknown items", f"{counts['queries_without_items']:,}, left out"),
+        ("fingerprint", description["fingerprint"][:16]),
+        ("corpus", str(out)),
+    ]
+    if not sys.stderr.isatty():
+        for name, value in lines:
+            say(f"{name}: {value}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=f"Corpus of {description['source']}", show_header=False)
+    for name, value in lines:
+        grid.add_row(name, value)
+    Console(stderr=True).print(grid)
+
+
+def _by_split(counts: dict[str, int], what: str) -> str:
+    train, valid, test = (counts[f"{what}_{split}"] for split in ("train", "valid", "test"))
+    return f"{counts[what]:,} ({train:,} train, {valid:,} valid, {test:,} test)"
+
+
+def _bracketed(args: Sequence[str]) -> list[str]:
+    """Write ``--queries a b`` as ``--queries=["a", "b"]``, the form that jsonargparse reads."""
+    import json
+
+    result: list[str] = []
+    values: list[str] | None = None
+    for argument in args:
+        if values is not None and not argument.startswith("--"):
+            values.append(argument)
+            continue
+        if values is not None:
+            result.append(f"--queries={json.dumps(values)}")
+            values = None
+        if argument in _MANY_VALUES:
+            values = []
+        else:
+            result.append(argument)
+    if values is not None:
+        result.append(f"--queries={json.dumps(values)}")
+    return result

@@ -1,0 +1,131 @@
+"""Read anybody's catalogue from CSV, JSONL or Parquet tables."""
+
+from pathlib import Path
+
+import polars as pl
+
+from sidrec.corpus.check import reading, require_columns
+from sidrec.corpus.clean_text import clean_text
+from sidrec.corpus.raw import RawCatalogue
+from sidrec.errors import DataError
+
+_DESCRIBING = (
+    *("subtitle", "description", "abstract", "summary", "body", "brand", "author", "authors"),
+    *("category", "categories", "genre", "genres", "tags", "keywords"),
+)
+_LICENCE = "the user's own data; its terms are not known to sidrec"
+
+
+def read_table(items: Path, interactions: Path) -> RawCatalogue:
+    """Read items and interactions from tables; the ending of the name says the format.
+
+    Args:
+        items: Columns item_id, title and text; the rest become attributes. Without ``text`` it is
+            made of the title and whatever describes the item (description, brand, categories …).
+            Tags, style rules and entities of HTML are taken out of titles and texts.
+        interactions: Columns user_id, item_id, timestamp (seconds, or a date and time), and
+            optionally rating.
+
+    Raises:
+        DataError: If a file cannot be read or lacks a column; the nearest column is suggested.
+    """
+    return RawCatalogue(
+        _read_items(items),
+        _scan_interactions(interactions),
+        str(items),
+        str(interactions),
+        source=f"table {items.name}",
+        licence=_LICENCE,
+    )
+
+
+def _read_items(file: Path) -> pl.DataFrame:
+    with reading(str(file)):
+        frame = _scan(file).collect()
+    require_columns(str(file), frame.columns, ("item_id", "title"))
+    fixed = ("item_id", "title", "text")
+    describing = [name for name in _DESCRIBING if name in frame.columns]
+    sources = ["text"] if "text" in frame.columns else ["title", *describing]
+    texts = [_joined(row) for row in frame.select(sources).iter_rows()]
+    titles = [_joined(row) for row in frame.select("title").iter_rows()]
+    if "text" not in frame.columns:
+        texts = [text if title else "" for title, text in zip(titles, texts, strict=True)]
+    return pl.DataFrame(
+        {
+            "item_id": frame["item_id"].cast(pl.String),
+            "title": pl.Series(titles, dtype=pl.String),
+            "text": pl.Series(texts, dtype=pl.String),
+            **{name: frame[name] for name in frame.columns if name not in fixed},
+        }
+    )
+
+
+def _joined(values: tuple[object, ...]) -> str:
+    parts = []
+    for value in values:
+        words = ", ".join(map(str, value)) if isinstance(value, list) else value
+        cleaned = "" if words is None else clean_text(str(words))
+        if cleaned:
+            parts.append(cleaned)
+    return parts[0] if len(parts) == 1 else " ".join(_sentence(part) for part in parts)
+
+
+def _sentence(text: str) -> str:
+    return text if text[-1] in ".!?…" else text + "."
+
+
+def _scan_interactions(file: Path) -> pl.LazyFrame:
+    with reading(str(file)):
+        frame = _scan(file, all_text=True)
+        schema = frame.collect_schema()
+    require_columns(str(file), schema.names(), ("user_id", "item_id", "timestamp"))
+    rating = pl.lit(None, pl.Float32)
+    if "rating" in schema:
+        number = pl.col("rating").cast(pl.Float32, strict=False)
+        no_number = number.is_null() & pl.col("rating").is_not_null()
+        rating = pl.when(no_number).then(float("nan")).otherwise(number).cast(pl.Float32)
+    return frame.select(
+        pl.col("user_id").cast(pl.String),
+        pl.col("item_id").cast(pl.String),
+        _seconds(schema["timestamp"]).alias("timestamp"),
+        rating.alias("rating"),
+    )
+
+
+def _seconds(found: pl.DataType) -> pl.Expr:
+    moment = pl.col("timestamp")
+    if found.is_temporal():
+        return moment.cast(pl.Datetime("us")).dt.epoch("s")
+    number = moment.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
+    if found != pl.String:
+        return number
+    written = [
+        moment.str.to_datetime(layout, strict=False, exact=True).dt.epoch("s")
+        for layout in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d")
+    ]
+    return pl.coalesce(number, *written)
+
+
+def _scan(file: Path, *, all_text: bool = False) -> pl.LazyFrame:
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; check the path.")
+    ending = file.suffix.lower()
+    if ending == ".parquet":
+        return pl.scan_parquet(file)
+    if ending in (".jsonl", ".ndjson"):
+        return pl.scan_ndjson(file, infer_schema_length=None)
+    if ending in (".csv", ".tsv"):
+        separator = "\t" if ending == ".tsv" else ","
+        as_text = dict.fromkeys(("item_id", "title", "text"), pl.String)
+        with file.open(encoding="utf-8-sig") as stream:
+            header = stream.readline()
+        return pl.scan_csv(
+            file,
+            separator=separator,
+            infer_schema=not all_text,
+            infer_schema_length=None,
+            schema_overrides=None
+            if all_text
+            else {name: kind for name, kind in as_text.items() if name in header},
+        )
+    raise DataError(f"{file} ends in '{ending}'; give a .csv, .tsv, .jsonl or .parquet file.")
