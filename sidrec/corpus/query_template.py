@@ -22,6 +22,7 @@ _WORDINGS = {
 }
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _MAX_SHARE = 0.2  # a word in more than this share of the descriptions says nothing
+_RARE = 3  # in a catalogue of 100 items and more, so many descriptions must hold a word
 _Facts = tuple[str, ...]
 
 
@@ -110,14 +111,15 @@ def _keywords(items: Sequence[ItemFacts]) -> list[list[str]]:
     """Return each item's telling words, by TF-IDF over the descriptions, ties by alphabet."""
     counts = [Counter(_WORD.findall(item.description.casefold())) for item in items]
     num_items_with = Counter(word for count in counts for word in count)
-    limit = max(1.0, _MAX_SHARE * len(items))
+    most = max(1.0, _MAX_SHARE * len(items))
+    least = _RARE if len(items) >= 100 else 1
     ranked: list[list[str]] = []
     for item, count in zip(items, counts, strict=True):
         own = set(normalise(item.title).split())
         score = {
             word: times * math.log((1 + len(items)) / num_items_with[word])
             for word, times in count.items()
-            if num_items_with[word] <= limit and normalise(word) not in own
+            if least <= num_items_with[word] <= most and normalise(word) not in own
         }
         ranked.append(sorted(score, key=lambda word, score=score: (-score[word], word))[:5])  # type: ignore[misc]
     return ranked

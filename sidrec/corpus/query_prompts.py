@@ -1,0 +1,91 @@
+"""What a language model is asked when it writes queries, and how its answer is read."""
+
+import re
+
+from sidrec.corpus.item_facts import ItemFacts
+from sidrec.corpus.title_match import names_title, normalise
+
+MAX_QUERY_CHARACTERS = 200
+
+_MAX_DESCRIPTION_WORDS = 200
+_MAX_TAGS = 20
+_NUMBERED = re.compile(r"^[\s*_#>(\[]*(\d{1,3})\s*[.):\]]+[\s*_]*(.+)$")
+_BULLET = re.compile(r"^\s*[-*\u2022]\s+(.+)$")
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_WRAPPING = " \t\"'`*_\u201c\u201d\u2018\u2019\u00ab\u00bb"
+
+
+def queries_prompt(item: ItemFacts, *, num_queries: int) -> str:
+    """Return the request for queries that an item answers.
+
+    Source:
+        Penha et al. 2025 (https://arxiv.org/abs/2508.10478): queries from title, year,
+        description and tags; realistic, diverse, never containing the title, some about broad
+        topics, themes and genres. The wording is our own.
+    """
+    return (
+        f"People search a catalogue in their own words. Write {num_queries} search queries for "
+        "which the item below is a good answer.\n\n"
+        f"{_described(item)}\n\n"
+        "Rules:\n"
+        "- Write what real people would type: short phrases, sometimes a whole sentence.\n"
+        "- Make the queries different from one another. Some name broad topics, themes, moods or "
+        "genres; some name details, people or places.\n"
+        "- Never use the title or a part of it.\n"
+        f"- Answer with a numbered list of {num_queries} lines, one query a line, nothing else."
+    )
+
+
+def paraphrases_prompt(queries: dict[int, str]) -> str:
+    """Return the request for one paraphrase of each query, under the query's own number."""
+    listed = "\n".join(f"{number}. {query}" for number, query in queries.items())
+    return (
+        "Rewrite each search query below so that it means the same but shares as few words with "
+        "it as possible. Write what real people would type.\n\n"
+        f"{listed}\n\n"
+        "Answer with a numbered list, each line under the number of its query, nothing else."
+    )
+
+
+def read_list(answer: str, *, title: str, limit: int) -> dict[int, str]:
+    """Read a numbered list out of a model's answer and keep what can be used.
+
+    Bold numbers, brackets, quotation marks, text around the list and the thoughts of reasoning
+    models are understood; a list of bullets is numbered by position.
+
+    Args:
+        answer: What the model wrote.
+        title: The item's title; lines that name it are left out.
+        limit: The largest number that was asked for.
+
+    Returns:
+        Query by number. Empty and overlong lines, repetitions, and numbers seen before are left
+        out.
+    """
+    lines = _THOUGHT.sub("", answer).splitlines()
+    numbered = [(int(m[1]), m[2]) for line in lines if (m := _NUMBERED.match(line))]
+    if not numbered:
+        bullets = [m[1] for line in lines if (m := _BULLET.match(line))]
+        numbered = list(enumerate(bullets, start=1))
+    kept: dict[int, str] = {}
+    seen: set[str] = set()
+    for number, line in numbered:
+        text = " ".join(line.split()).strip(_WRAPPING)
+        key = normalise(text)
+        usable = len(key) >= 3 and len(text) <= MAX_QUERY_CHARACTERS and key not in seen
+        if usable and 1 <= number <= limit and number not in kept and not names_title(text, title):
+            kept[number] = text
+            seen.add(key)
+    return kept
+
+
+def _described(item: ItemFacts) -> str:
+    description = " ".join(item.description.split()[:_MAX_DESCRIPTION_WORDS])
+    facts = {
+        "Title": item.title,
+        "Year": str(item.year or ""),
+        "Genres": ", ".join(item.genres),
+        "Tags": ", ".join(item.tags[:_MAX_TAGS]),
+        "Description": description,
+    }
+    return "\n".join(f"{name}: {value}" for name, value in facts.items() if value)
