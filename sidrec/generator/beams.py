@@ -126,7 +126,7 @@ def search_allowed(
         log_probabilities = step(level, parent, codes)
         bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
         candidates = _candidates(beams.scores, log_probabilities, allowed.before(bounds))
-        chosen = _best(candidates, min(num_beams, candidates.shape[1]))
+        chosen = best_columns(candidates, min(num_beams, candidates.shape[1]))
         parent, codes = chosen // size, chosen % size
         beams = _follow(bounds, parent * (size + 1) + codes, candidates.gather(1, chosen))
     return _expand(beams, trie, allowed, top_k)
@@ -143,7 +143,7 @@ def _candidates(
     return total.masked_fill(closed | total.isnan(), _LOWEST).flatten(1)
 
 
-def _best(
+def best_columns(
     candidates: Float[Tensor, "request candidate"], width: int
 ) -> Int[Tensor, "request beam"]:
     """Return the ``width`` best columns in ascending order; of equal ones the first.

@@ -32,7 +32,7 @@ def sources(num_requests, model, *, num_tokens=6):
 
 
 def forward_scores(model, states, mask, codes, *, over):
-    """log p of each item of ``codes`` for each request, by one teacher-forced forward per request."""
+    """Log-probability of each item for each request, by one teacher-forced forward a request."""
     ids = level_token_ids(SIZES)
     targets = torch.stack([ids[level][codes[:, level]] for level in range(len(SIZES))], dim=1)
     inputs = torch.cat([torch.full_like(targets[:, :1], PAD), targets[:, :-1]], dim=1)

@@ -1,0 +1,34 @@
+import polars as pl
+import pytest
+
+from sidrec.corpus.build import build_corpus
+from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.store import Corpus
+
+TEXTS = {
+    "a": "a heist in Paris",
+    "b": "two brothers rob a bank",
+    "c": "a dog finds its way home",
+    "d": "robots learn to love",
+    "e": "a heist on the moon",
+}
+# user: items in order of time; the last is test, the one before it valid
+TIMELINES = {"u0": "abcd", "u1": "abdc", "u2": "bcad"}
+
+
+@pytest.fixture(scope="package")
+def corpus(tmp_path_factory):
+    items = pl.DataFrame({"item_id": list(TEXTS), "title": list(TEXTS), "text": TEXTS.values()})
+    rows = [(u, i, t, None) for u, line in TIMELINES.items() for t, i in enumerate(line)]
+    schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
+    interactions = pl.LazyFrame(rows, schema={**schema, "rating": pl.Float32}, orient="row")
+    raw = RawCatalogue(items, interactions, "items.csv", "events.csv", "tiny", "none")
+    queries = [
+        RawQuery("q0", "heist moon", ("e",), "q0", "test", "hand"),
+        RawQuery("q1", "robots", ("d", "c"), "q1", "test", "hand"),
+        RawQuery("q2", "zebra", ("c",), "q2", "train", "hand"),
+    ]
+    settings = BuildSettings(0, "leave_last_out", (0.1, 0.1), 0.0, 0.0, "error")
+    folder = tmp_path_factory.mktemp("tiny") / "corpus"
+    build_corpus(raw, queries, folder, settings)
+    return Corpus.load(folder)
