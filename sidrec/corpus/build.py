@@ -109,8 +109,9 @@ def kept_items(raw: RawCatalogue, min_interactions: int) -> pl.DataFrame:
     """Return the items with enough interactions, with item_index as first column.
 
     Raises:
-        DataError: If no item has so many interactions.
+        DataError: If no item has so many interactions, or an item is not in order.
     """
+    check_items(raw)
     items = raw.items
     if min_interactions:
         with reading(raw.interactions_name):

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from sidrec.console import say
+from sidrec.corpus.query_choice import DEFAULT_WRITING, QueryWriting, chosen_queries
 
 if TYPE_CHECKING:
-    from sidrec.corpus.item_facts import ItemFacts
     from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
 
 Split = Literal["leave_last_out", "temporal"]
@@ -22,6 +22,7 @@ def movielens(
     descriptions: Path | None = None,
     queries: list[Path] | None = None,
     write_queries: str | None = None,
+    writer: QueryWriting = DEFAULT_WRITING,
     packaged_queries: bool = True,
     min_item_interactions: int = 0,
     split: Split = "leave_last_out",
@@ -42,6 +43,7 @@ def movielens(
         descriptions: JSONL of {"movieId", "description"}.
         queries: One or more JSONL files of {"query_id", "query", "movieIds", "group", "split"}.
         write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
+        writer: How a writer writes.
         packaged_queries: Use the queries that come with sidrec where no others are given.
         min_item_interactions: Leave out movies with fewer ratings; 0 keeps all movies.
         split: leave_last_out: per user the last rating is test, the one before valid. temporal:
@@ -52,6 +54,7 @@ def movielens(
         num_tags: At most so many user tags in a movie's text.
         num_genome_tags: At most so many tags of the tag genome in a movie's text.
     """
+    from sidrec.corpus.build import kept_items
     from sidrec.corpus.download import default_cache_folder, locate_movielens
     from sidrec.corpus.movielens import read_movielens
     from sidrec.corpus.raw import BuildSettings
@@ -68,9 +71,13 @@ def movielens(
     raw = read_movielens(
         folder, descriptions=descriptions, num_tags=num_tags, num_genome_tags=num_genome_tags
     )
-    own = _own_queries(raw, settings, queries or (), write_queries)
-    if own is None:
-        own = _packaged(raw, settings) if packaged_queries else []
+    own = chosen_queries(
+        kept_items(raw, min_item_interactions),
+        files=queries or (),
+        write_queries=write_queries,
+        writing=writer,
+        packaged=packaged_queries,
+    )
     _build(raw, own, out, settings)
 
 
@@ -80,6 +87,7 @@ def table(
     out: Path,
     queries: list[Path] | None = None,
     write_queries: str | None = None,
+    writer: QueryWriting = DEFAULT_WRITING,
     min_item_interactions: int = 0,
     split: Split = "leave_last_out",
     temporal_fractions: tuple[float, float] = (0.1, 0.1),
@@ -96,6 +104,7 @@ def table(
         out: Corpus directory to write; an older corpus there is replaced as a whole.
         queries: One or more JSONL files of {"query_id", "query", "item_ids", "group", "split"}.
         write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
+        writer: How a writer writes.
         min_item_interactions: Leave out items with fewer interactions; 0 keeps all.
         split: leave_last_out: per user the last interaction is test, the one before valid.
             temporal: the latest interactions of all users together are test.
@@ -104,6 +113,7 @@ def table(
         valid_query_fraction: Share of the train query groups that is used as valid.
         unknown_items: What to do with interactions and queries of items that are not listed.
     """
+    from sidrec.corpus.build import kept_items
     from sidrec.corpus.raw import BuildSettings
     from sidrec.corpus.table import read_table
 
@@ -116,8 +126,14 @@ def table(
         unknown_items,
     )
     raw = read_table(items, interactions)
-    own = _own_queries(raw, settings, queries or (), write_queries)
-    _build(raw, own or [], out, settings)
+    own = chosen_queries(
+        kept_items(raw, min_item_interactions),
+        files=queries or (),
+        write_queries=write_queries,
+        writing=writer,
+        packaged=False,
+    )
+    _build(raw, own, out, settings)
 
 
 def synthetic(
@@ -177,48 +193,6 @@ def main(args: Sequence[str]) -> None:
     auto_cli(components, args=_bracketed(args), as_positional=False, prog="sidrec prepare")
 
 
-def _own_queries(
-    raw: "RawCatalogue",
-    settings: "BuildSettings",
-    files: Sequence[Path],
-    write_queries: str | None,
-) -> "list[RawQuery] | None":
-    """Return queries from files and from a writer, ``None`` when neither is asked for."""
-    if not files and write_queries is None:
-        return None
-    own: list[RawQuery] = []
-    if files:
-        from sidrec.corpus.queries import load_query_files
-
-        own += load_query_files(files)
-    if write_queries is not None:
-        from sidrec.corpus.build import kept_items
-        from sidrec.corpus.item_facts import facts_of
-
-        facts = facts_of(kept_items(raw, settings.min_item_interactions))
-        own += _write(facts, write_queries)
-    return own
-
-
-def _write(facts: "Sequence[ItemFacts]", how: str) -> "list[RawQuery]":
-    if how == "template":
-        from sidrec.corpus.query_template import template_queries
-
-        return template_queries(facts, num_groups=4, max_items_per_query=20)
-    from sidrec.corpus.download import default_cache_folder
-    from sidrec.corpus.query_writer import write_queries
-
-    return write_queries(facts, model=how, cache=default_cache_folder() / "queries")
-
-
-def _packaged(raw: "RawCatalogue", settings: "BuildSettings") -> "list[RawQuery]":
-    from sidrec.corpus.build import kept_items
-    from sidrec.corpus.queries import packaged_queries
-
-    kept = kept_items(raw, settings.min_item_interactions)
-    return packaged_queries(kept.select("item_id", "title", "year").iter_rows())
-
-
 def _build(
     raw: "RawCatalogue", queries: "Sequence[RawQuery]", out: Path, settings: "BuildSettings"
 ) -> None:
@@ -226,7 +200,7 @@ def _build(
     from sidrec.corpus.store import Corpus
 
     description = build_corpus(raw, queries, out, settings)
-    Corpus.load(out)  # proves that it opens, and makes the memory-mapped copies once
+    Corpus.load(out).train_interactions()  # proves that it opens; makes the mapped copies once
     _summarise(description, out)
 
 
