@@ -45,10 +45,11 @@ def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) ->
     """
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(_words(corpus.item_texts()), show_progress=False)
+    nothing = np.zeros(corpus.num_items, np.float32)  # bm25s refuses a query without words
 
     def score(chunk: Sequence[Request]) -> Float[np.ndarray, "request item"]:
         queries = _words([one.query for one in chunk])
-        rows = [index.get_scores(words or [""]) for words in queries]  # "" occurs in no text
+        rows = [index.get_scores(words) if words else nothing for words in queries]
         return np.stack(rows).astype(np.float32)
 
     counts = popularity(corpus.train_interactions(), corpus.num_items)
