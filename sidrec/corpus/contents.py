@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +80,7 @@ class TableWriter:
         self._hashes = {name: _ValueHash() for name in schema.names}
         self.num_rows = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TableWriter":
         return self
 
     def __exit__(
