@@ -33,7 +33,7 @@ def decoder(tmp_path_factory):
     torch.manual_seed(0)
     folder, tokenizer = tmp_path_factory.mktemp("models") / "tiny-gpt", _tokenizer()
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=16, n_layer=1, n_head=2,
-                        bos_token_id=1, eos_token_id=1)  # fmt: skip
+                        bos_token_id=1, eos_token_id=1, initializer_range=1.0)  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -77,6 +77,7 @@ def test_a_prompt_longer_than_the_model_is_cut_at_its_front(decoder):
     model = LocalModel(str(decoder), sampling=GREEDY)
     long = model.complete(["rain " * 1000 + "cop"])
     assert long == model.complete(["rain " * 400 + "cop"])
+    assert long != model.complete(["rain " * 400 + "heist"])
     cramped = LocalModel(str(decoder), sampling=GREEDY._replace(max_new_tokens=256))
     with pytest.raises(ConfigError, match="leaves no room for a prompt"):
         cramped.complete(["x"])
