@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from types import TracebackType
 
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

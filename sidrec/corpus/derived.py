@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Integer
 
 from sidrec.corpus.raw import SPLITS
 from sidrec.files import atomic_file
 
-Array = np.ndarray[tuple[int], np.dtype[np.int64 | np.int8]]
+Array = Integer[np.ndarray, " _"]
 
 _ROWS_AT_ONCE = 131_072
 _ROW_ARRAYS = {

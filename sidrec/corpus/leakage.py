@@ -2,7 +2,7 @@
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from sidrec.corpus.store import Corpus, Interactions
 from sidrec.errors import DataError
@@ -68,9 +68,7 @@ def _columns(interactions: Interactions) -> pl.DataFrame:
     return pl.DataFrame({name: np.asarray(getattr(interactions, name)) for name in columns})
 
 
-def _refuse(
-    wrong: "np.ndarray[tuple[int], np.dtype[np.bool_]]", total: int, what: str, purpose: str
-) -> None:
+def _refuse(wrong: Bool[np.ndarray, " row"], total: int, what: str, purpose: str) -> None:
     num_wrong = int(wrong.sum())
     if num_wrong:
         raise DataError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
+from jaxtyping import Int64
 
 from sidrec.corpus.raw import SPLITS, Split
 from sidrec.corpus.store import Corpus
@@ -13,7 +14,7 @@ from sidrec.types import Request
 class _LazyRequests(Sequence[Request]):
     """A sequence whose elements are made when asked for."""
 
-    def __init__(self, corpus: Corpus, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
+    def __init__(self, corpus: Corpus, rows: Int64[np.ndarray, " request"]) -> None:
         self._corpus, self._rows = corpus, rows
 
     def __len__(self) -> int:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float64, Int64
 
 from sidrec.corpus.raw import RawCatalogue, RawQuery
 from sidrec.errors import ConfigError
@@ -17,8 +17,6 @@ _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 _FIRST_MOMENT, _LAST_MOMENT = 946_684_800, 1_577_836_800  # 2000 to 2020, seconds
 _WITHIN_TOPIC = 0.9  # share of the draws from the user's own topics
 _GO_ON = 0.5  # chance that the next item is the one that follows in its topic
-
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +120,16 @@ def _interactions(settings: SyntheticSettings, users: range) -> pl.DataFrame:
     )
 
 
-def _lengths(settings: SyntheticSettings, users: range, rng: np.random.Generator) -> IntArray:
+def _lengths(
+    settings: SyntheticSettings, users: range, rng: np.random.Generator
+) -> Int64[np.ndarray, " draw"]:
     mean = settings.num_interactions / settings.num_users
     return rng.geometric(min(1.0, 1 / mean), size=len(users))
 
 
-def _zipf_ranks(settings: SyntheticSettings, uniform: "np.ndarray[Any, Any]") -> IntArray:
+def _zipf_ranks(
+    settings: SyntheticSettings, uniform: Float64[np.ndarray, " draw"]
+) -> Int64[np.ndarray, " draw"]:
     size = -(-settings.num_items // settings.num_topics)
     weights = np.arange(1, size + 1, dtype=np.float64) ** -settings.zipf_exponent
     cumulative = np.cumsum(weights) / weights.sum()
