@@ -75,9 +75,9 @@ def test_sampling_depends_on_seed_and_prompt_alone(decoder):
 
 def test_a_prompt_longer_than_the_model_is_cut_at_its_front(decoder):
     model = LocalModel(str(decoder), sampling=GREEDY)
-    long = model.complete(["rain " * 1000 + "cop"])
-    assert long == model.complete(["rain " * 400 + "cop"])
-    assert long != model.complete(["rain " * 400 + "heist"])
+    long = model.complete(["rain " * 1000 + "cop " * 200])
+    assert long == model.complete(["rain " * 400 + "cop " * 200])
+    assert long != model.complete(["rain " * 400 + "heist " * 200])
     cramped = LocalModel(str(decoder), sampling=GREEDY._replace(max_new_tokens=256))
     with pytest.raises(ConfigError, match="leaves no room for a prompt"):
         cramped.complete(["x"])
