@@ -1,0 +1,233 @@
+"""Training loop of the bi-encoder."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidrec.corpus.raw import Split
+from sidrec.corpus.requests import recommendation_requests, search_requests
+from sidrec.distributed import rank_and_world_size, sum_over_ranks
+from sidrec.encoder.catalogue import encode_catalogue, encode_texts
+from sidrec.encoder.dense import dense_recall, mean_history, own_slice
+from sidrec.encoder.grad_cache import embed_in_chunks
+from sidrec.encoder.learning_rate import Decay, learning_rate_factor
+from sidrec.encoder.loss import contrastive_loss
+from sidrec.encoder.tower import TextTower
+from sidrec.errors import ConfigError, RunError
+from sidrec.pairs.datamodule import PairDataModule
+from sidrec.pairs.permutation import key_of
+from sidrec.types import TASKS, PairBatch, TextTokens
+
+KS = (10, 30)
+
+
+class BiEncoder(L.LightningModule):
+    """One text tower for queries and items, trained on pairs of both tasks.
+
+    The sum of two contrastive losses, taken in turns: a batch holds one task, and its loss is
+    multiplied with the task's weight.
+
+    Args:
+        encoder: Hub name, folder, or ``package:NAME/FOLDER``.
+        temperature: Softmax temperature, unitless, ``> 0``.
+        learning_rate: Peak of AdamW's learning rate.
+        weight_decay: Of AdamW; biases and norms have none.
+        warmup_fraction: Share of all steps over which the learning rate rises from 0.
+        decay: How it falls afterwards: ``linear``, ``cosine`` or ``constant``.
+        query_item_weight: Factor of the search loss.
+        item_item_weight: Factor of the recommendation loss.
+        symmetric: Also let each right side find its left side.
+        logq_correction: Tasks whose scores are corrected by the right side's log frequency.
+        grad_cache_chunk: Texts whose activations are in memory at a time; None for all.
+        length_groups: Groups of like length per batch (speed only).
+        dropout: Of the encoder; None keeps the model's own.
+        history_items: Most recent items whose mean embedding stands for a user in validation.
+        encode_batch_size: Texts per forward pass in validation.
+        revision: Of the encoder on the hub.
+    """
+
+    tower: TextTower
+
+    def __init__(
+        self,
+        encoder: str,
+        temperature: float,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_fraction: float,
+        decay: Decay,
+        query_item_weight: float,
+        item_item_weight: float,
+        symmetric: bool,
+        logq_correction: list[str],
+        grad_cache_chunk: int | None,
+        length_groups: int,
+        dropout: float | None,
+        history_items: int,
+        encode_batch_size: int,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0 or learning_rate <= 0:
+            raise ConfigError(
+                f"temperature and learning_rate must be positive, got {temperature} and "
+                f"{learning_rate}."
+            )
+        if not 0 <= warmup_fraction < 1:
+            raise ConfigError(f"warmup_fraction must lie in [0, 1), got {warmup_fraction}.")
+        if not set(logq_correction) <= set(TASKS):
+            raise ConfigError(f"logq_correction holds {logq_correction}; tasks are {list(TASKS)}.")
+        self.save_hyperparameters()
+        self.settings: Any = self.hparams
+        self.weights = {"search": query_item_weight, "recommendation": item_item_weight}
+
+    def configure_model(self) -> None:
+        """Load the pretrained encoder, unless the tower is there already."""
+        if not hasattr(self, "tower"):
+            self.tower = TextTower(
+                self.settings.encoder,
+                revision=self.settings.revision,
+                dropout=self.settings.dropout,
+                length_groups=self.settings.length_groups,
+            )
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Make dropout a function of seed, step and rank: a resumed run repeats it exactly."""
+        del batch
+        rank, _ = rank_and_world_size()
+        seed, epoch = self._data().seed, self.current_epoch
+        torch.manual_seed(key_of(seed, epoch, batch_idx, rank, "dropout"))
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Return the weighted loss of one global batch of pairs of one task."""
+        corrected = batch.task in self.settings.logq_correction
+        loss = contrastive_loss(
+            self._embed(batch.left),
+            self._embed(batch.right),
+            temperature=self.settings.temperature,
+            right_item=batch.right_item,
+            known_positives=batch.known_positives,
+            right_log_frequency=batch.right_log_frequency if corrected else None,
+            symmetric=self.settings.symmetric,
+        )
+        self._log_loss(batch, loss.detach(), batch_idx)
+        return loss * self.weights[batch.task]
+
+    def validation_step(self, split: Split) -> None:
+        """Rank the whole catalogue for the validation requests of both tasks."""
+        self._log_recalls("val", self.dense_recalls(split))
+
+    def test_step(self, split: Split) -> None:
+        """Rank the whole catalogue for the test requests of both tasks."""
+        self._log_recalls("test", self.dense_recalls(split))
+
+    def dense_recalls(self, split: Split) -> dict[str, float]:
+        """Return ``search/recall@10`` … of dense retrieval; tasks without requests are left out.
+
+        Search ranks items by the query's embedding, recommendation by the mean embedding of the
+        user's most recent items. Every rank asks its share and gets the figures of all.
+        """
+        data, corpus, size = self._data(), self._data().corpus, self.settings.encode_batch_size
+        vectors = encode_catalogue(
+            self.tower, corpus, max_tokens=data.max_item_tokens, batch_size=size
+        ).vectors
+        queries = own_slice(search_requests(corpus, split))
+        questions = encode_texts(
+            self.tower,
+            [request.query for request in queries],
+            max_tokens=data.max_query_tokens,
+            batch_size=size,
+        )
+        histories = own_slice(recommendation_requests(corpus, split))
+        users = mean_history(
+            vectors,
+            [request.history for request in histories],
+            most_recent=self.settings.history_items,
+        )
+        found: dict[str, float] = {}
+        for task, asked, requests in (
+            ("search", questions, queries),
+            ("recommendation", users, histories),
+        ):
+            recalls = dense_recall(asked.to(self.device), vectors.to(self.device), requests, ks=KS)
+            found |= {f"{task}/recall@{k}": value for k, value in recalls.items() if value == value}
+        return found
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW over all weights, and its schedule by optimiser step."""
+        groups: list[dict[str, Any]] = [
+            {"params": [w for w in self.parameters() if w.ndim >= 2]},
+            {"params": [w for w in self.parameters() if w.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the encoder's configuration and tokenizer beside its weights."""
+        checkpoint["text_tower"] = self.tower.snapshot()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the tower from the checkpoint alone when it is not there yet."""
+        if not hasattr(self, "tower"):
+            self.tower = TextTower.from_snapshot(
+                checkpoint["text_tower"], length_groups=self.settings.length_groups
+            )
+
+    def total_steps(self) -> int | None:
+        """Return optimiser steps of the whole training, or None when it has no end by count."""
+        if self.trainer.max_steps > 0:
+            return int(self.trainer.max_steps)
+        if not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+            return None
+        batches, limit = self._data().steps_per_epoch, self.trainer.limit_train_batches
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        return int(steps * self.trainer.max_epochs)
+
+    def _factor(self, step: int) -> float:
+        return learning_rate_factor(
+            step,
+            total_steps=self.total_steps(),
+            warmup_fraction=self.settings.warmup_fraction,
+            decay=self.settings.decay,
+        )
+
+    def _embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
+        chunk = self.settings.grad_cache_chunk
+        if chunk is None:
+            embeddings: Tensor = self.tower(tokens)
+            return embeddings
+        return embed_in_chunks(self.tower, tokens, chunk_size=chunk)
+
+    def _log_loss(self, batch: PairBatch, loss: Tensor, batch_idx: int) -> None:
+        _, world_size = rank_and_world_size()
+        mean = sum_over_ranks(loss) / world_size
+        if not torch.isfinite(mean):
+            raise RunError(
+                f"The {batch.task} loss is {mean.item()} at epoch {self.current_epoch}, step "
+                f"{batch_idx}; lower model.learning_rate, or use precision bf16-mixed or 32."
+            )
+        self.log(f"train/{batch.task}/loss", mean, prog_bar=True, batch_size=len(batch.right_item))
+
+    def _log_recalls(self, prefix: str, recalls: dict[str, float]) -> None:
+        at_best = [recalls[key] for task in TASKS if (key := f"{task}/recall@{max(KS)}") in recalls]
+        mean = len(at_best) / sum(1 / max(value, 1e-9) for value in at_best) if at_best else 0.0
+        recalls = recalls | {"recall_harmonic_mean": mean}
+        self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
+
+    def _data(self) -> PairDataModule:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, PairDataModule):
+            raise ConfigError("BiEncoder trains on data.class_path PairDataModule only.")
+        return data

@@ -1,0 +1,116 @@
+"""Which task and which rows batch k of rank r holds: a pure function, so resume needs no memory."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from sidrec.errors import ConfigError
+from sidrec.pairs.permutation import key_of, permute
+from sidrec.types import TASKS, Task
+
+
+class ScheduledBatch(NamedTuple):
+    """Task of a batch and the rows of that task's pairs that it holds.
+
+    Attributes:
+        task: The same on every rank at the same step.
+        rows: Row numbers of this rank, each in ``[0, num_rows[task])``.
+    """
+
+    task: Task
+    rows: Int64[np.ndarray, " pair"]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Everything that decides an epoch's batches, for all ranks.
+
+    The batches of the tasks are interleaved evenly. Ranks hold neighbouring slices of one global
+    batch, so the global batches are the same for any number of ranks with the same product
+    ``batch_size * world_size``. What does not fill a global batch waits for another epoch.
+
+    Attributes:
+        num_rows: Pairs of ``search`` and of ``recommendation``; 0 switches a task off.
+        mix: Share of the batches that each task gets, any positive scale: the task that runs
+            short is seen whole, the other one sampled. None takes every full batch of both.
+        batch_size: Pairs per rank.
+        world_size: Number of ranks.
+        seed: Chooses the shuffles.
+
+    Raises:
+        ConfigError: If no task fills one global batch, or a setting is out of range.
+    """
+
+    num_rows: tuple[int, int]
+    mix: tuple[float, float] | None
+    batch_size: int
+    world_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.world_size < 1:
+            raise ConfigError(
+                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be 1 or more"
+            )
+        for task, rows, batches in zip(TASKS, self.num_rows, self.num_full_batches, strict=True):
+            if rows and not batches:
+                raise ConfigError(
+                    f"{rows} {task} pairs do not fill one batch of "
+                    f"{self.batch_size} on {self.world_size} ranks; lower data.batch_size."
+                )
+        if not any(self.num_full_batches):
+            raise ConfigError("No training pairs: both tasks are switched off or have no rows.")
+        if self.mix is not None and min(self.mix) <= 0:
+            raise ConfigError(f"The mix of tasks must be positive, got {self.mix}.")
+
+    @property
+    def num_full_batches(self) -> tuple[int, int]:
+        """Global batches that each task could fill without showing a row twice."""
+        together = self.batch_size * self.world_size
+        return self.num_rows[0] // together, self.num_rows[1] // together
+
+    @property
+    def num_batches(self) -> tuple[int, int]:
+        """Global batches of each task in an epoch."""
+        full = self.num_full_batches
+        if self.mix is None or 0 in full:
+            return full
+        scale = min(full[0] / self.mix[0], full[1] / self.mix[1])
+        first, second = (max(1, int(scale * share + 1e-9)) for share in self.mix)
+        return min(first, full[0]), min(second, full[1])
+
+    def __len__(self) -> int:
+        return sum(self.num_batches)
+
+    def batch(self, step: int, *, epoch: int, rank: int) -> ScheduledBatch:
+        """Return batch ``step`` of ``epoch`` for ``rank``.
+
+        Args:
+            step: In ``[0, len(self))``.
+            epoch: 0 or more; every epoch has its own shuffle.
+            rank: In ``[0, world_size)``.
+
+        Raises:
+            IndexError: If ``step`` or ``rank`` is out of range.
+        """
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of an epoch of {len(self)} steps")
+        if not 0 <= rank < self.world_size:
+            raise IndexError(f"rank {rank} of {self.world_size}")
+        before, after = self._search_batches_before(step), self._search_batches_before(step + 1)
+        which = 0 if after > before else 1
+        index = before if which == 0 else step - before
+        first = (index * self.world_size + rank) * self.batch_size
+        rows = permute(
+            np.arange(first, first + self.batch_size, dtype=np.int64),
+            size=self.num_rows[which],
+            key=key_of(self.seed, epoch, "shuffle", TASKS[which]),
+        )
+        return ScheduledBatch(TASKS[which], rows)
+
+    def _search_batches_before(self, step: int) -> int:
+        """Count search batches among the first ``step``; rises by 0 or 1 with each step."""
+        total = len(self)
+        return (step * self.num_batches[0] + total // 2) // total
