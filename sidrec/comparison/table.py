@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from sidrec.comparison.baselines import (
     bm25_baseline,
@@ -32,8 +32,8 @@ class Row(NamedTuple):
     """Recall@30 of one system on the test split; None for a task it does not answer."""
 
     system: str
-    search: float | None
-    recommendation: float | None
+    search: int | float | None
+    recommendation: int | float | None
 
 
 def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) -> list[Row]:
@@ -56,7 +56,7 @@ def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) 
     config = read_config(run.config) if run.config.exists() else {}
     corpus = Corpus.load(corpus_folder or _corpus_folder(run, config))
     rows = [_row("sidrec", read_json(run.metrics)), *baseline_rows(corpus)]
-    write_table(rows, sys.stdout)
+    write_table(rows)
     sys.stdout.write("\n" + "\n".join(_places(run, corpus, config)) + "\n")
     return rows
 
@@ -85,10 +85,10 @@ def baseline_rows(corpus: Corpus) -> list[Row]:
     ]
 
 
-def write_table(rows: list[Row], stream: TextIO) -> None:
-    """Write the rows: a drawn table on a terminal, aligned text elsewhere."""
+def write_table(rows: list[Row]) -> None:
+    """Write the rows to standard output: a drawn table on a terminal, aligned text elsewhere."""
     cells = [(row.system, *map(_cell, row[1:])) for row in rows]
-    if stream.isatty():
+    if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
 
@@ -97,13 +97,13 @@ def write_table(rows: list[Row], stream: TextIO) -> None:
             table.add_column(heading, justify="right" if column else "left")
         for line in cells:
             table.add_row(*line)
-        Console(file=stream).print(table)
+        Console().print(table)
         return
     widths = [max(map(len, column)) for column in zip(_HEADINGS, *cells, strict=True)]
     for line in (_HEADINGS, *cells):
         first, *others = line
         aligned = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        stream.write("  ".join([first.ljust(widths[0]), *aligned]) + "\n")
+        sys.stdout.write("  ".join([first.ljust(widths[0]), *aligned]) + "\n")
 
 
 def _figures(baseline: Baseline, corpus: Corpus, requests: Sequence[Request]) -> Figures:
@@ -118,7 +118,7 @@ def _row(system: str, figures: Figures) -> Row:
     return Row(system, *(figures.get(f"{task}/recall@{_TOP_K}") for task in TASKS))
 
 
-def _cell(value: float | None) -> str:
+def _cell(value: int | float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 

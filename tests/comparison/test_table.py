@@ -1,6 +1,7 @@
 """The table names every system and every place, on paper and on a terminal."""
 
 import io
+import sys
 
 import pytest
 import yaml
@@ -40,13 +41,14 @@ def test_plain_text_says_figures_and_places(run, capsys):
     assert "encoder run    runs/enc" in lines
 
 
-def test_terminal_gets_a_drawn_table():
+def test_terminal_gets_a_drawn_table(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     stream = Terminal()
-    write_table([Row("sidrec", 0.5, None)], stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    write_table([Row("sidrec", 0.5, None)])
     assert "┃" in stream.getvalue()
     assert "0.500" in stream.getvalue()
 
