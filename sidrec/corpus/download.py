@@ -108,7 +108,6 @@ def _download(name: str, url: str, cache: Path) -> Path:
 
     address = f"{url}/{name}.zip"
     _check_reachable(address, name)
-    cache.mkdir(parents=True, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
     fetcher = pooch.create(
         path=cache,
@@ -122,11 +121,17 @@ def _download(name: str, url: str, cache: Path) -> Path:
         timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
     )
     try:
+        cache.mkdir(parents=True, exist_ok=True)
         return Path(fetcher.fetch(f"{name}.zip", downloader=downloader))
     except requests.RequestException as error:
         raise SidrecError(
             f"Downloading {address} broke off {_RETRIES + 1} times ({type(error).__name__}); "
             "run the command again, or fetch the zip by hand and give its path as --source."
+        ) from None
+    except OSError as error:  # requests' errors are OSErrors too, so this comes second
+        raise SidrecError(
+            f"{name}.zip cannot be kept in {cache} ({error.strerror}); free some space, or name "
+            "another folder in SIDREC_CACHE."
         ) from None
     except ValueError:
         raise DataError(

@@ -172,8 +172,9 @@ def _load(model: str) -> tuple[Any, Any]:
         )
         network = kind.from_pretrained(model, local_files_only=local, dtype="auto")
     except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
-            f"The model hf:{model} cannot be loaded ({' '.join(str(error).split())[:200]}); give "
+            f"The model hf:{model} cannot be loaded ({reason[:200]}); give "
             "the folder of a text-generation model, or its hub name on a machine that reaches "
             "the hub or has the model in its cache."
         ) from None

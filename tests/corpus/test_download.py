@@ -113,6 +113,16 @@ def test_a_file_with_another_checksum_is_refused_and_not_kept(tmp_path, server):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, server, monkeypatch):
+    def no_space(self, num_bytes):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download._DownloadProgress, "update", no_space)
+    with pytest.raises(SidrecError, match=r"No space left on device.* SIDREC_CACHE"):
+        locate_movielens("ml-1m", cache_folder=tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path, server):
     locate_movielens("ml-1m", cache_folder=tmp_path)
     shutil.rmtree(tmp_path / "movielens" / "ml-1m")
