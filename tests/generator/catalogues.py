@@ -3,12 +3,15 @@
 import itertools
 
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from transformers import T5Config, T5ForConditionalGeneration
 
 from sidrec.types import SemanticIdTable
 
 PAD, END, FIRST_CODE = 0, 1, 7
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError
@@ -10,7 +10,7 @@ from sidrec.generator.allowed import OnlyItems
 from sidrec.generator.beams import beam_search, search_allowed
 from sidrec.generator.trie import SemanticIdTrie, pack
 from sidrec.types import SemanticIdTable
-from tests.generator.catalogues import TableSteps, catalogues, exhaustive, table_of
+from tests.generator.catalogues import TableSteps, catalogues, exhaustive, table_of, unhurried
 
 NOTHING = torch.zeros((1, 0), dtype=torch.long)
 
@@ -77,7 +77,7 @@ def test_items_of_one_id_rank_by_popularity():
     assert found.ranked.scores.tolist() == [[-1.0, -1.0, -2.0]]
 
 
-@settings(deadline=None)
+@unhurried
 @given(case=searches(), seed=st.integers(0, 99))
 def test_width_of_the_catalogue_is_exhaustive(case, seed):
     table, excluded = opened(case)
@@ -95,7 +95,7 @@ def test_width_of_the_catalogue_is_exhaustive(case, seed):
         assert items == expected + [-1] * (width - len(expected))
 
 
-@settings(deadline=None)
+@unhurried
 @given(case=searches(), seed=st.integers(0, 99), width=st.integers(1, 6), top_k=st.integers(1, 6))
 def test_lists_are_real_distinct_allowed_and_full(case, seed, width, top_k):
     table, excluded = opened(case)
@@ -119,7 +119,7 @@ def test_lists_are_real_distinct_allowed_and_full(case, seed, width, top_k):
         assert len(ids) == len(set(ids)) == min(width, len({int(keys[i]) for i in allowed}))
 
 
-@settings(deadline=None)
+@unhurried
 @given(catalogue=catalogues(), seed=st.integers(0, 99), width=st.integers(1, 12))
 def test_ties_go_to_the_lower_id(catalogue, seed, width):
     table = table_of(catalogue)
@@ -130,7 +130,7 @@ def test_ties_go_to_the_lower_id(catalogue, seed, width):
     assert found.ranked.items[0].tolist() == (flat + [-1] * width)[:width]
 
 
-@settings(deadline=None)
+@unhurried
 @given(case=searches(), seed=st.integers(0, 99))
 def test_a_request_does_not_see_its_neighbours(case, seed):
     table, excluded = opened(case)
@@ -166,6 +166,12 @@ def test_nothing_allowed_gives_an_empty_list():
     found, _ = search(table, torch.tensor([[0, 1]]), num_beams=2, top_k=2, seed=0)
     assert found.ranked.items.tolist() == [[-1, -1]]
     assert found.keys.tolist() == [[-1, -1]]
+
+
+def test_batch_of_no_request():
+    table = SemanticIdTable(torch.tensor([[0, 1], [1, 0]]), (2, 2))
+    found, _ = search(table, NOTHING[:0], num_beams=3, top_k=2, seed=0)
+    assert found.ranked.items.shape == (0, 2)
 
 
 def test_nan_never_wins():

@@ -151,13 +151,22 @@ def test_padding_and_neighbours_do_not_matter():
 def test_bfloat16_stays_close():
     model = tiny_t5(sizes=SIZES, gated=True, scaled=False)
     states, mask = sources(2, model)
-    zeros = torch.zeros((2, 1), dtype=torch.long)
-    ids = level_token_ids(SIZES)
-    exact = T5Decoder(model, ids, normalise_over="level").start(states, mask)(0, zeros, zeros)
-    half = T5Decoder(model.bfloat16(), ids, normalise_over="level")
-    rounded = half.start(states.bfloat16(), mask)(0, zeros, zeros)
-    assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, exact, atol=0.15, rtol=0)
+    decoder = T5Decoder(model, level_token_ids(SIZES), normalise_over="level")
+    exact = two_levels(decoder, states, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = two_levels(decoder, states, mask)
+    model.bfloat16()
+    half = two_levels(decoder, states.bfloat16(), mask)
+    for rounded in (mixed, half):
+        assert rounded.dtype == torch.float32
+        torch.testing.assert_close(rounded, exact, atol=0.15, rtol=0)
+
+
+def two_levels(decoder, states, mask):
+    step = decoder.start(states, mask)
+    zeros = torch.zeros((len(states), 1), dtype=torch.long)
+    step(0, zeros, zeros)
+    return step(1, zeros.expand(-1, 5), torch.arange(5).expand(len(states), 5))
 
 
 def test_training_mode_is_refused():

@@ -11,7 +11,7 @@ from sidrec.errors import DataError
 from sidrec.generator.allowed import AllItemsBut, OnlyItems
 from sidrec.generator.trie import SemanticIdTrie, pack, unpack
 from sidrec.types import SemanticIdTable
-from tests.generator.catalogues import catalogues, table_of
+from tests.generator.catalogues import catalogues, table_of, unhurried
 
 
 def walk(trie, semantic_id):
@@ -35,6 +35,7 @@ def test_three_items_by_hand():
 
 
 @pytest.mark.parametrize("max_dense_entries", [0, 5, 1 << 20])
+@unhurried
 @given(catalogue=catalogues())
 def test_only_real_items_can_be_reached(max_dense_entries, catalogue):
     table = table_of(catalogue)
@@ -47,6 +48,7 @@ def test_only_real_items_can_be_reached(max_dense_entries, catalogue):
         assert walk(trie, semantic_id) == expected.get(semantic_id, [])
 
 
+@unhurried
 @given(catalogue=catalogues())
 def test_packing_keeps_order_and_comes_back(catalogue):
     table = table_of(catalogue)
@@ -57,6 +59,7 @@ def test_packing_keeps_order_and_comes_back(catalogue):
     assert by_key == by_code
 
 
+@unhurried
 @given(catalogue=catalogues(), data=st.data())
 def test_allowed_items_count_and_find(catalogue, data):
     table = table_of(catalogue)
