@@ -122,7 +122,7 @@ def _interactions(settings: SyntheticSettings, users: range) -> pl.DataFrame:
 
 def _lengths(
     settings: SyntheticSettings, users: range, rng: np.random.Generator
-) -> Int64[np.ndarray, " draw"]:
+) -> Int64[np.ndarray, " user"]:
     mean = settings.num_interactions / settings.num_users
     return rng.geometric(min(1.0, 1 / mean), size=len(users))
 

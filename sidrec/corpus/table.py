@@ -87,13 +87,13 @@ def _scan_interactions(file: Path) -> pl.LazyFrame:
     return frame.select(
         pl.col("user_id").cast(pl.String),
         pl.col("item_id").cast(pl.String),
-        _seconds(schema["timestamp"]).alias("timestamp"),
+        _seconds(frame).alias("timestamp"),
         rating.alias("rating"),
     )
 
 
-def _seconds(found: pl.DataType) -> pl.Expr:
-    moment = pl.col("timestamp")
+def _seconds(frame: pl.LazyFrame) -> pl.Expr:
+    moment, found = pl.col("timestamp"), frame.collect_schema()["timestamp"]
     if found.is_temporal():
         return moment.cast(pl.Datetime("us")).dt.epoch("s")
     number = moment.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)

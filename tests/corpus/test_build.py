@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from tests.corpus.small import QUERIES, ROWS, SETTINGS, build_small, raw_catalogue
 
 from sidrec.corpus import build, contents
 from sidrec.corpus.build import build_corpus
 from sidrec.corpus.raw import BuildSettings, RawQuery
 from sidrec.errors import ConfigError, DataError, SidrecError
+from tests.corpus.small import QUERIES, ROWS, SETTINGS, build_small, raw_catalogue
 
 
 def rows_of(folder, *columns):

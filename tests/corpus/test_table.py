@@ -1,0 +1,180 @@
+import ast
+import csv
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sidrec.corpus.build import build_corpus
+from sidrec.corpus.requests import recommendation_requests
+from sidrec.corpus.store import Corpus
+from sidrec.corpus.table import read_table
+from sidrec.errors import DataError
+from tests.corpus.small import SETTINGS
+
+INDUSTRIAL = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "industrial"
+needs_data = pytest.mark.skipif(
+    not INDUSTRIAL.is_dir(), reason=f"{INDUSTRIAL} is not here; name the folder in SIDREC_DATA"
+)
+ITEMS = pl.DataFrame(
+    {
+        "item_id": ["007", "b"],
+        "title": ["Glue", "Tape"],
+        "text": ["Strong glue.", "<b>Sticky</b> tape."],
+        "price": [1.5, 2.0],
+    }
+)
+INTERACTIONS = pl.DataFrame(
+    {
+        "user_id": ["1", "1"],
+        "item_id": ["007", "b"],
+        "timestamp": [100, 200],
+        "rating": [4.0, None],
+    }
+)
+WRITERS = {
+    "csv": pl.DataFrame.write_csv,
+    "jsonl": pl.DataFrame.write_ndjson,
+    "parquet": pl.DataFrame.write_parquet,
+    "tsv": lambda frame, file: frame.write_csv(file, separator="\t"),
+}
+
+
+def write(folder, ending="csv", items=ITEMS, interactions=INTERACTIONS):
+    files = folder / f"items.{ending}", folder / f"interactions.{ending}"
+    WRITERS[ending](items, files[0])
+    WRITERS[ending](interactions, files[1])
+    return files
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_every_format_says_the_same(tmp_path, ending):
+    raw = read_table(*write(tmp_path, ending))
+    assert raw.items.rows() == [
+        ("007", "Glue", "Strong glue.", 1.5),
+        ("b", "Tape", "Sticky tape.", 2.0),
+    ]
+    assert raw.interactions.collect().rows() == [("1", "007", 100, 4.0), ("1", "b", 200, None)]
+
+
+def test_text_is_made_of_what_describes_the_item(tmp_path):
+    items = ITEMS.drop("text").with_columns(
+        description=pl.Series(["['Bonds <i>fast</i>', 'Dries clear.']", None]),
+        brand=pl.Series(["Acme", ""]),
+        colour=pl.Series(["red", "blue"]),
+    )
+    raw = read_table(*write(tmp_path, items=items))
+    assert raw.items["text"].to_list() == ["Glue. Bonds fast Dries clear. Acme.", "Tape"]
+    assert raw.items.columns == [
+        "item_id",
+        "title",
+        "text",
+        "price",
+        "description",
+        "brand",
+        "colour",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        (["2020-01-02T03:04:05", "2020-01-02"], [1577934245, 1577923200]),
+        (["1577934245", "1577934246.0"], [1577934245, 1577934246]),
+        ([1577934245.0, 2.0], [1577934245, 2]),
+        ([datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC), None], [1577934245, None]),
+        (["soon", "2020-01-02 03:04:05"], [None, 1577934245]),
+    ],
+)
+def test_timestamps_in_many_forms(tmp_path, values, seconds):
+    interactions = INTERACTIONS.with_columns(timestamp=pl.Series(values))
+    raw = read_table(*write(tmp_path, "parquet", interactions=interactions))
+    assert raw.interactions.collect()["timestamp"].to_list() == seconds
+
+
+def test_rating_is_optional_and_nonsense_is_kept_for_the_builder_to_refuse(tmp_path):
+    raw = read_table(*write(tmp_path, interactions=INTERACTIONS.drop("rating")))
+    assert raw.interactions.collect()["rating"].to_list() == [None, None]
+    bad = INTERACTIONS.with_columns(rating=pl.Series(["4.5", "good"]))
+    raw = read_table(*write(tmp_path, interactions=bad))
+    with pytest.raises(DataError, match=r"interactions\.csv row 2: column 'rating' is NaN or no"):
+        build_corpus(raw, [], tmp_path / "out", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "message"),
+    [
+        (
+            "items",
+            "item_id",
+            "itemid",
+            r"items\.csv has no column 'item_id'; did you mean 'itemid'",
+        ),
+        ("items", "title", "zzz", r"items\.csv has no column 'title'; it has \['item_id', 'zzz'"),
+        (
+            "interactions",
+            "timestamp",
+            "timestmp",
+            r"no column 'timestamp'; did you mean 'timestmp'",
+        ),
+    ],
+)
+def test_missing_column_suggests_the_nearest(tmp_path, table, old, new, message):
+    frames = {"items": ITEMS, "interactions": INTERACTIONS}
+    frames[table] = frames[table].rename({old: new})
+    with pytest.raises(DataError, match=message):
+        read_table(*write(tmp_path, **frames))
+
+
+def test_truncated_parquet_unknown_ending_and_missing_file_are_named(tmp_path):
+    items, interactions = write(tmp_path, "parquet")
+    with pytest.raises(DataError, match=r"nothing\.csv does not exist"):
+        read_table(tmp_path / "nothing.csv", interactions)
+    (tmp_path / "items.xlsx").write_text("")
+    with pytest.raises(DataError, match=r"items\.xlsx ends in '\.xlsx'; give a \.csv"):
+        read_table(tmp_path / "items.xlsx", interactions)
+    interactions.write_bytes(interactions.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"interactions\.parquet cannot be read"):
+        read_table(items, interactions)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_empty_file_is_named(tmp_path, ending):
+    _, interactions = write(tmp_path)
+    empty = tmp_path / f"none.{ending}"
+    empty.write_text("")
+    with pytest.raises(DataError, match=rf"none\.{ending}"):
+        read_table(empty, interactions)
+
+
+def test_damaged_line_of_json_is_named(tmp_path):
+    items, interactions = write(tmp_path, "jsonl")
+    items.write_text(items.read_text() + '{"item_id": \n')
+    with pytest.raises(DataError, match=r"items\.jsonl cannot be read"):
+        read_table(items, interactions)
+
+
+@needs_data
+def test_second_domain_from_end_to_end(tmp_path):
+    listed = json.loads((INDUSTRIAL / "Industrial_and_Scientific.item.json").read_text())
+    items = pl.DataFrame([{"item_id": key, **value} for key, value in listed.items()])
+    rows = []
+    with (INDUSTRIAL / "Industrial_and_Scientific.test.csv").open() as stream:
+        for row in csv.DictReader(stream):
+            history = [*ast.literal_eval(row["history_item_id"]), int(row["item_id"])]
+            rows += [(row["user_id"], str(item), moment) for moment, item in enumerate(history)]
+    schema = ["user_id", "item_id", "timestamp"]
+    interactions = pl.DataFrame(rows, schema=schema, orient="row")
+    raw = read_table(*write(tmp_path, items=items, interactions=interactions))
+    assert raw.items.height == 3_686
+    assert raw.items["text"].str.contains(r"<[a-z/]|\{font|&[a-z]+;|^\[").sum() == 0
+    assert raw.items.filter(pl.col("item_id") == "11")["title"][0].startswith("TÜRLEN DIAL")
+    build_corpus(raw, [], tmp_path / "out", SETTINGS)
+    corpus = Corpus.load(tmp_path / "out")
+    requests = recommendation_requests(corpus, "test")
+    assert corpus.num_items == 3_686
+    assert len(requests) > 2_000
+    assert len(requests[0].history) == 10
