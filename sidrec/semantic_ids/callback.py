@@ -1,0 +1,144 @@
+"""At the end of training: encode the catalogue, make its Semantic IDs, write the bundle."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from sidrec.console import say
+from sidrec.corpus.store import Corpus
+from sidrec.encoder.catalogue import encode_catalogue, encoder_hash
+from sidrec.errors import ConfigError, DataError
+from sidrec.run_directory import RunDirectory
+from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.collisions import CollisionPolicy
+from sidrec.semantic_ids.maker import make_semantic_ids, on_rank_zero
+from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.report import quality_table
+
+
+class SemanticIdCallback(L.Callback):
+    """Write ``semantic_ids/`` into the run directory when training has finished.
+
+    Works on all ranks: each encodes its share of the catalogue and of the quantiser's sums. The
+    encoder has the weights of the best checkpoint if a ModelCheckpoint monitors something, else
+    those it ended with. A bundle that the same weights and settings made is kept.
+
+    Args:
+        quantiser: How codes are made.
+        policy: What happens where items share codes.
+        max_item_tokens: Longer item texts are cut.
+        batch_size: Texts per forward pass on each rank.
+    """
+
+    def __init__(
+        self, quantiser: Quantiser, policy: CollisionPolicy, max_item_tokens: int, batch_size: int
+    ) -> None:
+        self.quantiser, self.policy = quantiser, policy
+        self.max_item_tokens, self.batch_size = max_item_tokens, batch_size
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Encode, quantise, resolve, write, log."""
+        run = RunDirectory(Path(trainer.default_root_dir))
+        if trainer.fast_dev_run or on_rank_zero(lambda: _stopped_early(run)):
+            return
+        corpus = _corpus_of(trainer)
+        with _best_weights(trainer, pl_module):
+            bundle = self._kept(run, pl_module, corpus, trainer)
+            if bundle is None:
+                bundle = self._make(pl_module, corpus, trainer)
+                on_rank_zero(lambda: bundle.save(run.semantic_ids))
+        for logger in trainer.loggers:
+            logger.log_metrics(bundle.quality, step=trainer.global_step)
+        if trainer.is_global_zero:
+            say(quality_table(bundle))
+
+    def _make(
+        self, module: L.LightningModule, corpus: Corpus, trainer: L.Trainer
+    ) -> SemanticIdBundle:
+        embeddings = encode_catalogue(
+            module.tower,
+            corpus,
+            max_tokens=self.max_item_tokens,
+            batch_size=self.batch_size,
+            bf16=_in_bf16(trainer),
+        )
+        return make_semantic_ids(
+            embeddings,
+            quantiser=self.quantiser,
+            policy=self.policy,
+            item_ids=corpus.item_ids(),
+            titles=corpus.item_titles(),
+            source=self._source(trainer),
+            device=module.device,
+        )
+
+    def _kept(
+        self, run: RunDirectory, module: L.LightningModule, corpus: Corpus, trainer: L.Trainer
+    ) -> SemanticIdBundle | None:
+        """Return the bundle on disk if making it again would give the same one."""
+
+        def load_if_same() -> SemanticIdBundle | None:
+            try:
+                bundle = SemanticIdBundle.load(
+                    run.semantic_ids, corpus_fingerprint=corpus.fingerprint
+                )
+            except DataError:
+                return None
+            same = (
+                bundle.embeddings.encoder_hash == encoder_hash(module.tower)
+                and bundle.quantiser == self.quantiser.settings()
+                and bundle.policy == self.policy.settings()
+                and bundle.source == self._source(trainer)
+            )
+            return bundle if same else None
+
+        return on_rank_zero(load_if_same)
+
+    def _source(self, trainer: L.Trainer) -> dict[str, Any]:
+        return {"max_item_tokens": self.max_item_tokens, "bf16": _in_bf16(trainer)}
+
+
+def _in_bf16(trainer: L.Trainer) -> bool:
+    return str(trainer.precision).startswith("bf16")
+
+
+def _stopped_early(run: RunDirectory) -> bool:
+    return run.state() == "preempted"
+
+
+def _corpus_of(trainer: L.Trainer) -> Corpus:
+    corpus = getattr(trainer.datamodule, "corpus", None)
+    if corpus is None:
+        raise ConfigError(
+            "SemanticIdCallback needs a datamodule with a corpus; use "
+            "sidrec.pairs.datamodule.PairDataModule as data.class_path."
+        )
+    return corpus  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _best_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """Put the best checkpoint's weights into the module, and the present ones back at the end."""
+    best = _best_checkpoint(trainer)
+    if best is None:
+        yield
+        return
+    present = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    stored = torch.load(best, map_location="cpu", weights_only=True)
+    module.load_state_dict(stored["state_dict"])
+    try:
+        yield
+    finally:
+        module.load_state_dict(present)
+
+
+def _best_checkpoint(trainer: L.Trainer) -> str | None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            return str(callback.best_model_path)
+    return None

@@ -1,0 +1,82 @@
+"""From item embeddings to a Semantic-ID bundle: quantise, resolve collisions, judge."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from sidrec.distributed import gather_objects, gather_rows, rank_and_world_size
+from sidrec.errors import SidrecError
+from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.collisions import CollisionPolicy, Resolution
+from sidrec.semantic_ids.quality import quality_of
+from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.rows import block_of_rank
+from sidrec.types import ItemEmbeddings, SemanticIdTable
+
+Result = TypeVar("Result")
+
+
+def make_semantic_ids(
+    embeddings: ItemEmbeddings,
+    *,
+    quantiser: Quantiser,
+    policy: CollisionPolicy,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+    device: torch.device,
+) -> SemanticIdBundle:
+    """Quantise a catalogue and give every item its Semantic ID.
+
+    Collective: all ranks call it with the same arguments (each on its own device), share the
+    quantiser's work, and get equal bundles. Collisions are resolved on rank 0.
+
+    Args:
+        embeddings: Vectors of the whole catalogue.
+        quantiser: Fitted here, on ``device``.
+        policy: What happens where items share codes.
+        item_ids: The user's ids, row by row.
+        titles: Titles, row by row.
+        source: Where the vectors come from (plain JSON types), for the bundle.
+        device: Where to compute.
+
+    Raises:
+        DataError: If the vectors are not usable; on every rank.
+        ConfigError: If codebooks and catalogue do not fit together; on every rank.
+    """
+    start, stop = block_of_rank(len(embeddings.vectors))
+    block = embeddings.vectors[start:stop].to(device)
+    fitted = quantiser.fit(block)
+    codes = gather_rows(fitted.encode(block)).cpu()
+
+    def resolve() -> tuple[Resolution, dict[str, float]]:
+        resolution = policy.resolve(embeddings.vectors, codes, fitted)
+        return resolution, quality_of(embeddings.vectors, codes, resolution, fitted)
+
+    resolution, quality = on_rank_zero(resolve)
+    return SemanticIdBundle(
+        table=SemanticIdTable(resolution.codes, resolution.codebook_sizes),
+        embeddings=embeddings,
+        item_ids=item_ids,
+        titles=titles,
+        codebooks={name: tensor.cpu() for name, tensor in fitted.tensors().items()},
+        quantiser=quantiser.settings(),
+        policy=policy.settings(),
+        source=source,
+        quality=quality,
+    )
+
+
+def on_rank_zero(work: Callable[[], Result]) -> Result:
+    """Do ``work`` on rank 0 and return its result, or raise its error, on every rank."""
+    outcome: tuple[Result | None, Exception | None] = (None, None)
+    if rank_and_world_size()[0] == 0:
+        try:
+            outcome = work(), None
+        except (SidrecError, OSError) as error:
+            outcome = None, error
+    result, failure = gather_objects(outcome)[0]
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[no-any-return]

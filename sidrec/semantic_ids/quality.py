@@ -1,0 +1,115 @@
+"""How good Semantic IDs are: what they lose, how evenly codes are used, who shares an ID."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sidrec.semantic_ids.collisions import Resolution, group_numbers
+from sidrec.semantic_ids.quantiser import FittedQuantiser
+from sidrec.semantic_ids.rows import CHUNK_ROWS
+
+
+def quality_of(
+    vectors: Float[Tensor, "item dim"],
+    codes: Int[Tensor, "item level"],
+    resolution: Resolution,
+    quantiser: FittedQuantiser,
+) -> dict[str, float]:
+    """Return the quality figures of a catalogue's Semantic IDs, by metric name.
+
+    Levels count from 1. ``…_before`` looks at the quantiser's codes, the others at the IDs after
+    the collision policy.
+
+    - ``ids/relative_error``: sum of squared differences between vectors and what their ID decodes
+      to, over the sum of squared differences from the mean; 0 is perfect, 1 is one code for all.
+    - ``ids/added_distortion``: what the policy added to it.
+    - ``ids/usage_level_N`` fraction of codes in use, ``ids/dead_codes_level_N`` the rest, counted;
+      ``ids/entropy_level_N`` in bits; ``ids/perplexity_level_N`` is 2 to that power, at most the
+      codebook size.
+    - ``ids/collision_rate``: fraction of items that share their ID with another item;
+      ``ids/unique_fraction``: distinct IDs over items; ``ids/largest_group``: items on one ID.
+    - ``ids/moved_fraction``: items whose codes the policy changed; ``ids/prefix_moved_fraction``:
+      in a level before the last.
+    - ``ids/identical_embeddings``: fraction of items whose vector equals another item's.
+    """
+    codes = codes.cpu()
+    num_levels = codes.shape[1]
+    after = resolution.codes[:, :num_levels]
+    changed = codes != after
+    before_error = relative_error(vectors, codes, quantiser)
+    error = relative_error(vectors, after, quantiser) if changed.any() else before_error
+    figures = {
+        "ids/relative_error": error,
+        "ids/relative_error_before": before_error,
+        "ids/added_distortion": error - before_error,
+        "ids/moved_fraction": _mean(changed.any(dim=1)),
+        "ids/prefix_moved_fraction": _mean(changed[:, :-1].any(dim=1)),
+        "ids/identical_embeddings": _shared(identical_groups(vectors))["collision_rate"],
+    }
+    for key, value in _shared(group_numbers(resolution.codes)).items():
+        figures[f"ids/{key}"] = value
+    for key, value in _shared(group_numbers(codes)).items():
+        figures[f"ids/{key}_before"] = value
+    for level, size in enumerate(resolution.codebook_sizes):
+        for key, value in level_usage(resolution.codes[:, level], num_codes=size).items():
+            figures[f"ids/{key}_level_{level + 1}"] = value
+    for level, size in enumerate(quantiser.codebook_sizes):
+        usage = level_usage(codes[:, level], num_codes=size)
+        figures[f"ids/perplexity_level_{level + 1}_before"] = usage["perplexity"]
+    return figures
+
+
+def level_usage(codes: Int[Tensor, " item"], *, num_codes: int) -> dict[str, float]:
+    """Return usage, dead codes, entropy (bits) and perplexity of the codes of one level."""
+    counts = torch.bincount(codes.cpu(), minlength=num_codes).double()
+    shares = counts[counts > 0] / counts.sum()
+    entropy = -(shares * shares.log2()).sum().item()
+    return {
+        "usage": len(shares) / num_codes,
+        "dead_codes": float(num_codes - len(shares)),
+        "entropy": abs(entropy),
+        "perplexity": 2**entropy,
+    }
+
+
+def relative_error(
+    vectors: Float[Tensor, "item dim"],
+    codes: Int[Tensor, "item level"],
+    quantiser: FittedQuantiser,
+) -> float:
+    """Return squared error over squared deviation from the mean; 0 for constant vectors."""
+    lost = spread = 0.0
+    mean = vectors.mean(dim=0, dtype=torch.float64).float()
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        chunk = vectors[start : start + CHUNK_ROWS].float()
+        decoded = quantiser.decode(codes[start : start + CHUNK_ROWS]).to(chunk.device)
+        lost += (chunk - decoded).square().sum(dtype=torch.float64).item()
+        spread += (chunk - mean).square().sum(dtype=torch.float64).item()
+    scale = vectors.shape[0] * mean.square().sum().item()
+    return lost / spread if spread > 1e-12 * scale else 0.0  # below: rounding of equal rows
+
+
+def identical_groups(vectors: Float[Tensor, "item dim"]) -> Int[Tensor, " item"]:
+    """Return a dense number per row; rows with the same float32 bits share one (64-bit hash)."""
+    weights = np.random.default_rng(0).integers(1, 2**63, vectors.shape[1], dtype=np.uint64)
+    hashes = [np.zeros(0, dtype=np.uint64)]
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        chunk = vectors[start : start + CHUNK_ROWS].float().cpu() + 0.0  # -0.0 becomes 0.0
+        mixed = (chunk.contiguous().numpy().view(np.uint32).astype(np.uint64) + 1) * weights
+        mixed ^= mixed >> np.uint64(29)
+        hashes.append((mixed * np.uint64(0x9E3779B97F4A7C15 | 1)).sum(axis=1, dtype=np.uint64))
+    return torch.from_numpy(np.unique(np.concatenate(hashes), return_inverse=True)[1])
+
+
+def _shared(groups: Tensor) -> dict[str, float]:
+    sizes = torch.bincount(groups)
+    return {
+        "collision_rate": _mean(sizes[groups] > 1),
+        "unique_fraction": len(sizes) / len(groups),
+        "largest_group": float(sizes.max()),
+    }
+
+
+def _mean(flags: Tensor) -> float:
+    return flags.double().mean().item()

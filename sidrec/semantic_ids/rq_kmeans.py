@@ -1,0 +1,191 @@
+"""Residual-quantised k-means: each level clusters what the levels before it leave over."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidrec.distributed import gather_objects, sum_over_ranks
+from sidrec.errors import ConfigError, DataError
+from sidrec.semantic_ids.kmeans import KMeans, k_means, nearest
+from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.rows import CHUNK_ROWS, Rows, grid_unit
+from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from sidrec.semantic_ids.starts import plus_plus_start, progressive_start, uniform_sample
+
+Init = Literal["k-means++", "progressive"]
+MAX_CODEBOOK_SIZE = 1 << 15  # codes are stored as int16
+_STARTS = {"k-means++": plus_plus_start, "progressive": progressive_start}
+_SUM_BITS = 29
+
+
+@dataclass(frozen=True, slots=True)
+class RqKMeansQuantiser(Quantiser):
+    """Residual k-means with its settings; the same settings give the same codes.
+
+    Attributes:
+        codebook_sizes: Codes per level, coarse first, each in [2, 32768].
+        num_iterations: Most k-means iterations per level, ``>= 1``.
+        tolerance: A level stops when an iteration lowers its objective by less than this
+            fraction, ``>= 0``.
+        num_redo: Runs per level with different random starts, the best is kept; ``>= 1``.
+        init: ``k-means++`` or ``progressive`` (growing principal dimensions).
+        sample_rows_per_code: The start is found on this many rows per code, drawn uniformly.
+        normalise_residuals: Scale every residual to length 1 before the next level.
+        seed: Seed of all draws.
+        shrink: With fewer items than codes, use as many codes as items instead of refusing.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    codebook_sizes: tuple[int, ...]
+    num_iterations: int
+    tolerance: float
+    num_redo: int
+    init: Init
+    sample_rows_per_code: int
+    normalise_residuals: bool
+    seed: int
+    shrink: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = self.codebook_sizes
+        if not sizes or not all(2 <= size <= MAX_CODEBOOK_SIZE for size in sizes):
+            raise ConfigError(
+                f"codebook_sizes is {list(sizes)}, expected one size per level, each from 2 to "
+                f"{MAX_CODEBOOK_SIZE} (codes are stored as int16); e.g. [256, 256, 256]."
+            )
+        if self.init not in _STARTS:
+            raise ConfigError(f"init is '{self.init}', expected one of {', '.join(_STARTS)}.")
+        counts = ("num_iterations", "num_redo", "sample_rows_per_code")
+        for name in (*counts, "tolerance"):
+            least = 1 if name in counts else 0
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}.")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as plain JSON types."""
+        return {"name": "rq_kmeans"} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
+
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+        """Fit on the vectors of all ranks; every rank passes its block and gets the same result."""
+        return fit_rq_kmeans(vectors, self)
+
+
+def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantiser) -> RqKMeans:
+    """Fit one codebook per level to what the levels before leave over.
+
+    Collective: every rank calls it with its block of the rows (cut by ``rows.block_of_rank``).
+    Codebooks are the same bits for any number of ranks on the same kind of device.
+
+    Args:
+        vectors: This rank's rows, any floating dtype and strides, on the device to work on; may
+            be memory-mapped: it is read in chunks.
+        settings: All that changes the result.
+
+    Raises:
+        DataError: If a value is not finite (names rows), or there are fewer items than codes.
+
+    Source:
+        Residual k-means as in OneRec, sec. 3 (https://arxiv.org/abs/2502.18965). Normalised
+        residuals against the hourglass effect (https://arxiv.org/abs/2407.21488). Differs: the
+        residual is taken after scaling back, so each level repairs what decoding really leaves.
+    """
+    sizes = _checked_sizes(vectors, settings)
+    codebooks: list[Tensor] = []
+    lengths: list[Tensor] = []
+    codes = torch.zeros((len(vectors), 0), dtype=torch.int64, device=vectors.device)
+    for level, size in enumerate(sizes):
+        fitted = RqKMeans(tuple(codebooks), tuple(lengths), settings.normalise_residuals)
+        rows = Rows(_Residuals(vectors, codes, fitted), len(vectors), vectors.shape[1])
+        codebooks.append(_best_run(rows, size, level, settings).centroids)
+        lengths.append(_lengths(vectors, codes, fitted, codebooks[-1]))
+        fitted = RqKMeans(tuple(codebooks), tuple(lengths), settings.normalise_residuals)
+        codes = fitted.complete(vectors, codes)
+    return fitted
+
+
+class _Residuals:
+    """Reads rows of what the level after ``codes`` has to quantise."""
+
+    def __init__(self, vectors: Tensor, codes: Tensor, fitted: RqKMeans) -> None:
+        self.vectors, self.codes, self.fitted = vectors, codes, fitted
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        return self.fitted.residual(self.vectors[start:stop].float(), self.codes[start:stop])
+
+
+def _checked_sizes(vectors: Tensor, settings: RqKMeansQuantiser) -> tuple[int, ...]:
+    """Look at all ranks' rows before the first sum, so that every rank raises or none does."""
+    bad = [
+        start + int(row)
+        for start in range(0, len(vectors), CHUNK_ROWS)
+        for row in (~torch.isfinite(vectors[start : start + CHUNK_ROWS]).all(dim=1)).nonzero()
+    ]
+    facts: list[tuple[int, list[int]]] = gather_objects((len(vectors), bad))
+    first_rows = [sum(n for n, _ in facts[:rank]) for rank in range(len(facts))]
+    named = [
+        first + row for first, (_, rows) in zip(first_rows, facts, strict=True) for row in rows
+    ]
+    if named:
+        raise DataError(
+            f"{len(named)} vectors hold NaN or infinity (first rows: {named[:5]}); "
+            "remove those items or encode them again."
+        )
+    num_items, sizes = sum(n for n, _ in facts), settings.codebook_sizes
+    if num_items == 0:
+        raise DataError("There are no vectors to fit on; the catalogue is empty.")
+    if settings.shrink:
+        return tuple(min(size, num_items) for size in sizes)
+    if num_items < max(sizes):
+        raise ConfigError(
+            f"The catalogue has {num_items} items, fewer than the {max(sizes)} codes of "
+            f"codebook_sizes {list(sizes)}; choose smaller sizes, e.g. about the square root of "
+            f"the number of items, or set shrink: true to use at most {num_items} codes a level."
+        )
+    return sizes
+
+
+def _best_run(rows: Rows, size: int, level: int, settings: RqKMeansQuantiser) -> KMeans:
+    runs = []
+    for redo in range(settings.num_redo):
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + level * 1_009 + redo)
+        num_rows = settings.sample_rows_per_code * size
+        sample = uniform_sample(rows, sample_rows=num_rows, generator=generator)
+        start = _STARTS[settings.init](sample, num_codes=size, generator=generator)
+        runs.append(
+            k_means(
+                rows,
+                start,
+                num_iterations=settings.num_iterations,
+                tolerance=settings.tolerance,
+            )
+        )
+    return min(runs, key=lambda run: run.objectives[-1])
+
+
+def _lengths(vectors: Tensor, codes: Tensor, fitted: RqKMeans, codebook: Tensor) -> Tensor:
+    """Return per code of the level before the length that decodes its residuals best."""
+    level = codes.shape[1]
+    if level == 0 or not fitted.normalised:
+        return torch.ones(len(fitted.codebooks[-1]) if level else 1, device=vectors.device)
+    read = _Residuals(vectors, codes, fitted)
+    products = [vectors.new_zeros((0, 2), dtype=torch.float32)]
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, len(vectors))
+        direction = codebook[nearest(read(start, stop), codebook)[1]]
+        left = vectors[start:stop].float() - fitted.decode(codes[start:stop])
+        pair = (left * direction).sum(dim=1), direction.square().sum(dim=1)
+        products.append(torch.stack(pair, dim=1))
+    both = torch.cat(products).double()  # [row, 2]: product with the residual, square
+    largest = max(gather_objects(both.abs().max().item() if len(both) else 0.0))
+    unit = grid_unit(largest, _SUM_BITS)
+    sums = both.new_zeros((len(fitted.codebooks[-1]), 2))
+    sums.index_add_(0, codes[:, -1], (both / unit).round_())
+    sums = sum_over_ranks(sums)
+    overall = sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1)
+    own = torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1].clamp(min=1), overall)
+    return own.clamp(min=0).float()

@@ -1,0 +1,86 @@
+"""Where k-means starts: k-means++, or solutions in ever more principal dimensions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidrec.distributed import from_rank_zero
+from sidrec.semantic_ids.kmeans import k_means
+from sidrec.semantic_ids.rows import Rows, block_of_rank
+
+PROGRESSIVE_STEPS = 10
+PROGRESSIVE_ITERATIONS = 10
+
+
+def uniform_sample(
+    rows: Rows, *, sample_rows: int, generator: torch.Generator
+) -> Float[Tensor, "row dim"]:
+    """Return up to ``sample_rows`` rows of all ranks, drawn without replacement, in order."""
+    chosen = torch.randperm(rows.num_rows, generator=generator)[:sample_rows]
+    return rows.take(chosen.sort().values)
+
+
+def plus_plus_start(
+    sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
+) -> Float[Tensor, "code dim"]:
+    """Draw each next centroid with probability proportional to its distance squared.
+
+    Where every row already is a centroid (fewer distinct rows than codes), rows repeat.
+
+    Source:
+        Arthur and Vassilvitskii 2007 (https://dl.acm.org/doi/10.5555/1283383.1283494).
+    """
+    draws = torch.rand(num_codes, generator=generator, dtype=torch.float64).tolist()
+    squares = sample.square().sum(dim=1)
+    row = min(int(draws[0] * len(sample)), len(sample) - 1)
+    chosen = [row]
+    least = torch.full_like(squares, torch.inf)
+    for draw in draws[1:]:
+        to_row = squares + squares[row] - 2 * (sample @ sample[row])
+        least = torch.minimum(least, to_row.clamp_(min=0))
+        least[row] = 0
+        running = least.double().cumsum(dim=0)
+        found = torch.searchsorted(running, running[-1:] * draw, right=True)
+        row = min(int(found), len(sample) - 1)
+        chosen.append(row)
+    return sample[chosen]
+
+
+def progressive_start(
+    sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
+) -> Float[Tensor, "code dim"]:
+    """Solve k-means in the first principal dimension, then in ever more of them.
+
+    Each solution, with zeros in the new dimensions, starts the next one; so the centroids settle
+    along the directions that matter before noise directions can pull them apart.
+
+    Source:
+        ``ProgressiveDimClustering`` of faiss, with which its ``ResidualQuantizer`` trains
+        (https://github.com/facebookresearch/faiss). Differs: the last solution is only a start.
+    """
+    mean = sample.mean(dim=0)
+    rotated, axes = _principal(sample - mean)
+    dim = sample.shape[1]
+    first = torch.randperm(len(sample), generator=generator)[:num_codes]
+    start = rotated[first.to(rotated.device)]
+    for step in range(1, PROGRESSIVE_STEPS):
+        kept = int(dim ** (step / PROGRESSIVE_STEPS))
+        start[:, :kept] = _solve(rotated[:, :kept], start[:, :kept])
+        start[:, kept:] = 0
+    return start @ axes.T + mean
+
+
+def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows in principal coordinates and the axes as columns, strongest first."""
+    covariance = centred.double().T @ centred.double()
+    axes = torch.linalg.eigh(covariance.cpu()).eigenvectors.flip(1).float().to(centred.device)
+    axes = from_rank_zero(axes)
+    return centred @ axes, axes
+
+
+def _solve(points: Tensor, start: Tensor) -> Tensor:
+    """Run k-means on points that every rank holds; each rank works on its block."""
+    begin, end = block_of_rank(len(points))
+    block = points[begin:end]
+    rows = Rows(lambda a, b: block[a:b], len(block), points.shape[1])
+    return k_means(rows, start, num_iterations=PROGRESSIVE_ITERATIONS, tolerance=0.0).centroids
