@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 _STYLE_RULE = re.compile(
     r"[.#@]?[A-Za-z][\w.#:-]*+(?:\s*,\s*[.#@]?[A-Za-z][\w.#:-]*+)*+\s*\{[^{}]*:[^{}]*\}"
 )
+_BETWEEN_STRINGS = re.compile(r"""['"], ['"]""")
 _UNREAD = ("style", "script")
 
 
@@ -27,15 +28,13 @@ def clean_text(text: str) -> str:
 
 def _without_list(text: str) -> str:
     """Join the strings of a written-out list, as dumps of Amazon's data hold them."""
-    if not (text.startswith("[") and text.endswith("]")):
+    if not (text.startswith(("['", '["')) and text.endswith(("']", '"]'))):
         return text
     try:
         parts = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    if not all(isinstance(part, str) for part in parts):
-        return text
-    return " ".join(parts)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # quotes within quotes
+        parts = _BETWEEN_STRINGS.split(text[2:-2].replace("\\n", " "))
+    return " ".join(map(str, parts))
 
 
 class _VisibleText(HTMLParser):

@@ -60,6 +60,7 @@ def test_what_is_missing_leaves_no_trace():
         ("see {the appendix}", "see {the appendix}"),
         ("[not a list]", "[not a list]"),
         ("[1, 2]", "[1, 2]"),
+        ("['5' long, TAZ's', 'it's\\nnew']", "5' long, TAZ's it's new"),
     ],
 )
 def test_litter_by_hand(litter, clean):
