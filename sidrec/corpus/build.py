@@ -1,11 +1,9 @@
 """Turn a raw catalogue and its queries into a corpus directory."""
 
-import errno
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +19,14 @@ from sidrec.corpus.contents import (
     TableWriter,
     item_schema,
 )
+from sidrec.corpus.disk import disk_errors
 from sidrec.corpus.raw import SPLITS, BuildSettings, RawCatalogue, RawQuery
 from sidrec.corpus.splits import leave_last_out, query_splits, temporal, time_bounds
-from sidrec.errors import ConfigError, DataError, SidrecError
+from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, sha256_of_file, write_json
 
 _ROWS_AT_ONCE = 4_000_000  # interactions sorted in memory at a time; users stay whole
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_ADVICE = "free space or choose another --out. What was there before is unchanged."
 
 
 class _Kept(NamedTuple):
@@ -65,7 +64,7 @@ def build_corpus(
     check_items(raw)
     refuse_unknown = settings.unknown_items == "error"
     counts = {"unknown_interactions": check_interactions(raw, refuse_unknown=refuse_unknown)}
-    with _disk_errors(out), atomic_folder(out) as folder:
+    with disk_errors(out, _ADVICE), atomic_folder(out) as folder:
         items = kept_items(raw, settings.min_item_interactions)
         kept = _keep_interactions(raw, items, folder / "kept.parquet")
         counts |= {"items": items.height, "users": kept.users.height}
@@ -249,16 +248,3 @@ def _check_query(query: RawQuery, seen: set[str]) -> None:
 def _fingerprint(digests: dict[str, str]) -> str:
     content = json.dumps([SCHEMA_VERSION, sorted(digests.items())])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise SidrecError(
-            f"{out} cannot be written: {error.strerror}; free space or choose another --out. "
-            "What was there before is unchanged."
-        ) from None

@@ -1,13 +1,18 @@
 """``sidrec prepare movielens | table | synthetic``: raw files -> corpus."""
 
+import json
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sidrec.console import say
+from sidrec.corpus.disk import disk_errors
 from sidrec.corpus.query_choice import DEFAULT_WRITING, QueryWriting, chosen_queries
+from sidrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
@@ -177,7 +182,8 @@ def synthetic(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as scratch:
-        raw, queries = make_synthetic(size, Path(scratch))
+        with disk_errors(out, "free space or choose another --out."):
+            raw, queries = make_synthetic(size, Path(scratch))
         _build(raw, queries, out, settings)
 
 
@@ -187,10 +193,45 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SidrecError: One line about what is wrong with the data or the settings.
     """
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser, auto_cli
 
-    components = {"movielens": movielens, "table": table, "synthetic": synthetic}
-    auto_cli(components, args=_bracketed(args), as_positional=False, prog="sidrec prepare")
+    class OneLineParser(ArgumentParser):  # type: ignore[misc]
+        """A parser whose errors are one line with the nearest option, exit code 2."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            del ex
+            program = self.prog.replace(" [options]", "")
+            sys.stderr.write(f"{program}: {_with_nearest(message, _options(self))}\n")
+            sys.exit(ConfigError.exit_code)
+
+    auto_cli(
+        {"movielens": movielens, "table": table, "synthetic": synthetic},
+        args=_bracketed(args),
+        as_positional=False,
+        prog="sidrec prepare",
+        parser_class=OneLineParser,
+    )
+
+
+def _options(parser: Any) -> list[str]:  # noqa: ANN401
+    """Return the options of a parser and of its subcommands."""
+    options: list[str] = []
+    for action in parser._actions:
+        options += action.option_strings
+        if isinstance(action.choices, dict):
+            for subcommand in action.choices.values():
+                options += _options(subcommand)
+    return options
+
+
+def _with_nearest(message: str, options: Sequence[str]) -> str:
+    line = " ".join(message.split())
+    found = re.search(r"(?:arguments:|[Kk]ey|option) ['\"]?(?:--)?([\w.]+)", line)
+    names = [option.removeprefix("--") for option in options if not option.endswith("+")]
+    near = get_close_matches(found.group(1), names, n=1) if found else []
+    if not near or found is None or near[0] == found.group(1):
+        return line
+    return f"{line.rstrip('.')}; did you mean '{near[0]}'?"
 
 
 def _build(
@@ -237,8 +278,6 @@ def _by_split(counts: dict[str, int], what: str) -> str:
 
 def _bracketed(args: Sequence[str]) -> list[str]:
     """Write ``--queries a b`` as ``--queries=["a", "b"]``, the form that jsonargparse reads."""
-    import json
-
     result: list[str] = []
     values: list[str] | None = None
     for argument in args:

@@ -10,12 +10,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Integer
 
+from sidrec.corpus.disk import disk_errors
 from sidrec.corpus.raw import SPLITS
+from sidrec.errors import SidrecError
 from sidrec.files import atomic_file
 
 Array = Integer[np.ndarray, " _"]
 
 _ROWS_AT_ONCE = 131_072
+_ADVICE = "free space: it holds memory-mapped copies of the corpus, about five times its size."
 _ROW_ARRAYS = {
     "item_index": np.int64,
     "split": np.int8,
@@ -44,7 +47,10 @@ def derived_folder(corpus: Path, fingerprint: str) -> Path:
             continue
         if os.access(own, os.W_OK):
             return own
-    raise PermissionError(f"neither {corpus / '.cache'} nor {user_cache_folder()} can be written")
+    raise SidrecError(
+        f"Neither {corpus / '.cache'} nor {user_cache_folder()} can be written; a corpus needs one "
+        "of them for its memory-mapped copies: set SIDREC_CACHE to a folder that can be."
+    )
 
 
 def arrow_file(folder: Path, parquet: Path) -> Path:
@@ -55,7 +61,7 @@ def arrow_file(folder: Path, parquet: Path) -> Path:
     """
     target = folder / f"{parquet.stem}.arrow"
     if not target.exists():
-        with atomic_file(target) as temporary:
+        with disk_errors(folder, _ADVICE), atomic_file(target) as temporary:
             _write_stream(parquet, temporary)
     return target
 
@@ -83,7 +89,8 @@ def interaction_arrays(folder: Path, interactions: pa.Table, num_users: int) -> 
         ``train_user_index``, ``train_item_index``, ``train_timestamp``, ``train_user_starts``.
     """
     if not all((folder / f"{name}.npy").exists() for name in _ARRAYS):
-        _write_arrays(folder, interactions, num_users)
+        with disk_errors(folder, _ADVICE):
+            _write_arrays(folder, interactions, num_users)
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
 
 

@@ -55,15 +55,24 @@ def chosen_queries(
     """
     queries: list[RawQuery] = []
     if files:
-        from sidrec.corpus.queries import load_query_files
-
-        queries += load_query_files(files)
+        queries += _from_files(files)
     if write_queries is not None:
         queries += _written(items, write_queries, writing)
     if packaged and not files and write_queries is None:
         from sidrec.corpus.queries import packaged_queries
 
         queries += packaged_queries(items.select("item_id", "title", "year").iter_rows())
+    return queries
+
+
+def _from_files(files: Sequence[Path]) -> "list[RawQuery]":
+    from sidrec.corpus.queries import load_query_files
+    from sidrec.corpus.table import read_query_table
+
+    queries: list[RawQuery] = []
+    for file in files:
+        as_table = file.suffix.lower() in (".csv", ".tsv", ".parquet")
+        queries += read_query_table(file) if as_table else load_query_files([file])
     return queries
 
 

@@ -1,12 +1,13 @@
 """Read anybody's catalogue from CSV, JSONL or Parquet tables."""
 
 from pathlib import Path
+from typing import Literal, cast
 
 import polars as pl
 
 from sidrec.corpus.check import reading, require_columns
 from sidrec.corpus.clean_text import clean_text
-from sidrec.corpus.raw import RawCatalogue
+from sidrec.corpus.raw import SPLITS, RawCatalogue, RawQuery, Split
 from sidrec.errors import DataError
 
 _DESCRIBING = (
@@ -37,6 +38,43 @@ def read_table(items: Path, interactions: Path) -> RawCatalogue:
         source=f"table {items.name}",
         licence=_LICENCE,
     )
+
+
+def read_query_table(file: Path) -> list[RawQuery]:
+    """Read queries from a CSV, TSV or Parquet table.
+
+    Args:
+        file: Columns query_id, query and item_ids (a list, or text parted by ``|``), and
+            optionally group (default: the query_id) and split (default: the builder decides).
+
+    Raises:
+        DataError: If the file cannot be read, lacks a column, or names another split.
+    """
+    with reading(str(file)):
+        frame = _scan(file, all_text=True).collect()
+    require_columns(str(file), frame.columns, ("query_id", "query", "item_ids"))
+    queries = []
+    for number, row in enumerate(frame.iter_rows(named=True), start=1):
+        split = cast('Split | Literal[""]', row.get("split") or "")
+        if split not in ("", *SPLITS):
+            raise DataError(
+                f"{file} row {number}: split '{split}' is none of {', '.join(SPLITS)}; correct it "
+                "or leave it empty."
+            )
+        answers = row["item_ids"]
+        answers = answers.split("|") if isinstance(answers, str) else answers or ()
+        query_id = str(row["query_id"])
+        queries.append(
+            RawQuery(
+                query_id,
+                row["query"] or "",
+                tuple(str(answer).strip() for answer in answers if str(answer).strip()),
+                str(row.get("group") or query_id),
+                split,
+                file.stem,
+            )
+        )
+    return queries
 
 
 def _read_items(file: Path) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,29 @@ def test_wrong_usage_exits_with_code_2(capsys):
         prepare("movielens", "--source", "x")
     assert end.value.code == 2
     assert "out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["synthetic", "--out", "o", "--itms", "5"], r"--itms 5; did you mean 'items'\?"),
+        (["synthetic", "--config", "c.yaml"], r"itms.*; did you mean 'items'\?"),
+        (["table", "--items", "a"], r"required: .*interactions"),
+        (["movielenz"], r"movielenz"),
+        (["synthetic", "--out", "o", "--split", "randm"], r"split.*leave_last_out"),
+    ],
+)
+def test_misspelt_option_is_one_line_with_the_nearest(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("out: o\nitms: 5\n")
+    with pytest.raises(SystemExit) as end:
+        prepare(*arguments)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(message, said)
 
 
 def test_summary_is_a_table_on_a_terminal(monkeypatch, capsys, movies, tmp_path):

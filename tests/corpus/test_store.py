@@ -1,3 +1,4 @@
+import errno
 import json
 import pickle
 import shutil
@@ -9,7 +10,7 @@ import pytest
 
 from sidrec.corpus import derived
 from sidrec.corpus.store import Corpus
-from sidrec.errors import DataError
+from sidrec.errors import DataError, SidrecError
 from tests.corpus.small import build_small
 
 
@@ -138,3 +139,21 @@ def test_other_schema_version_and_no_corpus_are_refused(folder, tmp_path):
 def test_corpus_without_queries_opens(tmp_path):
     build_small(tmp_path / "out", queries=[])
     assert len(Corpus.load(tmp_path / "out").queries) == 0
+
+
+def test_full_disk_under_the_copies_is_one_line_and_leaves_nothing(folder, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(derived, "_write_stream", full)
+    with pytest.raises(SidrecError, match=r"cannot be written: No space left on device; free"):
+        Corpus.load(folder)
+    assert [path for path in (folder / ".cache").rglob("*") if path.is_file()] == []
+
+
+def test_nowhere_to_write_the_copies_is_one_line(folder, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("SIDREC_CACHE", str(tmp_path / "cache"))
+    (folder / ".cache").write_text("no folder")
+    with pytest.raises(SidrecError, match=r"set SIDREC_CACHE to a folder"):
+        Corpus.load(folder)

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from sidrec.corpus.build import build_corpus
+from sidrec.corpus.raw import RawQuery
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.corpus.store import Corpus
-from sidrec.corpus.table import read_table
+from sidrec.corpus.table import read_query_table, read_table
 from sidrec.errors import DataError
 from tests.corpus.small import SETTINGS
 
@@ -157,14 +158,37 @@ def test_damaged_line_of_json_is_named(tmp_path):
         read_table(items, interactions)
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_queries_may_be_a_table(tmp_path, ending):
+    frame = pl.DataFrame(
+        {
+            "query_id": ["q1", "q2"],
+            "query": ["sticks well", "roll"],
+            "item_ids": ["007| b", "b"],
+            "split": ["test", None],
+        }
+    )
+    if ending == "parquet":
+        frame = frame.with_columns(item_ids=pl.Series([["007", "b"], ["b"]]))
+    WRITERS[ending](frame, tmp_path / f"mine.{ending}")
+    assert read_query_table(tmp_path / f"mine.{ending}") == [
+        RawQuery("q1", "sticks well", ("007", "b"), "q1", "test", "mine"),
+        RawQuery("q2", "roll", ("b",), "q2", "", "mine"),
+    ]
+    WRITERS[ending](frame.with_columns(split=pl.lit("dev")), tmp_path / f"bad.{ending}")
+    with pytest.raises(DataError, match=r"bad\.\w+ row 1: split 'dev' is none of train"):
+        read_query_table(tmp_path / f"bad.{ending}")
+
+
 @needs_data
 def test_second_domain_from_end_to_end(tmp_path):
     listed = json.loads((INDUSTRIAL / "Industrial_and_Scientific.item.json").read_text())
     items = pl.DataFrame([{"item_id": key, **value} for key, value in listed.items()])
-    histories = []  # of items, the target last
     with (INDUSTRIAL / "Industrial_and_Scientific.test.csv").open() as stream:
-        for row in csv.DictReader(stream):
-            histories.append([*ast.literal_eval(row["history_item_id"]), int(row["item_id"])])
+        histories = [
+            [*ast.literal_eval(row["history_item_id"]), int(row["item_id"])]
+            for row in csv.DictReader(stream)
+        ]
     rows = [
         (f"line {line}", str(item), moment)
         for line, history in enumerate(histories)
