@@ -111,5 +111,6 @@ def _padded(rows: list[list[int]], padding: int) -> TextTokens:
 
 
 def autocast_of(tower: TextTower, bf16: bool) -> AbstractContextManager[object]:
+    """Return bfloat16 autocast on the tower's device, or nothing when ``bf16`` is off."""
     device = next(tower.parameters()).device.type
     return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from sidrec.corpus.derived import derived_folder
-from sidrec.corpus.leakage import check_train_only
+from sidrec.corpus.leakage import check_train_only, check_train_queries_only
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.batches import BatchNumber, PairBatches, PairBatchSampler, the_only
@@ -188,6 +188,7 @@ class PairDataModule(L.LightningDataModule):
     def _pairs(self) -> tuple[QueryItemPairs | None, ItemItemPairs | None]:
         query_item = item_item = None
         if self.shares[0] > 0:
+            check_train_queries_only(self.corpus, train_query_rows(self.corpus), "query-item pairs")
             query_item = query_item_pairs(self.corpus, rows=self.query_rows)
             if not len(query_item):
                 raise DataError(

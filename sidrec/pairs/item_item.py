@@ -100,8 +100,6 @@ def item_item_pairs(
     """
     if window < 1 or cap < 1:
         raise ConfigError(f"window and cap must be 1 or more, got {window} and {cap}.")
-    if weighting not in ("uniform", "inverse_distance"):
-        raise ConfigError(f"weighting must be uniform or inverse_distance, got '{weighting}'.")
     lengths = np.diff(interactions.user_starts)
     slots = np.where(lengths > 1, np.minimum(lengths, cap), 0)
     row_starts = np.zeros(len(slots) + 1, dtype=np.int64)
@@ -116,8 +114,10 @@ def log_popularity(interactions: Interactions, num_items: int) -> Float32[np.nda
     for first in range(0, len(items), at_once):
         counts += np.bincount(items[first : first + at_once], minlength=num_items)
     with np.errstate(divide="ignore"):
-        share: Float64[np.ndarray, " item"] = np.log(counts / max(1, counts.sum()))
-    return share.astype(np.float32)
+        share: Float32[np.ndarray, " item"] = np.log(
+            counts / max(1, counts.sum()), dtype=np.float64
+        ).astype(np.float32)
+    return share
 
 
 def _draw_column(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from sidrec.corpus.store import Corpus
-from sidrec.errors import ConfigError, DataError
+from sidrec.errors import DataError
 from sidrec.pairs.permutation import key_of, uniform
 
 _ROWS_AT_ONCE = 65_536
@@ -43,8 +43,6 @@ class QueryItemPairs:
     rows: Literal["query", "pair"]
 
     def __post_init__(self) -> None:
-        if self.rows not in ("query", "pair"):
-            raise ConfigError(f"query_rows must be 'query' or 'pair', got '{self.rows}'.")
         empty = np.flatnonzero(np.diff(self.item_starts) == 0)
         if empty.size:
             raise DataError(

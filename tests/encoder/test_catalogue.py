@@ -1,0 +1,60 @@
+import torch
+
+from sidrec.encoder.catalogue import (
+    encode_catalogue,
+    encode_over_ranks,
+    encode_texts,
+    encoder_hash,
+)
+from sidrec.encoder.tower import TextTower
+from tests.ranks import run_on_ranks
+
+SIZES = {"max_tokens": 20, "batch_size": 7}
+
+
+def load(encoder):
+    return TextTower(encoder, revision=None, dropout=None, length_groups=1)
+
+
+def test_row_by_row_the_same_as_one_text_at_a_time(encoder, corpus):
+    tower, texts = load(encoder), corpus.item_texts()[:15]
+    found = encode_texts(tower, texts, **SIZES)
+    assert tower.training  # as before
+    tower.eval()
+    alone = torch.cat([tower(tower.tokenize([text], max_tokens=20)) for text in texts])
+    torch.testing.assert_close(found, alone.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_no_texts(encoder):
+    assert encode_texts(load(encoder), [], **SIZES).shape == (0, 16)
+
+
+def test_catalogue_carries_its_origin(encoder, corpus):
+    tower = load(encoder)
+    found = encode_catalogue(tower, corpus, **SIZES)
+    assert found.vectors.shape == (corpus.num_items, 16)
+    assert found.corpus_fingerprint == corpus.fingerprint
+    assert found.encoder_hash == encoder_hash(tower)
+
+
+def test_hash_sees_every_weight(encoder):
+    tower = load(encoder)
+    before = encoder_hash(tower)
+    assert encoder_hash(load(encoder)) == before
+    tower.model.embeddings.LayerNorm.bias.data[3] += 1e-6
+    assert encoder_hash(tower) != before
+
+
+def encode_own_share(rank, world_size, tmp_path):
+    folder, texts = torch.load(tmp_path / "input.pt")
+    torch.save(encode_over_ranks(load(folder), texts, **SIZES), tmp_path / f"{rank}.pt")
+
+
+def test_any_number_of_ranks_gives_the_same(encoder, corpus, tmp_path):
+    texts = corpus.item_texts()[:11]
+    torch.save((encoder, texts), tmp_path / "input.pt")
+    run_on_ranks(encode_own_share, tmp_path)
+    expected = encode_texts(load(encoder), texts, **SIZES)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,93 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sidrec.corpus.store import Interactions
+from sidrec.errors import ConfigError
+from sidrec.pairs.item_item import item_item_pairs, log_popularity
+
+
+def histories(*items_of_users):
+    lengths = [len(items) for items in items_of_users]
+    return Interactions(
+        np.repeat(np.arange(len(lengths)), lengths),
+        np.concatenate([np.array(items, dtype=np.int64) for items in items_of_users]),
+        np.concatenate([np.arange(n) for n in lengths]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
+
+
+def lay(interactions, window=2, cap=100, weighting="uniform"):
+    return item_item_pairs(interactions, window=window, cap=cap, weighting=weighting)
+
+
+def test_rows_and_known_positives_by_hand():
+    pairs = lay(histories([7], [0, 1, 2, 3], [5, 6]), window=1)
+    assert len(pairs) == 6  # a history of one item gives no pair
+    drawn = pairs.draw(np.arange(6), seed=0, epoch=0)
+    assert drawn.left.tolist() == [0, 1, 2, 3, 5, 6]
+    assert [sorted(set(row) - {-1}) for row in drawn.known_positives.tolist()] == [
+        [0, 1],
+        [0, 1, 2],
+        [1, 2, 3],
+        [2, 3],
+        [5, 6],
+        [5, 6],
+    ]
+    assert drawn.right_item[[0, 3, 4, 5]].tolist() == [1, 2, 6, 5]
+    assert drawn.right_item[1] in (0, 2)
+
+
+def test_partners_never_leave_user_or_window():
+    pairs = lay(histories(range(10), range(100, 130)), window=3)
+    for epoch in range(20):
+        drawn = pairs.draw(np.arange(len(pairs)), seed=4, epoch=epoch)
+        distance = np.abs(drawn.left - drawn.right_item)
+        assert distance.min() >= 1
+        assert distance.max() <= 3
+        assert ((drawn.left < 10) == (drawn.right_item < 10)).all()
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [("uniform", [0.25, 0.25, 0.25, 0.25]), ("inverse_distance", [1 / 6, 1 / 3, 1 / 3, 1 / 6])],
+)
+def test_weighting(weighting, expected):
+    pairs = lay(histories([0, 1, 2, 3, 4]), weighting=weighting)
+    drawn = [pairs.draw(np.array([2]), seed=0, epoch=e).right_item[0] for e in range(3000)]
+    counts = Counter(drawn)
+    np.testing.assert_allclose([counts[i] / 3000 for i in (0, 1, 3, 4)], expected, atol=0.04)
+
+
+def test_long_histories_give_cap_anchors_spread_over_them():
+    pairs = lay(histories(range(1000), range(2000, 2003)), cap=10)
+    assert len(pairs) == 13
+    first, second = (pairs.draw(np.arange(13), seed=0, epoch=e).left for e in (0, 1))
+    assert (first[:10] // 100).tolist() == list(range(10))  # one from each tenth
+    assert (first[:10] != second[:10]).any()
+    assert first[10:].tolist() == [2000, 2001, 2002]
+
+
+def test_an_item_is_no_partner_of_itself_when_others_are_near():
+    pairs = lay(histories([1, 1, 2], [9, 9]), window=1)
+    drawn = [pairs.draw(np.arange(5), seed=0, epoch=e).right_item.tolist() for e in range(30)]
+    assert {row[1] for row in drawn} == {2}
+    assert {row[3] for row in drawn} == {9}  # nothing else around
+
+
+def test_a_draw_does_not_depend_on_the_batch_around_it():
+    pairs = lay(histories(range(50)), cap=20)
+    whole = pairs.draw(np.arange(20), seed=1, epoch=3)
+    part = pairs.draw(np.array([13, 2]), seed=1, epoch=3)
+    assert part.right_item.tolist() == whole.right_item[[13, 2]].tolist()
+
+
+def test_popularity_by_hand():
+    share = np.exp(log_popularity(histories([0, 1, 1], [1]), 3))
+    np.testing.assert_allclose(share, [0.25, 0.75, 0], atol=1e-7)
+
+
+def test_refusals():
+    with pytest.raises(ConfigError, match="window and cap must be 1 or more, got 0 and 5"):
+        lay(histories([1, 2]), window=0, cap=5)
