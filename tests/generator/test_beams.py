@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError
 from sidrec.generator.allowed import OnlyItems
-from sidrec.generator.beams import beam_search, search_allowed
+from sidrec.generator.beams import beam_search, best_columns, search_allowed
 from sidrec.generator.trie import SemanticIdTrie, pack
 from sidrec.types import SemanticIdTable
 from tests.generator.catalogues import TableSteps, catalogues, exhaustive, table_of, unhurried
@@ -179,8 +179,15 @@ def test_nan_never_wins():
     steps = TableSteps((2,), 1)
     steps.by_prefix = [torch.tensor([[[float("nan"), -4.0]]])]
     trie = SemanticIdTrie.from_table(table, None)
-    found = beam_search(steps, trie, num_beams=2, top_k=2, excluded=NOTHING)
-    assert found.ranked.items.tolist() == [[1, -1]]
+    for width, expected in ((1, [[1]]), (2, [[1, -1]])):
+        found = beam_search(steps, trie, num_beams=width, top_k=width, excluded=NOTHING)
+        assert found.ranked.items.tolist() == expected
+
+
+def test_best_columns_breaks_ties_by_column():
+    candidates = torch.tensor([[-1.0, -0.0, 0.0, float("-inf")], [2.0, -3.0, 2.0, 2.0]])
+    assert best_columns(candidates, 1).tolist() == [[1], [0]]
+    assert best_columns(candidates, 3).tolist() == [[0, 1, 2], [0, 2, 3]]
 
 
 @pytest.mark.parametrize(("num_beams", "top_k"), [(3, 4), (0, 0)])

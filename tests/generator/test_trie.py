@@ -82,6 +82,13 @@ def test_allowed_items_count_and_find(catalogue, data):
             assert found[row].tolist() == positions
 
 
+def test_ended_beam_has_no_children():
+    table = SemanticIdTable(torch.tensor([[1, 0], [1, 1]]), (2, 2))
+    trie = SemanticIdTrie.from_table(table, None)
+    ended = torch.zeros((1, 1), dtype=torch.int32)
+    assert trie.child_bounds(ended, ended, level=1).tolist() == [[[0, 0, 0]]]
+
+
 def test_rank_of_a_semantic_id():
     table = SemanticIdTable(torch.tensor([[0], [2], [2], [1]]), (3,))
     trie = SemanticIdTrie.from_table(table, None)
