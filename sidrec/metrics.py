@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sidrec.types import TASKS, Task
 
-_CHUNK = 4096  # requests looked at together
+_CHUNK = 1024  # requests looked at together
+_DEEPEST = 30  # ranks that any figure looks at
 _HEAD_FRACTION = 0.01
 
 
@@ -52,7 +53,7 @@ def hits(
         relevant: Distinct item_index of the right answers; -1 pads.
     """
     same = (items[:, :, None] == relevant[:, None, :]) & (relevant >= 0)[:, None, :]
-    return (same & (same.cumsum(dim=1) == 1)).any(dim=2)
+    return (same & (same.cumsum(dim=1, dtype=torch.int16) == 1)).any(dim=2)
 
 
 def recall_at_k(
@@ -139,7 +140,7 @@ def _task(predictions: list[Prediction], popularity: Int[Tensor, " item"]) -> Fi
     asked = [one for one in predictions if one.relevant]
     for start in range(0, len(asked), _CHUNK):
         chunk = asked[start : start + _CHUNK]
-        items = _padded([one.items for one in chunk])
+        items = _padded([one.items[:_DEEPEST] for one in chunk])
         relevant = _padded([tuple(dict.fromkeys(one.relevant)) for one in chunk])
         parts = _whole(items, relevant) | _parts(items, relevant, popularity, head)
         parts |= _semantic_ids(chunk)
