@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -189,7 +190,7 @@ class SemanticIdBundle:
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @cached_property
-    def _sorted_codes(self) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    def _sorted_codes(self) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any]]:
         columns = list(self.table.codes.numpy().T)
         order = np.lexsort(columns[::-1])
         return [column[order] for column in columns], order

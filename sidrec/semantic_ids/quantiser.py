@@ -1,12 +1,13 @@
 """What every way of making codes offers: a quantiser is fitted once and then only encodes."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class FittedQuantiser(Protocol):
     """Codebooks, fixed: vectors to codes and back. Nothing here talks to other ranks."""
 

@@ -101,7 +101,8 @@ def _from_parquet(source: Path) -> tuple[Tensor, list[str] | None, list[str] | N
 
 def _matrix(column: pa.ChunkedArray, source: Path) -> Float[Tensor, "item dim"]:
     lists = column.combine_chunks()
-    if not pa.types.is_list(lists.type) and not pa.types.is_fixed_size_list(lists.type):
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_kind(lists.type) for is_kind in kinds):
         raise DataError(f"{source}: the vector column has type {lists.type}, expected lists.")
     lengths = np.array(lists.value_lengths().fill_null(0), dtype=np.int64)
     wrong = np.flatnonzero(lengths != lengths[:1])

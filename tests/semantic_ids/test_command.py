@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sidrec.errors import ConfigError, DataError, RunError
+from sidrec.run_directory import RunDirectory
+from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.command import main
+from sidrec.semantic_ids.vector_file import read_vector_file
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "ids"
+SMALL = ["--quantiser.codebook_sizes=[16, 16]", "--quantiser.num_iterations=3"]
+
+
+@pytest.fixture
+def vectors():
+    return torch.randn(200, 8)
+
+
+def write_npy(vectors, folder):
+    np.save(folder / "vectors.npy", vectors.numpy())
+    return folder / "vectors.npy"
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "collisions"),
+    [("default", (16, 16), 0), ("paper", (16, 16), 1), ("tiger", (16, 16, 256), 0)],
+)
+def test_shipped_configs_make_bundles(vectors, tmp_path, capsys, name, sizes, collisions):
+    file = write_npy(vectors, tmp_path)
+    out = tmp_path / "ids"
+    config = f"--config={CONFIGS / name}.yaml"
+    main([f"--embeddings={file}", config, f"--out={out}", *SMALL])
+    bundle = SemanticIdBundle.load(out)
+    assert bundle.table.codebook_sizes == sizes
+    assert (bundle.quality["ids/collision_rate"] > 0) == collisions
+    assert bundle.source == {"file": "vectors.npy"}
+    assert "perplexity" in capsys.readouterr().out
+    assert bundle.items_of(bundle.semantic_id_of("17")).count("17") == 1
+
+
+def test_from_a_finished_run(vectors, tmp_path, capsys):
+    file = write_npy(vectors, tmp_path)
+    config = f"--config={CONFIGS / 'default.yaml'}"
+    run = RunDirectory(tmp_path / "enc")
+    main([f"--embeddings={file}", config, f"--out={run.semantic_ids}", *SMALL])
+    again = ["--from", str(run.root), config, f"--out={tmp_path / 'again'}", *SMALL]
+    with pytest.raises(RunError, match="not a finished run"):
+        main(again)
+    run.write_manifest(state="finished", stage="encoder")
+    run.best_checkpoint.parent.mkdir()
+    run.best_checkpoint.touch()
+    main(again)
+    first, second = (
+        SemanticIdBundle.load(run.semantic_ids),
+        SemanticIdBundle.load(tmp_path / "again"),
+    )
+    assert first.hash == second.hash
+    assert capsys.readouterr().out.count("written:") == 2
+
+
+def test_sources_are_refused_when_none_or_two_or_missing(tmp_path):
+    rest = [f"--config={CONFIGS / 'default.yaml'}", f"--out={tmp_path / 'ids'}"]
+    with pytest.raises(ConfigError, match="either --from RUN or --embeddings FILE"):
+        main(rest)
+    with pytest.raises(ConfigError, match="either --from"):
+        main([*rest, "--from=a", "--embeddings=b"])
+    with pytest.raises(RunError, match="does not exist"):
+        main([*rest, f"--from={tmp_path / 'nothing'}"])
+    with pytest.raises(DataError, match=r"b\.npy does not exist"):
+        main([*rest, "--embeddings=b.npy"])
+    assert not (tmp_path / "ids").exists()
+
+
+def test_a_catalogue_smaller_than_the_codebook_is_refused(vectors, tmp_path):
+    file = write_npy(vectors, tmp_path)
+    rest = [f"--config={CONFIGS / 'default.yaml'}", f"--out={tmp_path / 'ids'}"]
+    with pytest.raises(ConfigError, match="200 items, fewer than the 256 codes"):
+        main([*rest, f"--embeddings={file}"])
+    main([*rest, f"--embeddings={file}", "--quantiser.shrink=true"])
+    facts = json.loads((tmp_path / "ids" / "semantic_ids.json").read_text())
+    assert facts["codebook_sizes"] == [200, 200, 200]
+
+
+def test_a_misspelt_key_ends_with_code_2(vectors, tmp_path, capsys):
+    file = write_npy(vectors, tmp_path)
+    config = f"--config={CONFIGS / 'default.yaml'}"
+    with pytest.raises(SystemExit) as stop:
+        main([f"--embeddings={file}", config, f"--out={tmp_path / 'x'}", "--quantiser.codebok=1"])
+    assert stop.value.code == 2
+    assert "codebok" in capsys.readouterr().err
+
+
+def test_all_file_types_give_the_same_vectors(vectors, tmp_path):
+    npy = read_vector_file(write_npy(vectors, tmp_path))
+    save_file({"embeddings": vectors, "other": vectors * 2}, tmp_path / "v.safetensors")
+    tensors = read_vector_file(tmp_path / "v.safetensors")
+    ids = [f"id{row}" for row in range(200)]
+    table = pl.DataFrame({"item_id": ids, "embedding": vectors.tolist(), "title": ["T"] * 200})
+    table.write_parquet(tmp_path / "v.parquet")
+    parquet = read_vector_file(tmp_path / "v.parquet")
+    for found in (npy, tensors, parquet):
+        torch.testing.assert_close(found.embeddings.vectors, vectors)
+        assert found.embeddings.encoder_hash == "external"
+    assert (npy.item_ids[3], npy.titles[3]) == ("3", "")
+    assert (parquet.item_ids[3], parquet.titles[3]) == ("id3", "T")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(vectors, tmp_path, dtype):
+    save_file({"embeddings": vectors.to(dtype)}, tmp_path / "v.safetensors")
+    found = read_vector_file(tmp_path / "v.safetensors").embeddings.vectors
+    assert torch.equal(found, vectors.to(dtype).float())
+
+
+def _not_finite(folder):
+    np.save(folder / "x.npy", np.array([[1.0, 2.0], [np.nan, 1.0]], dtype=np.float32))
+    return folder / "x.npy"
+
+
+def _flat(folder):
+    np.save(folder / "x.npy", np.zeros(3, dtype=np.float32))
+    return folder / "x.npy"
+
+
+def _whole_numbers(folder):
+    np.save(folder / "x.npy", np.zeros((3, 2), dtype=np.int64))
+    return folder / "x.npy"
+
+
+def _garbage(folder):
+    (folder / "x.npy").write_bytes(b"no array")
+    return folder / "x.npy"
+
+
+def _two_tensors(folder):
+    save_file({"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def _ragged(folder):
+    pl.DataFrame({"embedding": [[1.0, 2.0], [1.0]]}).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _no_column(folder):
+    pl.DataFrame({"a": [1]}).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _csv(folder):
+    (folder / "x.csv").write_text("1,2")
+    return folder / "x.csv"
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_not_finite, r"hold NaN or infinity \(first: item_index \[1\]\)"),
+        (_flat, r"has shape \(3,\), expected \[items, dimensions\]"),
+        (_whole_numbers, "holds torch.int64, expected floating-point"),
+        (_garbage, "is no NumPy array"),
+        (_two_tensors, r"holds tensors \['a', 'b'\]; expected one 2-D tensor named 'embeddings'"),
+        (_ragged, "row 1: vector of width 1, expected 2"),
+        (_no_column, "expected a list column 'embedding'"),
+        (_csv, "has type '.csv', expected .npy, .safetensors or .parquet"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, write, message):
+    with pytest.raises(DataError, match=message):
+        read_vector_file(write(tmp_path))

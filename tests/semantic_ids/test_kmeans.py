@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+
+from sidrec.semantic_ids.kmeans import k_means, nearest
+from sidrec.semantic_ids.rows import Rows, block_of_rank, grid_unit
+from sidrec.semantic_ids.starts import plus_plus_start, progressive_start, uniform_sample
+
+
+def rows_of(vectors):
+    return Rows(lambda a, b: vectors[a:b], len(vectors), vectors.shape[1])
+
+
+def test_two_clusters_on_a_line_by_hand():
+    rows = rows_of(torch.tensor([[0.0], [2.0], [10.0], [14.0]]))
+    result = k_means(rows, torch.tensor([[0.0], [2.0]]), num_iterations=10, tolerance=0.0)
+    assert result.centroids.flatten().tolist() == [1.0, 12.0]
+    # 0 | 2 10 14 -> (0 + 0 + 64 + 144) / 4, then 0 2 | 10 14 around 0 and 26/3, then around 1, 12
+    first, *_, last = result.objectives
+    assert first == pytest.approx(52.0)
+    assert last == pytest.approx((1 + 1 + 4 + 4) / 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_objective_never_rises(seed):
+    vectors = torch.randn(500, 6, generator=torch.Generator().manual_seed(seed))
+    result = k_means(rows_of(vectors), vectors[:40].clone(), num_iterations=30, tolerance=0.0)
+    rises = [b - a for a, b in zip(result.objectives, result.objectives[1:], strict=False)]
+    assert len(rises) > 3
+    assert max(rises) <= 1e-6 * result.objectives[0]
+
+
+def test_codes_that_nobody_chose_move_to_the_farthest_rows():
+    vectors = torch.tensor([[0.0], [0.1], [5.0], [9.0]])
+    start = torch.tensor([[0.0], [100.0], [200.0]])
+    result = k_means(rows_of(vectors), start, num_iterations=20, tolerance=0.0)
+    assert sorted(result.centroids.flatten().tolist()) == pytest.approx([0.05, 5.0, 9.0], abs=1e-5)
+
+
+def test_tolerance_stops_earlier():
+    vectors = torch.randn(500, 6)
+    runs = [
+        len(k_means(rows_of(vectors), vectors[:20], num_iterations=50, tolerance=t).objectives)
+        for t in (0.0, 0.05)
+    ]
+    assert runs[1] < runs[0]
+
+
+def test_nearest_takes_the_lowest_code_on_ties():
+    distances, codes = nearest(torch.tensor([[1.0]]), torch.tensor([[0.0], [2.0], [0.0]]))
+    assert (distances.tolist(), codes.tolist()) == ([1.0], [0])
+
+
+def test_sums_on_the_grid_do_not_depend_on_order():
+    vectors = torch.randn(9000, 3) * torch.logspace(-4, 4, 3)
+    chunk = torch.cat(list(rows_of(vectors).chunks())).double()
+    order = torch.randperm(9000)
+    assert torch.equal(chunk.sum(dim=0), chunk[order].sum(dim=0))
+    torch.testing.assert_close(chunk.float(), vectors, atol=1e4 * 2**-21, rtol=0)
+
+
+@pytest.mark.parametrize("largest", [1e-20, 0.3, 1.0, 7e8])
+def test_grid_unit_is_a_power_of_two_of_the_right_size(largest):
+    unit = grid_unit(largest, 23)
+    assert math.frexp(unit)[0] == 0.5
+    assert 2**22 <= largest / unit <= 2**23
+
+
+def test_take_returns_rows_in_order():
+    vectors = torch.arange(10_000.0).unsqueeze(1)
+    taken = rows_of(vectors).take(torch.tensor([0, 4095, 4096, 9999]))
+    assert taken.flatten().tolist() == pytest.approx([0, 4095, 4096, 9999], abs=0.01)
+
+
+def test_one_rank_holds_all_rows():
+    assert block_of_rank(5000) == (0, 5000)
+
+
+@pytest.mark.parametrize("start", [plus_plus_start, progressive_start])
+def test_starts_find_separated_clusters(start):
+    centres = torch.diag(torch.tensor([50.0, 80.0, 120.0, 170.0, 240.0, 330.0]))
+    vectors = (centres.repeat(50, 1) + torch.randn(300, 6)).float()
+    found = start(vectors, num_codes=6, generator=torch.Generator().manual_seed(1))
+    result = k_means(rows_of(vectors), found, num_iterations=10, tolerance=0.0)
+    assert result.objectives[-1] < 2 * 6
+    assert nearest(centres, result.centroids)[1].unique().numel() == 6
+
+
+@pytest.mark.parametrize("start", [plus_plus_start, progressive_start])
+def test_starts_survive_fewer_distinct_rows_than_codes(start):
+    vectors = torch.ones(8, 3)
+    found = start(vectors, num_codes=4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found, torch.ones(4, 3))
+
+
+def test_sample_has_no_row_twice():
+    vectors = torch.arange(100.0).unsqueeze(1)
+    sample = uniform_sample(
+        rows_of(vectors), sample_rows=60, generator=torch.Generator().manual_seed(1)
+    )
+    assert sample.flatten().round().unique().numel() == 60
