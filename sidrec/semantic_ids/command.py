@@ -1,13 +1,16 @@
 """``sidrec ids``: make Semantic IDs again from stored embeddings, without training."""
 
+import inspect
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from jsonargparse import ArgumentParser
 
 from sidrec.errors import ConfigError, RunError
 from sidrec.run_directory import RunDirectory
+from sidrec.run_source import with_suggestion
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.maker import make_semantic_ids
@@ -16,9 +19,22 @@ from sidrec.semantic_ids.report import quality_table
 from sidrec.semantic_ids.vector_file import NamedVectors, read_vector_file
 
 
+class IdsParser(ArgumentParser):
+    """Parser whose error is one line that names the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with code 2."""
+        del ex
+        parts = (*Quantiser.__subclasses__(), *CollisionPolicy.__subclasses__())
+        valid = [name for part in parts for name in inspect.signature(part).parameters]
+        valid += [action.dest for action in self._actions]
+        sys.stderr.write(f"sidrec ids: {with_suggestion(message, valid)}\n")
+        sys.exit(ConfigError.exit_code)
+
+
 def main(args: list[str]) -> None:
     """Run ``sidrec ids`` with the words after the command's name."""
-    parser = ArgumentParser(
+    parser = IdsParser(
         prog="sidrec ids",
         description="Make Semantic IDs from stored embeddings, with any quantiser and policy.",
     )

@@ -91,9 +91,18 @@ def test_a_misspelt_key_ends_with_code_2(vectors, tmp_path, capsys):
     file = write_npy(vectors, tmp_path)
     config = f"--config={CONFIGS / 'default.yaml'}"
     with pytest.raises(SystemExit) as stop:
-        main([f"--embeddings={file}", config, f"--out={tmp_path / 'x'}", "--quantiser.codebok=1"])
+        main(
+            [
+                f"--embeddings={file}",
+                config,
+                f"--out={tmp_path / 'x'}",
+                "--quantiser.codebok_sizes=1",
+            ]
+        )
     assert stop.value.code == 2
-    assert "codebok" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "codebok_sizes" in line
+    assert line.endswith("Did you mean 'codebook_sizes'?")
 
 
 def test_all_file_types_give_the_same_vectors(vectors, tmp_path):
