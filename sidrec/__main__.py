@@ -1,0 +1,5 @@
+"""``python -m sidrec`` is ``sidrec``."""
+
+from sidrec.main import main
+
+main()

@@ -1,0 +1,201 @@
+"""From a request to the positions that T5's encoder reads."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from sidrec.encoder.tower import TextTower, mean_pool
+from sidrec.errors import ConfigError
+from sidrec.generator.batches import GeneratorBatch
+from sidrec.generator.text_states import TextStates
+from sidrec.generator.vocabulary import CodeVocabulary
+from sidrec.types import Task, TextTokens
+
+TextInput = Literal["tokens", "encoder_states"]
+HistoryInput = Literal["codes", "items"]
+Positions = tuple[Float[Tensor, "request position dim"], Bool[Tensor, "request position"]]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSettings:
+    """How requests become positions.
+
+    Attributes:
+        search_prompt: Template with ``{query}``.
+        recommendation_prompt: Template with ``{history}``.
+        text_input: ``tokens``: T5's own tokens of the query; ``encoder_states``: what the trained
+            bi-encoder makes of the query, one position for its embedding, one for each token.
+        history_input: ``codes``: every code of every item is a position (TIGER); ``items``: an
+            item is one position, the sum of its codes' embeddings, its projected bi-encoder
+            embedding and an embedding of how long ago it was.
+        max_query_tokens: Longer queries are cut.
+        max_history_items: Only the most recent items are read.
+        query_token_dropout: Probability in training that a query token is not seen.
+
+    Raises:
+        ConfigError: If a template lacks its place holder.
+    """
+
+    search_prompt: str
+    recommendation_prompt: str
+    text_input: TextInput
+    history_input: HistoryInput
+    max_query_tokens: int
+    max_history_items: int
+    query_token_dropout: float
+
+    def __post_init__(self) -> None:
+        for name, holder in (("search_prompt", "{query}"), ("recommendation_prompt", "{history}")):
+            template = getattr(self, name)
+            if template.count(holder) != 1:
+                raise ConfigError(f"model.{name} must hold {holder} once, got '{template}'.")
+
+    def around(self, task: Task) -> tuple[str, str]:
+        """Return the text before and after the place holder."""
+        if task == "search":
+            before, after = self.search_prompt.split("{query}")
+        else:
+            before, after = self.recommendation_prompt.split("{history}")
+        return before, after
+
+
+class RequestEmbedder(nn.Module):
+    """Turn a batch of requests into embeddings for T5's encoder.
+
+    Args:
+        settings: How.
+        tokens: T5's input embedding, shared with T5.
+        tokenizer: T5's tokenizer.
+        vocabulary: Tokens of the codes.
+        codes: Semantic ID of every item.
+        item_vectors: Bi-encoder embedding of every item.
+        tower: The bi-encoder's tower, frozen; needed for ``encoder_states``.
+    """
+
+    codes: Tensor
+    item_vectors: Tensor
+
+    def __init__(
+        self,
+        settings: InputSettings,
+        tokens: nn.Embedding,
+        tokenizer: Tokenizer,
+        vocabulary: CodeVocabulary,
+        codes: Int[Tensor, "item level"],
+        item_vectors: Float[Tensor, "item dim"],
+        tower: TextTower | None,
+    ) -> None:
+        super().__init__()
+        self.settings, self.tokenizer, self.vocabulary = settings, tokenizer, vocabulary
+        self._shared: tuple[nn.Embedding, TextTower | None] = (tokens, tower)  # owned elsewhere
+        self.states: TextStates | None = None
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("item_vectors", item_vectors, persistent=False)
+        width, dim = tokens.embedding_dim, item_vectors.shape[1]
+        if settings.text_input == "encoder_states":
+            self.from_state = nn.Linear(dim, width)
+            self.from_embedding = nn.Linear(dim, width)
+        if settings.history_input == "items":
+            self.from_item = nn.Linear(dim, width)
+            self.recency = nn.Embedding(settings.max_history_items, width)
+        self.norm = nn.LayerNorm(width)
+
+    @property
+    def tower(self) -> TextTower | None:
+        """The frozen bi-encoder; no submodule, so that its weights stay in its own run."""
+        return self._shared[1]
+
+    def forward(self, batch: GeneratorBatch) -> Positions:
+        """Return embeddings and mask; each request's positions stand together, padding last."""
+        inner, seen = self._query(batch) if batch.task == "search" else self._history(batch)
+        parts, masks = [inner], [seen]
+        for text, place in zip(self.settings.around(batch.task), (0, 2), strict=True):
+            part = self._text(text).expand(len(batch), -1, -1)
+            parts.insert(place, part.to(inner.dtype))
+            masks.insert(place, seen.new_ones(part.shape[:2]))
+        return packed(torch.cat(parts, dim=1), torch.cat(masks, dim=1))
+
+    def _query(self, batch: GeneratorBatch) -> Positions:
+        if self.settings.text_input == "tokens":
+            tokens = self._tokenise(batch.texts)
+            return self._embed(tokens.ids), self._thin(tokens.mask)
+        states, mask = self._states(batch)
+        embedding = F.normalize(mean_pool(states, mask), dim=-1)
+        indexed = batch.indexed_item >= 0
+        known = self.item_vectors[batch.indexed_item.clamp(min=0)]
+        embedding = torch.where(indexed[:, None], known, embedding)
+        scale = embedding.shape[1] ** 0.5  # unit vectors → unit variance per dimension
+        first = self.from_embedding(embedding * scale)[:, None]
+        seen = torch.cat([torch.ones_like(mask[:, :1]), self._thin(mask)], dim=1)
+        return self.norm(torch.cat([first, self.from_state(states)], dim=1)), seen
+
+    def _states(
+        self, batch: GeneratorBatch
+    ) -> tuple[Float[Tensor, "text token dim"], Bool[Tensor, "text token"]]:
+        """Return token states; stored ones in training, made now otherwise."""
+        device = self.codes.device
+        if self.states is not None and bool((batch.text_rows >= 0).any()):
+            states, mask = self.states.gather(batch.text_rows)
+            return states.to(device), mask.to(device)
+        tower = self.tower
+        if tower is None:
+            raise ConfigError("text_input encoder_states needs model.encoder_run; give --from.")
+        tower.to(device).eval()
+        tokens = tower.tokenize(batch.texts, max_tokens=self.settings.max_query_tokens)
+        tokens = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
+        with torch.no_grad():
+            states = tower.token_states(tokens)
+        return states.float(), tokens.mask & (batch.indexed_item < 0)[:, None]
+
+    def _history(self, batch: GeneratorBatch) -> Positions:
+        real = batch.history >= 0
+        items = batch.history.clamp(min=0)
+        codes = self._embed(self.vocabulary.tokens_of(self.codes[items]))  # [r, i, level, dim]
+        if self.settings.history_input == "codes":
+            num_levels = codes.shape[2]
+            return codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1)
+        last = real.sum(dim=1, keepdim=True)
+        ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
+        vectors = self.item_vectors[items] * self.item_vectors.shape[1] ** 0.5
+        return self.norm(codes.sum(dim=2) + self.from_item(vectors) + self.recency(ago)), real
+
+    def _thin(self, mask: Bool[Tensor, "request token"]) -> Bool[Tensor, "request token"]:
+        share = self.settings.query_token_dropout
+        if not self.training or share == 0:
+            return mask
+        return mask & (torch.rand(mask.shape, device=mask.device) >= share)
+
+    def _embed(self, ids: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
+        embedded: Tensor = self._shared[0](ids)
+        return embedded
+
+    def _tokenise(self, texts: list[str]) -> TextTokens:
+        rows = [
+            encoding.ids[: self.settings.max_query_tokens]
+            for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        ]
+        width = max([1, *map(len, rows)])
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
+        return TextTokens(ids.to(self.codes.device), mask.to(self.codes.device))
+
+    def _text(self, text: str) -> Float[Tensor, "position dim"]:
+        ids = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        return self._embed(torch.tensor(ids, dtype=torch.long, device=self.codes.device))
+
+
+def packed(
+    states: Float[Tensor, "request position dim"], mask: Bool[Tensor, "request position"]
+) -> Positions:
+    """Move every row's real positions to its front, in their order, and cut common padding.
+
+    T5 sees distances between positions, so a hole would make a request depend on its batch.
+    """
+    order = torch.argsort((~mask).byte(), dim=1, stable=True)
+    order = order[:, : int(mask.sum(dim=1).max())]
+    return torch.take_along_dim(states, order[..., None], dim=1), mask.gather(1, order)

@@ -1,0 +1,86 @@
+"""``sidrec COMMAND``: finds the command, imports only what it needs, turns errors into one line."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+
+from sidrec import __version__
+from sidrec.errors import SidrecError
+
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = {
+    "prepare": ("sidrec.corpus.command", "raw files -> corpus: prepare movielens|table|synthetic"),
+    "fit": ("sidrec.cli", "train the bi-encoder (then make Semantic IDs) or the joint generator"),
+    "ids": ("sidrec.semantic_ids.command", "make Semantic IDs again from stored embeddings"),
+    "validate": ("sidrec.cli", "validation figures of a run"),
+    "test": ("sidrec.cli", "decode the test split: metrics.json and predictions.parquet"),
+    "predict": ("sidrec.cli", "ranked items of the test split, without figures"),
+    "retrieve": ("sidrec.generator.command", "batch inference on your own requests"),
+    "baselines": ("sidrec.comparison.command", "a generator run beside simple baselines"),
+    "doctor": ("sidrec.doctor", "what works on this machine and what does not"),
+}
+_INTERRUPTED = 130  # what shells report for Ctrl-C
+_WRONG_USAGE = 2
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` names; exit with the code that CONTRACT states."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    sys.argv[1:] = arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return
+    if arguments[0] == "--version":
+        sys.stdout.write(f"sidrec {__version__}\n")
+        return
+    try:
+        _command(arguments[0])(arguments[1:])
+    except SidrecError as error:
+        _fail(error, debug=debug, code=error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. Run the same command again to go on.\n")
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        _fail(error, debug=debug, code=1)
+
+
+def _command(name: str) -> Callable[[list[str]], None]:
+    if name not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}."
+        sys.stderr.write(f"sidrec: no command '{name}'; {hint}\n")
+        sys.exit(_WRONG_USAGE)
+    module = import_module(COMMANDS[name][0])
+    if name in LIGHTNING_COMMANDS:
+        return lambda arguments: module.main([name, *arguments])
+    return module.main  # type: ignore[no-any-return]
+
+
+def _fail(error: Exception, *, debug: bool, code: int) -> None:
+    if debug:
+        traceback.print_exception(error)
+    else:
+        text = " ".join(str(error).split()) or "no message; run again with --debug"
+        kind = "" if isinstance(error, SidrecError) else f"{type(error).__name__}: "
+        hint = "" if isinstance(error, SidrecError) else " (--debug shows where)"
+        sys.stderr.write(f"sidrec: {kind}{text}{hint}\n")
+    sys.exit(code)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {what}" for name, (_, what) in COMMANDS.items()]
+    return (
+        "sidrec: Semantic IDs for joint generative search and recommendation\n\n"
+        "usage: sidrec COMMAND [--help] [--debug] ...\n\n" + "\n".join(lines) + "\n\n"
+        "exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 bad data, "
+        "85 preempted and resumable\n"
+    )

@@ -1,0 +1,143 @@
+"""What every training run does beside training: keeps its manifest and says where it is."""
+
+import time
+from typing import Any
+
+import lightning as L
+
+from sidrec.console import say
+from sidrec.distributed import rank_and_world_size
+from sidrec.run_directory import RunDirectory
+
+_LINE_EVERY_S = 10.0
+
+
+class RunManifest(L.Callback):
+    """Keep ``manifest.json`` of the run directory true from start to end.
+
+    Args:
+        run: The run directory; only rank 0 writes.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record what trains on what, before the first step."""
+        corpus = getattr(trainer.datamodule, "corpus", None)
+        self._write(
+            trainer,
+            state="running",
+            stage=getattr(pl_module, "stage", "unknown"),
+            corpus_fingerprint=getattr(corpus, "fingerprint", None),
+            world_size=rank_and_world_size()[1],
+            precision=str(trainer.precision),
+        )
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Record that a person or an error stopped the run."""
+        del pl_module
+        if isinstance(exception, KeyboardInterrupt):
+            self._write(trainer, state="interrupted", at_step=trainer.global_step)
+        else:
+            self._write(trainer, state="failed", error=type(exception).__name__)
+
+    def _write(self, trainer: L.Trainer, **facts: Any) -> None:  # noqa: ANN401
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self.run.write_manifest(**facts)
+
+
+class LastCheckpoint(L.Callback):
+    """Keep the newest state in ``checkpoints/last.ckpt``: every so often, and at the end.
+
+    Args:
+        run: The run directory.
+        every_s: Seconds between two checkpoints, by rank 0's clock.
+    """
+
+    def __init__(self, run: RunDirectory, *, every_s: float) -> None:
+        self.run, self.every_s = run, every_s
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        del trainer, pl_module
+        self.saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        *unused: Any,  # noqa: ANN401
+    ) -> None:
+        """Save when it is time; all ranks at the same step."""
+        del pl_module, unused
+        if trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.every_s):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the state that training ended with."""
+        del pl_module
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.run.last_checkpoint)
+        self.saved_at = time.monotonic()
+
+
+class LineProgress(L.Callback):
+    """Progress for logs: a plain line every ten seconds at most, with the time that is left."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        del pl_module
+        self.started = self.last = time.monotonic()
+        self.first_step = trainer.global_step
+        self.total = total_steps(trainer)
+        if trainer.is_global_zero:
+            say(f"training: step {trainer.global_step:,} of {self.total:,}")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        *unused: Any,  # noqa: ANN401
+    ) -> None:
+        """Print the step, the logged figures and the time that is left."""
+        del pl_module, unused
+        now = time.monotonic()
+        done = trainer.global_step - self.first_step
+        if not trainer.is_global_zero or now - self.last < _LINE_EVERY_S or done < 1:
+            return
+        self.last = now
+        left_s = (now - self.started) / done * (self.total - trainer.global_step)
+        figures = _figures(trainer, prefix="train/")
+        say(
+            f"training: step {trainer.global_step:,} of {self.total:,}, {left_s:.0f} s left{figures}"
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the validation figures."""
+        del pl_module
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            say(f"validation: step {trainer.global_step:,}{_figures(trainer, prefix='val/')}")
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Return the number of optimiser steps of the whole fit.
+
+    Counts the loader itself: ``trainer.estimated_stepping_batches`` may set loaders up too early
+    and lose their state (Lightning issue 20550).
+    """
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        batches = int(trainer.num_training_batches) * trainer.max_epochs
+        limits.append(batches // trainer.accumulate_grad_batches)
+    return min(limits)
+
+
+def _figures(trainer: L.Trainer, *, prefix: str) -> str:
+    chosen = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+    return "".join(f", {key} {float(value):.4f}" for key, value in sorted(chosen.items()))

@@ -1,0 +1,122 @@
+"""From the run directory that a user names to the arguments that a stage needs."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidrec.errors import ConfigError, RunError
+from sidrec.run_directory import RunDirectory
+
+_FLAG = "--from"
+
+
+def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Split ``--from FOLDER`` (or ``--from=FOLDER``) off a command line.
+
+    Returns:
+        The folder, or None when the flag is absent, and the other arguments in their order.
+
+    Raises:
+        ConfigError: If the flag has no value.
+    """
+    rest = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{_FLAG}="):
+            del rest[place]
+            return Path(argument.removeprefix(f"{_FLAG}=")), rest
+        if argument == _FLAG:
+            if place + 1 == len(arguments):
+                raise ConfigError("--from needs the folder of a run, e.g. --from runs/enc.")
+            del rest[place : place + 2]
+            return Path(arguments[place + 1]), rest
+    return None, rest
+
+
+def arguments_from_run(command: str, arguments: list[str]) -> list[str]:
+    """Replace ``--from RUN`` by what the stage reads from that run; explicit flags win.
+
+    ``fit`` (generator) takes the run's corpus, its Semantic IDs and its encoder; the other
+    commands take the run's own resolved configuration.
+
+    Raises:
+        RunError: If the run is missing, unfinished, or made by the wrong stage.
+    """
+    source, rest = take_from(arguments)
+    if source is None:
+        return rest
+    run = RunDirectory(source)
+    run.finished_checkpoint()
+    if command != "fit":
+        return ["--config", str(run.config), "--run_dir", str(source), *rest]
+    if run.stage() != "encoder":
+        raise RunError(
+            f"{source} was made by stage '{run.stage()}'; `sidrec fit --from` needs an encoder run."
+        )
+    corpus = read_config(run.config)["data"]["init_args"]["corpus"]
+    wanted = {
+        "--data.corpus": str(corpus),
+        "--model.semantic_ids": str(run.semantic_ids),
+        "--model.encoder_run": str(source),
+    }
+    given = {argument.split("=")[0].replace(".init_args.", ".") for argument in rest}
+    extra = [word for flag, value in wanted.items() if flag not in given for word in (flag, value)]
+    return [*rest, *extra]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a resolved configuration as plain types.
+
+    Raises:
+        RunError: If it is missing or is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read ({type(error).__name__}); train again.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is no mapping; train again in a new run directory.")
+    return content
+
+
+def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose model, data or seed were set otherwise when it began.
+
+    Trainer settings (devices, steps, precision, logging) may change between the two.
+
+    Raises:
+        ConfigError: Names every setting that differs, given and stored.
+    """
+    if not (run.last_checkpoint.exists() and run.config.exists()):
+        return
+    stored = read_config(run.config)
+    kept = ("seed_everything", "model", "data")
+    before = dict(_leaves({key: stored.get(key) for key in kept}))
+    now = dict(_leaves({key: resolved.get(key) for key in kept}))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        table = "; ".join(f"{k}: given {now.get(k)}, in run {before.get(k)}" for k in differing)
+        raise ConfigError(
+            f"{run.root} was begun with other settings ({table}); "
+            "use a new --run_dir, or the settings it began with."
+        )
+
+
+def with_suggestion(message: str, valid: list[str]) -> str:
+    """Return an argument error as one line, with the nearest valid key where a key is unknown."""
+    line = " ".join(message.split())
+    unknown = re.search(r"(?:[Kk]ey|arguments:|[Oo]ption) ['\"]?-*([\w.]+)['\"]?", line)
+    if unknown is None:
+        return line
+    leaf = unknown.group(1).rsplit(".", 1)[-1]
+    leaves = {name.rsplit(".", 1)[-1] for name in valid}
+    near = get_close_matches(leaf, leaves - {leaf}, n=1)
+    return f"{line} Did you mean '{near[0]}'?" if near else line
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:  # noqa: ANN401
+    if isinstance(tree, dict):
+        return [pair for k, v in tree.items() for pair in _leaves(v, f"{prefix}{k}.")]
+    return [(prefix.rstrip("."), tree)]
