@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sidrec.pairs.item_item import ItemItemPairs
 from sidrec.pairs.query_item import QueryItemPairs
@@ -95,6 +95,22 @@ class PairBatches(Dataset[PairBatch]):
             known_positives=torch.from_numpy(drawn.known_positives),
             right_log_frequency=torch.from_numpy(self.log_frequency[task][drawn.right_item]),
         )
+
+
+class PairLoader(DataLoader[PairBatch]):
+    """A loader that tells Lightning it can be resumed.
+
+    Its state is empty: Lightning would hand rank 0's to every rank. The position stands in the
+    state of the data module.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+        del state_dict
 
 
 def the_only(batches: list[PairBatch]) -> PairBatch:

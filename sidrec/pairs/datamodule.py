@@ -12,13 +12,12 @@ from sidrec.corpus.derived import derived_folder
 from sidrec.corpus.leakage import check_train_only, check_train_queries_only
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.batches import BatchNumber, PairBatches, PairBatchSampler, the_only
+from sidrec.pairs.batches import BatchNumber, PairBatches, PairBatchSampler, PairLoader, the_only
 from sidrec.pairs.item_item import ItemItemPairs, Weighting, item_item_pairs, log_popularity
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
 from sidrec.pairs.schedule import Schedule
 from sidrec.pairs.tokenizer import load_tokenizer
 from sidrec.pairs.tokens import TokenStore, tokenise_once
-from sidrec.types import PairBatch
 
 _TEXTS_AT_ONCE = 4_096
 
@@ -119,11 +118,11 @@ class PairDataModule(L.LightningDataModule):
             schedule, rank, query_item, item_item, query_tokens, item_tokens, frequency
         )
 
-    def train_dataloader(self) -> DataLoader[PairBatch]:
+    def train_dataloader(self) -> PairLoader:
         """Return this rank's batches, from where a resumed run stopped."""
         batches = self._require_batches()
         sampler = PairBatchSampler(len(batches.schedule), self._first)
-        return DataLoader(
+        return PairLoader(
             batches,
             batch_sampler=sampler,
             collate_fn=the_only,

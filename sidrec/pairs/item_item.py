@@ -114,9 +114,7 @@ def log_popularity(interactions: Interactions, num_items: int) -> Float32[np.nda
     for first in range(0, len(items), at_once):
         counts += np.bincount(items[first : first + at_once], minlength=num_items)
     with np.errstate(divide="ignore"):
-        share: Float32[np.ndarray, " item"] = np.log(
-            counts / max(1, counts.sum()), dtype=np.float64
-        ).astype(np.float32)
+        share: Float32[np.ndarray, " item"] = np.log(counts / max(1, counts.sum())).astype("f4")
     return share
 
 

@@ -87,9 +87,7 @@ def test_groups_cover_the_batch_and_never_pad_more(lengths, groups):
     assert ends[-1] == len(lengths)
     assert len(ends) <= groups
     bounds = [0, *ends]
-    padded = sum(
-        (end - first) * lengths[end - 1] for first, end in pairwise(bounds)
-    )
+    padded = sum((end - first) * lengths[end - 1] for first, end in pairwise(bounds))
     assert padded <= len(lengths) * lengths[-1]
 
 
