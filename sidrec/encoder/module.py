@@ -96,6 +96,16 @@ class BiEncoder(L.LightningModule):
                 length_groups=self.settings.length_groups,
             )
 
+    def setup(self, stage: str) -> None:
+        """Refuse pairs that were cut by another encoder's tokenizer."""
+        del stage
+        data = self._data()
+        if (data.encoder, data.revision) != (self.settings.encoder, self.settings.revision):
+            raise ConfigError(
+                f"model.encoder is '{self.settings.encoder}' ({self.settings.revision}) but "
+                f"data.encoder is '{data.encoder}' ({data.revision}); give both the same."
+            )
+
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Make dropout a function of seed, step and rank: a resumed run repeats it exactly."""
         del batch

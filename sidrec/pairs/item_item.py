@@ -114,7 +114,7 @@ def log_popularity(interactions: Interactions, num_items: int) -> Float32[np.nda
     for first in range(0, len(items), at_once):
         counts += np.bincount(items[first : first + at_once], minlength=num_items)
     with np.errstate(divide="ignore"):
-        share: Float32[np.ndarray, " item"] = np.log(counts / max(1, counts.sum())).astype("f4")
+        share: Float32[np.ndarray, " item"] = np.log(counts / counts.sum()).astype(np.float32)
     return share
 
 
@@ -124,4 +124,5 @@ def _draw_column(
     """Draw one column per row in proportion to its weight, with one number in [0, 1) per row."""
     running = np.cumsum(weights, axis=1)
     goal = share * running[:, -1]
-    return (running > goal[:, None]).argmax(axis=1).astype(np.int64)
+    first_above: Int64[np.ndarray, " row"] = (running > goal[:, None]).argmax(axis=1)
+    return first_above
