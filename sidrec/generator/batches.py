@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -33,11 +34,13 @@ class GeneratorBatch(NamedTuple):
     excluded: Int[Tensor, "request excluded"]
     request_rows: Int[Tensor, " request"]
 
-    def __len__(self) -> int:  # type: ignore[override]
+    @property
+    def num_requests(self) -> int:
+        """Rows of the batch; ``len`` is that of the tuple, which ``_replace`` relies on."""
         return len(self.target)
 
 
-def pad_items(rows: Sequence[Sequence[int]]) -> Int[Tensor, "request item"]:
+def pad_items(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[Tensor, "request item"]:
     """Return lists of items as one tensor, -1 behind the shorter ones.
 
     >>> pad_items([[7], [1, 2]])
@@ -47,7 +50,7 @@ def pad_items(rows: Sequence[Sequence[int]]) -> Int[Tensor, "request item"]:
     width = max(map(len, rows), default=0)
     padded = torch.full((len(rows), width), -1, dtype=torch.long)
     for place, row in enumerate(rows):
-        padded[place, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+        padded[place, : len(row)] = torch.tensor(row, dtype=torch.long)  # copies: may be read-only
     return padded
 
 

@@ -242,7 +242,9 @@ class JointGenerator(L.LightningModule):
         optimizer = torch.optim.AdamW(
             groups, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(  # of a method LambdaLR would save its dict
+            optimizer, lambda step: self._factor(step)
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
