@@ -1,0 +1,40 @@
+"""The house has six rooms; data walks through them in order. This test keeps the signs true."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["corpus", "pairs", "encoder", "semantic_ids", "generator", "comparison"]
+SOURCES = sorted((ROOT / "sidrec").rglob("*.py"))
+SIGN = re.compile(r"Stage (\d) of 6: (.+) -> (.+)\.")
+LONGEST = 300
+
+
+def sign(stage):
+    found = SIGN.match(importlib.import_module(f"sidrec.{stage}").__doc__ or "")
+    assert found, f"sidrec/{stage}/__init__.py must open with 'Stage N of 6: A -> B.'"
+    return found.groups()
+
+
+def test_each_stage_consumes_what_the_one_before_produces():
+    signs = [sign(stage) for stage in STAGES]
+    assert [int(number) for number, _, _ in signs] == [1, 2, 3, 4, 5, 6]
+    assert [made for _, _, made in signs[:-1]] == [taken for _, taken, _ in signs[1:]]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))
+def test_no_file_is_longer_than_a_sitting(source):
+    assert len(source.read_text().splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("room", STAGES)
+def test_the_map_names_files_that_exist(room):
+    table = (ROOT / "docs" / "architecture.md").read_text()
+    row = next(line for line in table.splitlines() if line.startswith(f"| `{room}` |"))
+    named = re.findall(r"`(\w+\.py)`", row)
+    assert named
+    gone = [name for name in named if not (ROOT / "sidrec" / room / name).exists()]
+    assert not gone, f"docs/architecture.md, row `{room}`, names {gone}"

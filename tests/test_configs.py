@@ -1,0 +1,148 @@
+"""Every shipped configuration parses with the command that it is for; a typo is refused."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sidrec.cli import SidrecCLI
+from sidrec.semantic_ids.command import main as make_ids
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+ENCODER = CONFIGS / "multitask.yaml"
+GENERATOR = CONFIGS / "generator.yaml"
+FROM_RUN = ["--data.corpus=c", "--model.semantic_ids=s", "--model.encoder_run=e"]  # as --from does
+IDS = [*sorted((CONFIGS / "ids").glob("*.yaml")), CONFIGS / "paper" / "ids.yaml"]
+TRAINING = sorted(set(CONFIGS.rglob("*.yaml")) - set(IDS))
+
+
+def name(path):
+    return str(path.relative_to(CONFIGS))
+
+
+@functools.cache
+def content(path):
+    return yaml.safe_load(path.read_text())
+
+
+def is_overlay(path):
+    """An overlay changes some keys of a stage's configuration."""
+    settings = content(path)
+    return not {"model", "data", "trainer"} <= settings.keys()
+
+
+def printed(capsys, *arguments):
+    """Return what ``sidrec fit … --print_config`` prints, as plain types."""
+    with pytest.raises(SystemExit) as stop:
+        SidrecCLI(["fit", *map(str, arguments), "--print_config"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 0, shown.err
+    return yaml.safe_load(shown.out)
+
+
+@pytest.fixture(autouse=True)
+def _clean_argv(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["sidrec"])
+
+
+@pytest.mark.parametrize("config", [path for path in TRAINING if not is_overlay(path)], ids=name)
+def test_stage_config_parses_whole(config, capsys):
+    given = content(config)
+    extra = FROM_RUN if given["model"]["class_path"].endswith("JointGenerator") else []
+    shown = printed(capsys, "--config", config, *extra)
+    for part in ("model", "data"):
+        for key, value in given[part]["init_args"].items():
+            if f"--{part}.{key}" not in " ".join(extra):
+                assert shown[part]["init_args"][key] == value, f"{part}.{key}"
+
+
+@pytest.mark.parametrize("config", [path for path in TRAINING if is_overlay(path)], ids=name)
+def test_overlay_parses_over_the_encoder(config, capsys):
+    shown = printed(capsys, "--config", ENCODER, "--config", config)
+    assert shown["model"]["class_path"] == "sidrec.encoder.module.BiEncoder"
+    assert shown["trainer"]["callbacks"], "an overlay must not drop the Semantic-ID callback"
+    for key, value in content(config).get("trainer", {}).items():
+        if not isinstance(value, dict):
+            assert shown["trainer"][key] == value
+    for part in ("model", "data"):
+        for key, value in content(config).get(part, {}).get("init_args", {}).items():
+            assert shown[part]["init_args"][key] == value, f"{part}.{key}"
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu", "ddp", "wandb"])
+def test_machine_parses_over_the_generator(machine, capsys):
+    overlay = CONFIGS / "machines" / f"{machine}.yaml"
+    shown = printed(capsys, "--config", GENERATOR, "--config", overlay, *FROM_RUN)
+    assert shown["model"]["class_path"] == "sidrec.generator.module.JointGenerator"
+
+
+def test_wandb_stays_offline_and_resumes(capsys):
+    overlay = CONFIGS / "machines" / "wandb.yaml"
+    logger = printed(capsys, "--config", ENCODER, "--config", overlay)["trainer"]["logger"]
+    assert logger["init_args"]["offline"] is True
+    assert logger["dict_kwargs"] == {"resume": "allow"}
+
+
+@pytest.mark.parametrize("config", IDS, ids=name)
+def test_ids_config_parses(config, capsys):
+    with pytest.raises(SystemExit) as stop:
+        make_ids(["--config", str(config), "--out", "ids", "--print_config"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 0, shown.err
+    settings = yaml.safe_load(shown.out)
+    assert settings["quantiser"]["init_args"] == content(config)["quantiser"]["init_args"]
+    assert settings["policy"]["class_path"] == content(config)["policy"]["class_path"]
+
+
+@pytest.mark.parametrize(
+    ("training", "ids"),
+    [("multitask.yaml", "ids/default.yaml"), ("paper/encoder.yaml", "paper/ids.yaml")],
+)
+def test_callback_makes_the_ids_that_the_command_makes(training, ids):
+    (callback,) = content(CONFIGS / training)["trainer"]["callbacks"]
+    alone = content(CONFIGS / ids)
+    assert {key: callback["init_args"][key] for key in ("quantiser", "policy")} == alone
+
+
+def test_paper_has_one_set_of_semantic_ids():
+    assert content(CONFIGS / "ids" / "paper.yaml") == content(CONFIGS / "paper" / "ids.yaml")
+
+
+@pytest.mark.parametrize(
+    ("config", "right", "wrong"),
+    [
+        (ENCODER, "    temperature: 0.05", "    temprature: 0.05"),
+        (GENERATOR, "    label_smoothing: 0.0", "    label_smothing: 0.0"),
+    ],
+    ids=["encoder", "generator"],
+)
+def test_typo_is_refused_and_the_nearest_key_named(config, right, wrong, tmp_path, capsys):
+    text = config.read_text()
+    assert right in text
+    misspelt = tmp_path / "typo.yaml"
+    misspelt.write_text(text.replace(right, wrong))
+    extra = FROM_RUN if config == GENERATOR else []
+    with pytest.raises(SystemExit) as stop:
+        SidrecCLI(["fit", "--config", str(misspelt), *extra, "--run_dir", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert wrong.split(":")[0].strip() in error
+    assert right.split(":")[0].strip() in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_comes_within_a_second():
+    import time
+
+    command = [sys.executable, "-m", "sidrec", "--help"]
+    fastest = float("inf")
+    for _ in range(3):
+        before = time.perf_counter()
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        fastest = min(fastest, time.perf_counter() - before)
+    assert "prepare" in shown.stdout
+    assert fastest < 1.0
