@@ -1,6 +1,8 @@
-"""The composition root of training: LightningCLI with run directories in place of checkpoint paths."""
+"""The composition root of training: LightningCLI, with run directories for checkpoint paths."""
+# ruff: noqa: ANN401 (signatures are those of Lightning and jsonargparse)
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,10 +15,16 @@ from lightning.pytorch.loggers import CSVLogger
 
 from sidrec.console import say
 from sidrec.errors import ConfigError
-from sidrec.files import atomic_file
+from sidrec.files import atomic_file, write_json
 from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest
 from sidrec.run_directory import RunDirectory
-from sidrec.run_source import arguments_from_run, refuse_contradictions, with_suggestion
+from sidrec.run_source import (
+    allow_known_classes_only,
+    arguments_from_run,
+    is_finished_with,
+    refuse_contradictions,
+)
+from sidrec.suggestion import options_of, with_suggestion
 
 CHECKPOINT_EVERY_S = 60.0
 MONITOR = "val/recall_harmonic_mean"
@@ -25,21 +33,31 @@ MONITOR = "val/recall_harmonic_mean"
 class SidrecParser(LightningArgumentParser):
     """LightningCLI's parser whose error on a misspelt key names the nearest valid one."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+        self.place = ""  # which class's arguments this parser reads, if only one's
+
+    def add_class_arguments(
+        self, theclass: type, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        """Remember the class: an error names it, since keys inside it come without their path."""
+        if nested_key is None:
+            self.place = f"{theclass.__name__}: "
+        added: list[str] = super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+        return added
+
     def error(self, message: str, *unused: Any) -> NoReturn:
         """Print one line and exit with code 2."""
         del unused
-        sys.stderr.write(f"sidrec: {with_suggestion(message, self.known_keys())}\n")
+        sys.stderr.write(f"sidrec: {self.place}{with_suggestion(message, options_of(self))}\n")
         sys.exit(ConfigError.exit_code)
-
-    def known_keys(self) -> list[str]:
-        """Return the names of all options, nested ones with dots."""
-        return [action.dest for action in self._actions]
 
 
 class SidrecCLI(LightningCLI):
     """``fit``, ``validate``, ``test``, ``predict`` on a run directory."""
 
     run: RunDirectory
+    resolved: dict[str, Any]
 
     def __init__(self, args: list[str]) -> None:
         self.only = args[0]
@@ -49,10 +67,14 @@ class SidrecCLI(LightningCLI):
             seed_everything_default=1234,
             auto_configure_optimizers=False,
             parser_class=SidrecParser,
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
         )
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what we were given; ``sys.argv`` stays, other ranks are started with it."""
+        self.config = parser.parse_args(args)
+
+    def subcommands(self) -> dict[str, set[str]]:
         """Return the one subcommand asked for: parsers of the others would cost seconds."""
         return {self.only: super().subcommands()[self.only]}
 
@@ -70,21 +92,26 @@ class SidrecCLI(LightningCLI):
                 f"`sidrec {self.subcommand}` needs --run_dir FOLDER or --from FOLDER."
             )
         self.run = RunDirectory(Path(config.run_dir))
+        if self.subcommand == "fit":
+            self.resolved = self._resolved()  # before the run's own paths enter it
+            refuse_contradictions(self.run, self.resolved)
+            if is_finished_with(self.run, self.resolved):
+                say(f"already finished: {self.run.root}")
+                sys.exit(0)
         config.trainer.default_root_dir = str(self.run.root)
         if config.trainer.logger in (None, True):
-            config.trainer.logger = False
-            self.default_logger = True
-        else:
-            self.default_logger = False
-        if self.subcommand == "fit":
-            refuse_contradictions(self.run, self._resolved())
+            config.trainer.logger = self.subcommand == "fit" and _csv_logger(self.run)
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Add checkpoints, progress and the run's manifest to what the configuration lists."""
-        if self.default_logger and self.subcommand == "fit":
-            kwargs["logger"] = CSVLogger(self.run.root, name="logs", version="")
-        trainer = super().instantiate_trainer(**kwargs)
-        return trainer
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what they refuse becomes one line.
+
+        Raises:
+            ConfigError: If a value is out of range; jsonargparse hides ours in a ValueError.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ConfigError(with_suggestion(str(error), ())) from error
 
     def _instantiate_trainer(
         self, config: dict[str, Any], callbacks: list[L.Callback]
@@ -117,11 +144,21 @@ class SidrecCLI(LightningCLI):
         resolved: dict[str, Any] = yaml.safe_load(text)
         return {key: resolved[key] for key in ("seed_everything", "trainer", "model", "data")}
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; Lightning ends an interrupted one with exit code 1 and a deaf Ctrl-C."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+
     def before_fit(self) -> None:
         """Write the resolved configuration; resume from the newest checkpoint."""
         if os.environ.get("LOCAL_RANK", "0") == "0" and not self.trainer.fast_dev_run:
             with atomic_file(self.run.config) as temporary:
-                temporary.write_text(yaml.safe_dump(self._resolved(), sort_keys=False))
+                temporary.write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         chosen = self.config_init["fit"]
         if chosen.ckpt_path is None and self.run.last_checkpoint.exists():
             say(f"resuming from {self.run.last_checkpoint}")
@@ -147,10 +184,31 @@ class SidrecCLI(LightningCLI):
         """Read the run's own checkpoint."""
         self._use_finished_checkpoint()
 
+    def after_test(self) -> None:
+        """Write ``metrics.json`` from what a module logged as ``test/…``, if it wrote none."""
+        logged = {
+            key.removeprefix("test/"): float(value)
+            for key, value in self.trainer.callback_metrics.items()
+            if key.startswith("test/")
+        }
+        if logged and self.trainer.is_global_zero:
+            write_json(self.run.metrics, logged)
+        if self.run.metrics.exists() and self.trainer.is_global_zero:
+            say(f"figures: {self.run.metrics}")
+
     def _use_finished_checkpoint(self) -> None:
         chosen = self.config_init[self.subcommand]
         if chosen.ckpt_path is None:
             chosen.ckpt_path = str(self.run.finished_checkpoint())
+
+
+def _csv_logger(run: RunDirectory) -> dict[str, Any]:
+    """Return settings of a logger with a folder of its own: a resumed run overwrites no log."""
+    number = sum(entry.name.isdigit() for entry in run.logs.glob("*"))
+    return {
+        "class_path": f"{CSVLogger.__module__}.{CSVLogger.__qualname__}",
+        "init_args": {"save_dir": str(run.root), "name": run.logs.name, "version": str(number)},
+    }
 
 
 def _quieten() -> None:
@@ -170,6 +228,6 @@ def _quieten() -> None:
 def main(arguments: list[str]) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``, the first of ``arguments``."""
     _quieten()
+    allow_known_classes_only()
     command, rest = arguments[0], arguments[1:]
-    sys.argv[1:] = []  # LightningCLI reads what it is given, and warns about both
     SidrecCLI([command, *arguments_from_run(command, rest)])

@@ -47,7 +47,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        _fail(error, debug=debug, code=1)
+        _fail(error, debug=debug, code=_WRONG_USAGE if _is_wrong_usage(error) else 1)
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
@@ -62,6 +62,11 @@ def _command(name: str) -> Callable[[list[str]], None]:
     if name in LIGHTNING_COMMANDS:
         return lambda arguments: module.main([name, *arguments])
     return module.main  # type: ignore[no-any-return]
+
+
+def _is_wrong_usage(error: Exception) -> bool:
+    """Tell Lightning's complaint about Trainer settings, without importing Lightning."""
+    return type(error).__name__ == "MisconfigurationException"
 
 
 def _fail(error: Exception, *, debug: bool, code: int) -> None:

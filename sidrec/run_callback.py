@@ -114,9 +114,8 @@ class LineProgress(L.Callback):
         self.last = now
         left_s = (now - self.started) / done * (self.total - trainer.global_step)
         figures = _figures(trainer, prefix="train/")
-        say(
-            f"training: step {trainer.global_step:,} of {self.total:,}, {left_s:.0f} s left{figures}"
-        )
+        step = trainer.global_step
+        say(f"training: step {step:,} of {self.total:,}, {left_s:.0f} s left{figures}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the validation figures."""

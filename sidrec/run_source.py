@@ -1,7 +1,6 @@
 """From the run directory that a user names to the arguments that a stage needs."""
 
-import re
-from difflib import get_close_matches
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from sidrec.errors import ConfigError, RunError
 from sidrec.run_directory import RunDirectory
 
 _FLAG = "--from"
+_KNOWN_PACKAGES = ("sidrec", "lightning", "torch.optim", "torchmetrics")
 
 
 def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -104,16 +104,28 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
         )
 
 
-def with_suggestion(message: str, valid: list[str]) -> str:
-    """Return an argument error as one line, with the nearest valid key where a key is unknown."""
-    line = " ".join(message.split())
-    unknown = re.search(r"(?:[Kk]ey|arguments:|[Oo]ption) ['\"]?-*([\w.]+)['\"]?", line)
-    if unknown is None:
-        return line
-    leaf = unknown.group(1).rsplit(".", 1)[-1]
-    leaves = {name.rsplit(".", 1)[-1] for name in valid}
-    near = get_close_matches(leaf, leaves - {leaf}, n=1)
-    return f"{line} Did you mean '{near[0]}'?" if near else line
+def is_finished_with(run: RunDirectory, resolved: dict[str, Any]) -> bool:
+    """Return whether the run has finished, with exactly these settings."""
+    if run.state() != "finished" or not run.config.exists():
+        return False
+    return read_config(run.config) == resolved
+
+
+def allow_known_classes_only() -> None:
+    """Let YAML and command line name classes of these packages only.
+
+    A configuration is text from anywhere, and a ``class_path`` imports and calls what it names.
+    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas.
+    """
+    from jsonargparse import set_parsing_settings
+
+    named = os.environ.get("SIDREC_ALLOW_IMPORTS", "").replace(",", " ").split()
+    try:
+        set_parsing_settings(
+            import_path_denylist=["*"], import_path_allowlist=[*_KNOWN_PACKAGES, *named]
+        )
+    except TypeError:  # jsonargparse before 4.53 has no such lists
+        return
 
 
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:  # noqa: ANN401

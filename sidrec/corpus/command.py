@@ -1,10 +1,8 @@
 """``sidrec prepare movielens | table | synthetic``: raw files -> corpus."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -13,6 +11,7 @@ from sidrec.console import say
 from sidrec.corpus.disk import disk_errors
 from sidrec.corpus.query_choice import DEFAULT_WRITING, QueryWriting, chosen_queries
 from sidrec.errors import ConfigError
+from sidrec.suggestion import options_of, with_suggestion
 
 if TYPE_CHECKING:
     from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
@@ -195,13 +194,13 @@ def main(args: Sequence[str]) -> None:
     """
     from jsonargparse import ArgumentParser, auto_cli
 
-    class OneLineParser(ArgumentParser):  # type: ignore[misc]
+    class OneLineParser(ArgumentParser):
         """A parser whose errors are one line with the nearest option, exit code 2."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             del ex
             program = self.prog.replace(" [options]", "")
-            sys.stderr.write(f"{program}: {_with_nearest(message, _options(self))}\n")
+            sys.stderr.write(f"{program}: {with_suggestion(message, options_of(self))}\n")
             sys.exit(ConfigError.exit_code)
 
     auto_cli(
@@ -211,27 +210,6 @@ def main(args: Sequence[str]) -> None:
         prog="sidrec prepare",
         parser_class=OneLineParser,
     )
-
-
-def _options(parser: Any) -> list[str]:  # noqa: ANN401
-    """Return the options of a parser and of its subcommands."""
-    options: list[str] = []
-    for action in parser._actions:
-        options += action.option_strings
-        if isinstance(action.choices, dict):
-            for subcommand in action.choices.values():
-                options += _options(subcommand)
-    return options
-
-
-def _with_nearest(message: str, options: Sequence[str]) -> str:
-    line = " ".join(message.split())
-    found = re.search(r"(?:arguments:|[Kk]ey|option) ['\"]?(?:--)?([\w.]+)", line)
-    names = [option.removeprefix("--") for option in options if not option.endswith("+")]
-    near = get_close_matches(found.group(1), names, n=1) if found else []
-    if not near or found is None or near[0] == found.group(1):
-        return line
-    return f"{line.rstrip('.')}; did you mean '{near[0]}'?"
 
 
 def _build(

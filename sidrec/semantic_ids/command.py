@@ -10,13 +10,14 @@ from jsonargparse import ArgumentParser
 
 from sidrec.errors import ConfigError, RunError
 from sidrec.run_directory import RunDirectory
-from sidrec.run_source import with_suggestion
+from sidrec.run_source import allow_known_classes_only
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.quantiser import Quantiser
 from sidrec.semantic_ids.report import quality_table
 from sidrec.semantic_ids.vector_file import NamedVectors, read_vector_file
+from sidrec.suggestion import options_of, with_suggestion
 
 
 class IdsParser(ArgumentParser):
@@ -27,13 +28,14 @@ class IdsParser(ArgumentParser):
         del ex
         parts = (*Quantiser.__subclasses__(), *CollisionPolicy.__subclasses__())
         valid = [name for part in parts for name in inspect.signature(part).parameters]
-        valid += [action.dest for action in self._actions]
+        valid += options_of(self)
         sys.stderr.write(f"sidrec ids: {with_suggestion(message, valid)}\n")
         sys.exit(ConfigError.exit_code)
 
 
 def main(args: list[str]) -> None:
     """Run ``sidrec ids`` with the words after the command's name."""
+    allow_known_classes_only()
     parser = IdsParser(
         prog="sidrec ids",
         description="Make Semantic IDs from stored embeddings, with any quantiser and policy.",

@@ -102,7 +102,7 @@ def test_a_misspelt_key_ends_with_code_2(vectors, tmp_path, capsys):
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "codebok_sizes" in line
-    assert line.endswith("Did you mean 'codebook_sizes'?")
+    assert line.endswith("; did you mean 'codebook_sizes'?")
 
 
 def test_all_file_types_give_the_same_vectors(vectors, tmp_path):

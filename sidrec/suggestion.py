@@ -1,0 +1,89 @@
+"""What an argument parser complains about, as one line that names the nearest valid key."""
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+_UNKNOWN_KEY = re.compile(
+    r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not accepted"
+    r"|does not accept option ['\"]([\w.]+)['\"]"
+    r"|unrecognized arguments: -*([\w.]+)"
+    r"|No action for key ['\"]([\w.]+)['\"]"
+)
+_UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_NOISE = (
+    (re.compile(r"\s*Does not validate against any of the Union subtypes.*?Errors:\s*-", re.S), ""),
+    (re.compile(r"- Expected a <class 'NoneType'>"), ""),
+    (re.compile(r"Given value type: .*", re.S), ""),
+    (re.compile(r"<class '(?:\w+\.)*(\w+)'>"), r"\1"),
+    (
+        re.compile(r"Add the import path to import_path_allowlist in set_parsing_settings"),
+        "Add its package to the environment variable SIDREC_ALLOW_IMPORTS",
+    ),
+    (re.compile(r"\s+"), " "),
+)
+
+
+def with_suggestion(message: str, valid: Iterable[str]) -> str:
+    """Return a parser's message as one line, with the nearest valid name where one is unknown.
+
+    Args:
+        message: Of argparse or jsonargparse, over any number of lines.
+        valid: Names of the parser's options, dots between nested ones, with or without ``--``.
+    """
+    near = _nearest_class(message) or _nearest_key(message, valid)
+    line = message
+    for pattern, replacement in _NOISE:
+        line = pattern.sub(replacement, line)
+    line = line.strip().rstrip(".;")
+    return f"{line}; did you mean '{near}'?" if near else f"{line}."
+
+
+def options_of(parser: Any) -> list[str]:  # noqa: ANN401 (argparse hides what we read)
+    """Return the names of a parser's options, and of those of its subcommands."""
+    names: list[str] = []
+    for action in parser._actions:
+        names += [action.dest, *(text.lstrip("-") for text in action.option_strings)]
+        if isinstance(action.choices, dict):
+            for subcommand in action.choices.values():
+                names += options_of(subcommand)
+    return [name for name in dict.fromkeys(names) if not name.endswith("+")]
+
+
+def nearest(name: str, valid: Sequence[str]) -> str | None:
+    """Return the valid name most like ``name``; None when nothing is like it.
+
+    Of a dotted name the last part counts where only that is unknown.
+
+    >>> nearest("trainer.max_step", ["trainer.max_steps", "data"])
+    'trainer.max_steps'
+    >>> nearest("model.init_args.temprature", ["temperature", "model"])
+    'temperature'
+    """
+    found = get_close_matches(name, valid, n=1, cutoff=0.8)
+    if not found and "." in name:
+        leaf = name.rsplit(".", 1)[-1]
+        found = get_close_matches(leaf, [text for text in valid if text != leaf], n=1)
+    if not found:
+        found = get_close_matches(name, valid, n=1)
+    return found[0] if found and found[0] != name else None
+
+
+def _nearest_key(message: str, valid: Iterable[str]) -> str | None:
+    unknown = _UNKNOWN_KEY.search(message)
+    if unknown is None:
+        return None
+    return nearest(next(filter(None, unknown.groups())), list(valid))
+
+
+def _nearest_class(message: str) -> str | None:
+    unknown = _UNKNOWN_CLASS.search(message)
+    if unknown is None:
+        return None
+    module, name = unknown.groups()
+    if module.split(".")[0] != "sidrec":  # nothing else is imported for a hint
+        return None
+    found = nearest(name, dir(import_module(module)))
+    return f"{module}.{found}" if found else None
