@@ -1,6 +1,5 @@
 """Training loop of the bi-encoder."""
 
-import math
 from typing import Any
 
 import lightning as L
@@ -14,8 +13,9 @@ from sidrec.distributed import rank_and_world_size, sum_over_ranks
 from sidrec.encoder.catalogue import encode_catalogue, encode_texts
 from sidrec.encoder.dense import dense_recall, mean_history, own_slice
 from sidrec.encoder.grad_cache import embed_in_chunks
-from sidrec.encoder.learning_rate import Decay, learning_rate_factor
+from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
+from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
 from sidrec.encoder.tower import TextTower
 from sidrec.errors import ConfigError, RunError
 from sidrec.pairs.datamodule import PairDataModule
@@ -170,20 +170,15 @@ class BiEncoder(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights, and its schedule by optimiser step."""
-        groups: list[dict[str, Any]] = [
-            {"params": [w for w in self.parameters() if w.ndim >= 2]},
-            {"params": [w for w in self.parameters() if w.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        batches = self._data().steps_per_epoch
+        return adamw_with_schedule(
+            self.parameters(),
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            total_steps=total_steps_of(self.trainer, batches_per_epoch=batches),
+            warmup_fraction=self.settings.warmup_fraction,
+            decay=self.settings.decay,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(  # of a method LambdaLR would save its dict
-            optimizer, lambda step: self._factor(step)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the encoder's configuration and tokenizer beside its weights."""
@@ -195,26 +190,6 @@ class BiEncoder(L.LightningModule):
             self.tower = TextTower.from_snapshot(
                 checkpoint["text_tower"], length_groups=self.settings.length_groups
             )
-
-    def total_steps(self) -> int | None:
-        """Return optimiser steps of the whole training, or None when it has no end by count."""
-        if self.trainer.max_steps > 0:
-            return int(self.trainer.max_steps)
-        if not self.trainer.max_epochs or self.trainer.max_epochs < 0:
-            return None
-        batches, limit = self._data().steps_per_epoch, self.trainer.limit_train_batches
-        if limit is not None:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        return int(steps * self.trainer.max_epochs)
-
-    def _factor(self, step: int) -> float:
-        return learning_rate_factor(
-            step,
-            total_steps=self.total_steps(),
-            warmup_fraction=self.settings.warmup_fraction,
-            decay=self.settings.decay,
-        )
 
     def _embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
         chunk = self.settings.grad_cache_chunk

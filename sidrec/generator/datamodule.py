@@ -1,13 +1,15 @@
 """Training examples and evaluation requests of both tasks for Lightning."""
 
+import math
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-from torch.utils.data import DataLoader
+from jaxtyping import Int64
+from torch.utils.data import DataLoader, Dataset
 
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.raw import Split
@@ -18,11 +20,10 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.generator.batches import GeneratorBatch, batch_of_requests
 from sidrec.generator.examples import GeneratorBatches, RecommendationExamples, SearchExamples
 from sidrec.generator.schedule import BucketedSchedule
-from sidrec.pairs.batches import BatchNumber, PairBatchSampler
+from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatchSampler, the_only
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
+from sidrec.pairs.resume import first_batch_after, position_in
 from sidrec.types import Request
-
-_NOTHING = np.zeros(0, dtype=np.int64)
 
 
 class GeneratorDataModule(L.LightningDataModule):
@@ -40,7 +41,7 @@ class GeneratorDataModule(L.LightningDataModule):
         history_dropout: Probability with which an item of a training history is left out.
         exclude_history: Leave the user's own items out of recommendation lists.
         pool_batches: Batches sorted by length together; 1 switches bucketing off.
-        valid_requests: Validation requests per task, the first ones by a fixed stride; None: all.
+        valid_requests: Validation requests per task, spread evenly over all; None: all.
         seed: Of shuffles and draws.
         num_workers: Processes that make batches.
     """
@@ -75,6 +76,8 @@ class GeneratorDataModule(L.LightningDataModule):
         self._first = BatchNumber(0, 0)
         self._loaded: Corpus | None = None
         self._batches: GeneratorBatches | None = None
+        self._requests: dict[Split, list[Sequence[Request]]] = {}
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # few requests, many ranks
 
     @property
     def corpus(self) -> Corpus:
@@ -102,27 +105,32 @@ class GeneratorDataModule(L.LightningDataModule):
 
     def requests(self, split: Split) -> list[Sequence[Request]]:
         """Return the requests of a split: of search, then of recommendation."""
-        return [search_requests(self.corpus, split), recommendation_requests(self.corpus, split)]
+        if split not in self._requests:
+            self._requests[split] = [
+                search_requests(self.corpus, split),
+                recommendation_requests(self.corpus, split),
+            ]
+        return self._requests[split]
 
-    def train_dataloader(self) -> DataLoader[GeneratorBatch]:
+    def train_dataloader(self) -> BatchLoader[GeneratorBatch]:
         """Return this rank's batches, from where a resumed run stopped."""
-        return DataLoader(
+        return BatchLoader(
             self.batches,
             batch_sampler=PairBatchSampler(len(self.batches), self._first),
-            collate_fn=_the_only,
+            collate_fn=the_only,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
 
-    def val_dataloader(self) -> list[DataLoader[Request]]:
+    def val_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return this rank's validation requests, one loader per task."""
         return [self._loader(requests, self.valid_requests) for requests in self.requests("valid")]
 
-    def test_dataloader(self) -> list[DataLoader[Request]]:
+    def test_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return this rank's test requests, one loader per task."""
         return [self._loader(requests, None) for requests in self.requests("test")]
 
-    def predict_dataloader(self) -> list[DataLoader[Request]]:
+    def predict_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return the same as ``test_dataloader``."""
         return self.test_dataloader()
 
@@ -130,12 +138,9 @@ class GeneratorDataModule(L.LightningDataModule):
         """Return where the epoch stands and what must not change while it runs."""
         if self.trainer is None or self._batches is None:
             return {}
-        loop = self.trainer.fit_loop
-        epoch = max(0, loop.epoch_progress.current.ready - 1)
-        step = loop.epoch_loop.batch_progress.current.processed
-        if step >= len(self._batches):
-            epoch, step = epoch + 1, 0
-        return {"epoch": epoch, "step": step, **self._fixed()}
+        return position_in(
+            self.trainer.fit_loop, steps_per_epoch=self.steps_per_epoch, fixed=self._fixed()
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
@@ -144,28 +149,16 @@ class GeneratorDataModule(L.LightningDataModule):
             ConfigError: If in the middle of an epoch a setting differs that decides its batches.
             DataError: If the corpus is another one.
         """
-        if not state_dict:
-            return
-        fixed = self._fixed()
-        if state_dict["corpus"] != fixed["corpus"]:
-            raise DataError(
-                f"{self.corpus_folder} is not the corpus that this run began with; "
-                "give that one, or begin a new run directory."
+        if state_dict:
+            self._first = first_batch_after(
+                state_dict, fixed=self._fixed(), corpus_folder=self.corpus_folder
             )
-        changed = [name for name, value in fixed.items() if state_dict[name] != value]
-        if changed and state_dict["step"] > 0:
-            raise ConfigError(
-                "This run stopped in the middle of an epoch; to resume it keep "
-                + ", ".join(f"{name} {state_dict[name]} (now {fixed[name]})" for name in changed)
-                + "."
-            )
-        self._first = BatchNumber(state_dict["epoch"], state_dict["step"])
 
     def _fixed(self) -> dict[str, Any]:
         schedule = self.batches.schedule
         return {
             "corpus": self.corpus.fingerprint,
-            "num_rows": [len(rows) for rows in schedule.lengths],
+            "num_rows": list(schedule.num_rows),
             "mix": list(schedule.mix),
             "batch_size": schedule.batch_size,
             "world_size": schedule.world_size,
@@ -178,9 +171,10 @@ class GeneratorDataModule(L.LightningDataModule):
         recommendation = self._recommendation_examples() if self.mix[1] > 0 else None
         rank, world_size = rank_and_world_size()
         schedule = BucketedSchedule(
-            lengths=(
-                _NOTHING if search is None else search.lengths(),
-                _NOTHING if recommendation is None else recommendation.lengths(),
+            num_rows=(len(search or ()), len(recommendation or ())),
+            length_of=(
+                _no_length if search is None else search.length_of,
+                _no_length if recommendation is None else recommendation.length_of,
             ),
             mix=self.mix,
             batch_size=self.batch_size,
@@ -210,35 +204,51 @@ class GeneratorDataModule(L.LightningDataModule):
             history_dropout=self.history_dropout,
         )
 
-    def _loader(self, requests: Sequence[Request], limit: int | None) -> DataLoader[Request]:
+    def _loader(self, requests: Sequence[Request], limit: int | None) -> DataLoader[GeneratorBatch]:
         rows = np.arange(len(requests))
         if limit is not None and limit < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+        batches = RequestBatches(
+            requests, rows, self.eval_batch_size, self.max_history_items, self.exclude_history
+        )
         rank, world_size = rank_and_world_size()
-        size = -(-len(rows) // world_size)  # the same number of steps on every rank
-        mine = rows[rank * size : (rank + 1) * size]
-        return DataLoader(
-            [(int(row), requests[int(row)]) for row in mine],  # type: ignore[arg-type]
-            batch_size=self.eval_batch_size,
-            collate_fn=partial(
-                _collate,
-                max_history_items=self.max_history_items,
-                exclude_history=self.exclude_history,
-            ),
+        first, end = (len(batches) * r // world_size for r in (rank, rank + 1))
+        return DataLoader(batches, batch_size=None, sampler=range(first, end))
+
+
+@dataclass(frozen=True)
+class RequestBatches(Dataset[GeneratorBatch]):
+    """Evaluation requests of one task, made batch by batch when asked for.
+
+    Ranks share whole batches, so a request is decoded beside the same others whatever the number
+    of ranks, and its answer has the same bits.
+
+    Attributes:
+        requests: Of one task and split.
+        rows: Which of them, ascending.
+        batch_size: Requests in a batch; the last one may hold fewer.
+        max_history_items: Only the most recent items of a history are read.
+        exclude_history: Leave the user's own items out of recommendation lists.
+    """
+
+    requests: Sequence[Request]
+    rows: Int64[np.ndarray, " request"]
+    batch_size: int
+    max_history_items: int
+    exclude_history: bool
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, number: int) -> GeneratorBatch:
+        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+        return batch_of_requests(
+            [self.requests[row] for row in rows],
+            request_rows=rows,
+            max_history_items=self.max_history_items,
+            exclude_history=self.exclude_history,
         )
 
 
-def _collate(
-    rows: list[tuple[int, Request]], *, max_history_items: int, exclude_history: bool
-) -> GeneratorBatch:
-    numbers, requests = zip(*rows, strict=True)
-    return batch_of_requests(
-        requests,
-        request_rows=numbers,
-        max_history_items=max_history_items,
-        exclude_history=exclude_history,
-    )
-
-
-def _the_only(batches: list[GeneratorBatch]) -> GeneratorBatch:
-    return batches[0]
+def _no_length(rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+    return np.zeros_like(rows)

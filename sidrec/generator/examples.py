@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch.utils.data import Dataset
 
 from sidrec.corpus.store import Interactions
 from sidrec.errors import ConfigError
-from sidrec.generator.batches import GeneratorBatch, pad_items
+from sidrec.generator.batches import GeneratorBatch
 from sidrec.generator.schedule import BucketedSchedule
 from sidrec.pairs.batches import BatchNumber
 from sidrec.pairs.permutation import key_of, uniform
@@ -25,7 +26,7 @@ class SearchExamples:
         pairs: Train queries and their items.
         queries: Text of each train query.
         item_texts: Row = item_index.
-        num_indexing: Indexing rows of an epoch; they walk through the items in turn.
+        num_indexing: Indexing rows; turn after turn they walk on through the items.
     """
 
     pairs: QueryItemPairs
@@ -36,35 +37,43 @@ class SearchExamples:
     def __len__(self) -> int:
         return len(self.pairs) + self.num_indexing
 
-    def lengths(self) -> Int64[np.ndarray, " example"]:
-        """Return about how long each row is, in characters: only for sorting."""
-        queries = np.array([len(text) for text in self.queries], dtype=np.int64)
-        return np.concatenate([queries, np.zeros(self.num_indexing, dtype=np.int64)])
+    def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        """Return how long rows are, in characters; indexing rows, long texts, count as -1."""
+        lengths: Int64[np.ndarray, " row"] = self._lengths[np.minimum(rows, len(self.pairs))]
+        return lengths
 
-    def batch(
-        self, rows: Int64[np.ndarray, " example"], *, seed: int, epoch: int
-    ) -> GeneratorBatch:
-        """Return some rows; the same arguments give the same batch."""
-        is_query = rows < len(self.pairs)
-        drawn = self.pairs.draw(rows[is_query], seed=seed, epoch=epoch)
-        offset = epoch * self.num_indexing
-        indexed = (rows - len(self.pairs) + offset) % len(self.item_texts)
-        target, text_rows = indexed.copy(), np.full(len(rows), -1)
-        target[is_query], text_rows[is_query] = drawn.right_item, drawn.left
-        texts = [
-            self.queries[query] if query >= 0 else self.item_texts[item]
-            for query, item in zip(text_rows.tolist(), indexed.tolist(), strict=True)
-        ]
+    @cached_property
+    def _lengths(self) -> Int64[np.ndarray, " row"]:
+        return np.array([*map(len, self.queries), -1], dtype=np.int64)
+
+    def batch(self, rows: Int64[np.ndarray, " example"], *, seed: int, turn: int) -> GeneratorBatch:
+        """Return some rows; the same arguments give the same batch.
+
+        Args:
+            rows: In ``[0, len(self))``.
+            seed: Of the draw of one item for each query.
+            turn: How often all rows have been gone through before.
+        """
+        num_queries = len(self.pairs)
+        is_query = rows < num_queries
+        walk = rows - num_queries + turn * self.num_indexing
+        indexed = np.where(is_query, -1, walk % len(self.item_texts))
+        query = np.where(is_query, rows, -1)
+        target = indexed.copy()
+        target[is_query] = self.pairs.draw(rows[is_query], seed=seed, epoch=turn).right_item
         none = torch.full((len(rows), 0), -1)
         return GeneratorBatch(
             task="search",
-            texts=texts,
-            text_rows=torch.from_numpy(text_rows),
-            indexed_item=torch.from_numpy(np.where(is_query, -1, indexed)),
+            texts=[
+                self.queries[number] if number >= 0 else self.item_texts[item]
+                for number, item in zip(query.tolist(), indexed.tolist(), strict=True)
+            ],
+            text_rows=torch.from_numpy(query),
+            indexed_item=torch.from_numpy(indexed),
             history=none,
             target=torch.from_numpy(target),
             excluded=none,
-            request_rows=torch.from_numpy(rows),
+            request_rows=torch.tensor(rows),
         )
 
 
@@ -102,8 +111,9 @@ class RecommendationExamples:
         """
         if max_history_items < 1 or target_window < 1 or not 0 <= history_dropout < 1:
             raise ConfigError(
-                "max_history_items and target_window must be 1 or more and history_dropout in "
-                f"[0, 1), got {max_history_items}, {target_window}, {history_dropout}."
+                "data.max_history_items and data.target_window must be 1 or more and "
+                "data.history_dropout in [0, 1), got "
+                f"{max_history_items}, {target_window}, {history_dropout}."
             )
         rows = np.maximum(np.diff(interactions.user_starts) - 1, 0)
         row_starts = np.concatenate([[0], np.cumsum(rows)])
@@ -112,53 +122,72 @@ class RecommendationExamples:
     def __len__(self) -> int:
         return int(self.row_starts[-1])
 
-    def lengths(self) -> Int64[np.ndarray, " example"]:
-        """Return the number of history items of each row."""
-        rows = np.arange(len(self), dtype=np.int64)
-        user = np.searchsorted(self.row_starts, rows, side="right") - 1
-        return np.minimum(rows - self.row_starts[user] + 1, self.max_history_items)
+    def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        """Return the number of history items of rows, before any is left out."""
+        first = self.row_starts[self._user(rows)]
+        lengths: Int64[np.ndarray, " row"] = np.minimum(rows - first + 1, self.max_history_items)
+        return lengths
 
-    def batch(
-        self, rows: Int64[np.ndarray, " example"], *, seed: int, epoch: int
-    ) -> GeneratorBatch:
-        """Return some rows; the same arguments give the same batch."""
-        user = np.searchsorted(self.row_starts, rows, side="right") - 1
-        first = np.asarray(self.interactions.user_starts[user])
-        end = np.asarray(self.interactions.user_starts[user + 1])
-        place = first + rows - self.row_starts[user] + 1  # of the next interaction
-        ahead = np.minimum(end - place, self.target_window)
-        chance = uniform(rows, key=key_of(seed, epoch, "target"))
-        items = self.interactions.item_index
-        target = np.asarray(items[place + (chance * ahead).astype(np.int64)])
-        history = pad_items(
-            [
-                self._kept(
-                    items[max(begin, stop - self.max_history_items) : stop], row, seed, epoch
-                )
-                for begin, stop, row in zip(
-                    first.tolist(), place.tolist(), rows.tolist(), strict=True
-                )
-            ]
-        )
+    def batch(self, rows: Int64[np.ndarray, " example"], *, seed: int, turn: int) -> GeneratorBatch:
+        """Return some rows; the same arguments give the same batch.
+
+        Args:
+            rows: In ``[0, len(self))``.
+            seed: Of targets and left-out items.
+            turn: How often all rows have been gone through before.
+        """
+        user = self._user(rows)
+        starts, items = self.interactions.user_starts, self.interactions.item_index
+        place = starts[user] + rows - self.row_starts[user] + 1  # of the next interaction
+        ahead = np.minimum(starts[user + 1] - place, self.target_window)
+        chance = uniform(rows, key=key_of(seed, turn, "target"))
+        target = items[place + (chance * ahead).astype(np.int64)]
         return GeneratorBatch(
             task="recommendation",
             texts=[],
             text_rows=torch.full((len(rows),), -1),
             indexed_item=torch.full((len(rows),), -1),
-            history=history,
-            target=torch.from_numpy(target),
+            history=torch.from_numpy(self._histories(rows, place, seed=seed, turn=turn)),
+            target=torch.tensor(target),
             excluded=torch.full((len(rows), 0), -1),
-            request_rows=torch.from_numpy(rows),
+            request_rows=torch.tensor(rows),
         )
 
+    def _histories(
+        self,
+        rows: Int64[np.ndarray, " example"],
+        ends: Int64[np.ndarray, " example"],
+        *,
+        seed: int,
+        turn: int,
+    ) -> Int64[np.ndarray, "example item"]:
+        """Return the items before ``ends``, oldest first, -1 behind the shorter ones."""
+        lengths = self.length_of(rows)
+        ago = np.arange(lengths.max(initial=0), 0, -1)[None, :]  # [1, item], oldest first
+        kept = self._kept(rows, ago, seed=seed, turn=turn) & (ago <= lengths[:, None])
+        order = np.argsort(~kept, axis=1, kind="stable")[:, : kept.sum(axis=1).max(initial=0)]
+        kept, place = np.take_along_axis(kept, order, 1), (ends[:, None] - ago)
+        place = np.where(kept, np.take_along_axis(place, order, 1), 0)
+        return np.where(kept, self.interactions.item_index[place], -1)
+
     def _kept(
-        self, history: Int64[np.ndarray, " item"], row: int, seed: int, epoch: int
-    ) -> Int64[np.ndarray, " item"]:
-        if self.history_dropout == 0:
-            return history
-        chance = uniform(np.arange(len(history)), key=key_of(seed, epoch, row, "history"))
-        kept = history[chance >= self.history_dropout]
-        return kept if len(kept) else history[-1:]
+        self,
+        rows: Int64[np.ndarray, " example"],
+        ago: Int64[np.ndarray, "1 item"],
+        *,
+        seed: int,
+        turn: int,
+    ) -> Bool[np.ndarray, "example item"]:
+        """Draw which items stay; where none would, the most recent one does."""
+        counters = rows[:, None] * (self.max_history_items + 1) + ago
+        chance = uniform(counters.reshape(-1), key=key_of(seed, turn, "history"))
+        kept = chance.reshape(counters.shape) >= self.history_dropout
+        real = ago <= self.length_of(rows)[:, None]
+        kept[:, -1:] |= ~(kept & real).any(axis=1, keepdims=True)
+        return kept
+
+    def _user(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        return np.searchsorted(self.row_starts, rows, side="right") - 1
 
 
 @dataclass(frozen=True)
@@ -181,8 +210,8 @@ class GeneratorBatches(Dataset[GeneratorBatch]):
         return len(self.schedule)
 
     def __getitem__(self, number: BatchNumber) -> GeneratorBatch:
-        task, rows, epoch = self.schedule.batch(number.step, epoch=number.epoch, rank=self.rank)
+        task, rows, turn = self.schedule.batch(number.step, epoch=number.epoch, rank=self.rank)
         examples = self.search if task == "search" else self.recommendation
         if examples is None:
             raise AssertionError(f"the schedule holds {task}, which is switched off")
-        return examples.batch(rows, seed=self.schedule.seed, epoch=epoch)
+        return examples.batch(rows, seed=self.schedule.seed, turn=turn)

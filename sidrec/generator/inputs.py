@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sidrec.encoder.tower import TextTower, mean_pool
 from sidrec.errors import ConfigError
 from sidrec.generator.batches import GeneratorBatch
+from sidrec.generator.t5 import END
 from sidrec.generator.text_states import TextStates
 from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.types import Task, TextTokens
@@ -38,7 +39,7 @@ class InputSettings:
         query_token_dropout: Probability in training that a query token is not seen.
 
     Raises:
-        ConfigError: If a template lacks its place holder.
+        ConfigError: If a template lacks its place holder, or a number is out of range.
     """
 
     search_prompt: str
@@ -54,6 +55,15 @@ class InputSettings:
             template = getattr(self, name)
             if template.count(holder) != 1:
                 raise ConfigError(f"model.{name} must hold {holder} once, got '{template}'.")
+        if min(self.max_query_tokens, self.max_history_items) < 1:
+            raise ConfigError(
+                "model.max_query_tokens and model.max_history_items must be 1 or more, got "
+                f"{self.max_query_tokens} and {self.max_history_items}."
+            )
+        if not 0 <= self.query_token_dropout < 1:
+            raise ConfigError(
+                f"model.query_token_dropout must lie in [0, 1), got {self.query_token_dropout}."
+            )
 
     def around(self, task: Task) -> tuple[str, str]:
         """Return the text before and after the place holder."""
@@ -75,6 +85,10 @@ class RequestEmbedder(nn.Module):
         codes: Semantic ID of every item.
         item_vectors: Bi-encoder embedding of every item.
         tower: The bi-encoder's tower, frozen; needed for ``encoder_states``.
+
+    Raises:
+        ConfigError: If ``encoder_states`` lacks its tower, or tower and item embeddings differ
+            in width.
     """
 
     codes: Tensor
@@ -98,12 +112,14 @@ class RequestEmbedder(nn.Module):
         self.register_buffer("item_vectors", item_vectors, persistent=False)
         width, dim = tokens.embedding_dim, item_vectors.shape[1]
         if settings.text_input == "encoder_states":
+            _check_tower(tower, dim)
             self.from_state = nn.Linear(dim, width)
             self.from_embedding = nn.Linear(dim, width)
         if settings.history_input == "items":
             self.from_item = nn.Linear(dim, width)
             self.recency = nn.Embedding(settings.max_history_items, width)
-        self.norm = nn.LayerNorm(width)
+        if (settings.text_input, settings.history_input) != ("tokens", "codes"):
+            self.norm = nn.LayerNorm(width)
 
     @property
     def tower(self) -> TextTower | None:
@@ -111,14 +127,28 @@ class RequestEmbedder(nn.Module):
         return self._shared[1]
 
     def forward(self, batch: GeneratorBatch) -> Positions:
-        """Return embeddings and mask; each request's positions stand together, padding last."""
+        """Return embeddings and mask; each request's positions stand together, padding last.
+
+        As T5's own inputs, each ends with the end token, so none is ever empty.
+        """
         inner, seen = self._query(batch) if batch.task == "search" else self._history(batch)
+        before, after = (self._text_ids(text) for text in self.settings.around(batch.task))
         parts, masks = [inner], [seen]
-        for text, place in zip(self.settings.around(batch.task), (0, 2), strict=True):
-            part = self._text(text).expand(len(batch), -1, -1)
-            parts.insert(place, part.to(inner.dtype))
-            masks.insert(place, seen.new_ones(part.shape[:2]))
+        for ids, place in ((before, 0), ([*after, self._end], 2)):
+            part = self._embed(torch.tensor(ids, dtype=torch.long, device=seen.device))
+            parts.insert(place, part.expand(len(seen), -1, -1).to(inner.dtype))
+            masks.insert(place, seen.new_ones(len(seen), len(ids)))
         return packed(torch.cat(parts, dim=1), torch.cat(masks, dim=1))
+
+    def untouched(self) -> Float[Tensor, ""]:
+        """Return 0 as a function of all weights of this module.
+
+        Each task reads with weights of its own. Added to the loss, this gives the others a
+        gradient of 0 instead of none, so that weights move the same with and without DDP, which
+        waits for the gradient of every weight.
+        """
+        zero = self.codes.new_zeros((), dtype=torch.float32)
+        return sum((weight.sum() * 0.0 for weight in self.parameters()), start=zero)
 
     def _query(self, batch: GeneratorBatch) -> Positions:
         if self.settings.text_input == "tokens":
@@ -137,14 +167,19 @@ class RequestEmbedder(nn.Module):
     def _states(
         self, batch: GeneratorBatch
     ) -> tuple[Float[Tensor, "text token dim"], Bool[Tensor, "text token"]]:
-        """Return token states; stored ones in training, made now otherwise."""
+        """Return token states; stored ones in training, made now otherwise.
+
+        The text of an indexing row has none: its embedding says it all.
+        """
         device = self.codes.device
-        if self.states is not None and bool((batch.text_rows >= 0).any()):
+        if self.states is not None and bool(
+            torch.maximum(batch.text_rows, batch.indexed_item).ge(0).all()
+        ):
             states, mask = self.states.gather(batch.text_rows)
-            return states.to(device), mask.to(device)
+            return states.to(device).float(), mask.to(device)
         tower = self.tower
         if tower is None:
-            raise ConfigError("text_input encoder_states needs model.encoder_run; give --from.")
+            raise AssertionError("no tower, although text_input is encoder_states")
         tower.to(device).eval()
         tokens = tower.tokenize(batch.texts, max_tokens=self.settings.max_query_tokens)
         tokens = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
@@ -184,9 +219,25 @@ class RequestEmbedder(nn.Module):
         mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
         return TextTokens(ids.to(self.codes.device), mask.to(self.codes.device))
 
-    def _text(self, text: str) -> Float[Tensor, "position dim"]:
-        ids = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids
-        return self._embed(torch.tensor(ids, dtype=torch.long, device=self.codes.device))
+    def _text_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        return ids
+
+    @property
+    def _end(self) -> int:
+        token = self.tokenizer.token_to_id(END)
+        return 1 if token is None else int(token)  # T5's own number
+
+
+def _check_tower(tower: TextTower | None, dim: int) -> None:
+    if tower is None:
+        raise ConfigError("text_input encoder_states needs model.encoder_run; give --from RUN.")
+    if tower.dim != dim:
+        raise ConfigError(
+            f"text_input encoder_states needs Semantic IDs from the encoder that reads the "
+            f"queries: its states are {tower.dim} wide, the item embeddings {dim}; give the "
+            "encoder run that made them, or text_input tokens."
+        )
 
 
 def packed(

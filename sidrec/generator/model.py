@@ -33,6 +33,9 @@ class GeneratorModel(nn.Module):
         item_vectors: Bi-encoder embedding of every item.
         popularity: Train interactions of each item: orders items that share a Semantic ID.
         tower: Frozen text tower; None when queries are read as T5's tokens.
+
+    Raises:
+        ConfigError: If ``inputs`` needs a tower that is missing or of another width.
     """
 
     def __init__(
@@ -88,10 +91,11 @@ class GeneratorModel(nn.Module):
             hidden = hidden * self.t5.model_dim**-0.5
         weight = self.t5.lm_head.weight
         losses = []
-        for level, ids in enumerate(self.vocabulary.level_token_ids()):
-            logits = F.linear(hidden[:, level], weight[ids[0] : ids[-1] + 1]).float()
+        levels = zip(self.vocabulary.level_starts, self.vocabulary.codebook_sizes, strict=True)
+        for level, (first, size) in enumerate(levels):
+            logits = F.linear(hidden[:, level], weight[first : first + size]).float()
             losses.append(F.cross_entropy(logits, codes[:, level], label_smoothing=label_smoothing))
-        return torch.stack(losses)
+        return torch.stack(losses) + self.embedder.untouched()
 
     def read(
         self, batch: GeneratorBatch

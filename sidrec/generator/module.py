@@ -1,36 +1,26 @@
 """Training and decoding loop of the joint generator."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from sidrec.corpus.popularity import popularity
 from sidrec.corpus.raw import Split
 from sidrec.distributed import gather_objects, rank_and_world_size, sum_over_ranks
-from sidrec.encoder.learning_rate import Decay, learning_rate_factor
-from sidrec.encoder.loading import load_bi_encoder
-from sidrec.encoder.tower import TextTower
+from sidrec.encoder.learning_rate import Decay
+from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.files import write_json
+from sidrec.generator.assembly import generator_from, new_generator, parts_of
 from sidrec.generator.batches import GeneratorBatch
 from sidrec.generator.datamodule import GeneratorDataModule
 from sidrec.generator.inputs import HistoryInput, InputSettings, TextInput
 from sidrec.generator.model import GeneratorModel
 from sidrec.generator.predictions import predictions_of, write_predictions
-from sidrec.generator.t5 import (
-    load_tokenizer_of,
-    start_codes_from_items,
-    t5_from_config,
-    t5_from_hub,
-    train_tokenizer,
-)
 from sidrec.generator.text_states import store_text_states
-from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.metrics import Figures, Prediction, evaluate
 from sidrec.pairs.permutation import key_of
 from sidrec.run_directory import RunDirectory
@@ -38,6 +28,7 @@ from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.types import TASKS
 
 _ENCODE_BATCH = 128
+_DEEPEST = 30  # rank down to which the figure that chooses checkpoints looks
 
 
 class JointGenerator(L.LightningModule):
@@ -112,43 +103,43 @@ class JointGenerator(L.LightningModule):
         )
         self.weights = {"search": search_weight, "recommendation": recommendation_weight}
         self._predictions: list[Prediction] = []
+        self._ddp_params_and_buffers_to_ignore = [  # constants: DDP would send them at every step
+            f"model.embedder.{name}" for name in ("codes", "item_vectors")
+        ]
+
+    def setup(self, stage: str) -> None:
+        """Refuse data with longer histories than the model's, and batches shared out twice."""
+        del stage
+        data = self._data()
+        if data.max_history_items > self.inputs.max_history_items:
+            raise ConfigError(
+                f"data.max_history_items ({data.max_history_items}) exceeds "
+                f"model.max_history_items ({self.inputs.max_history_items}); give both the same."
+            )
+        connector = self.trainer._accelerator_connector
+        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
+            raise ConfigError(
+                "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
+                "rank its own batches."
+            )
 
     def configure_model(self) -> None:
-        """Build the model for training, with a tokenizer from the hub or from the corpus."""
-        if hasattr(self, "model"):
+        """Build the model for training; otherwise ``on_load_checkpoint`` does."""
+        if hasattr(self, "model") or self.trainer.state.fn != "fit":
             return
-        data = self._data()
-        self.bundle = SemanticIdBundle.load(
-            Path(self.settings.semantic_ids), corpus_fingerprint=data.corpus.fingerprint
+        data, prompts = self._data(), [self.inputs.search_prompt, self.inputs.recommendation_prompt]
+        self.bundle = self._load_bundle()
+        self.model = new_generator(
+            self.settings.t5,
+            revision=self.settings.revision,
+            texts=lambda: [*prompts, *data.corpus.item_texts(), *data.train_queries()],
+            text_vocabulary_size=self.settings.text_vocabulary_size,
+            codes_from_items=self.settings.codes_from_items,
+            inputs=self.inputs,
+            bundle=self.bundle,
+            popularity=popularity(data.corpus.train_interactions(), data.corpus.num_items),
+            encoder_run=self.settings.encoder_run,
         )
-        if isinstance(self.settings.t5, str):
-            tokenizer = load_tokenizer_of(self.settings.t5, revision=self.settings.revision)
-        else:
-            texts = [*data.corpus.item_texts(), *data.train_queries()]
-            prompts = [self.inputs.search_prompt, self.inputs.recommendation_prompt]
-            size = self.settings.text_vocabulary_size
-            tokenizer = train_tokenizer(prompts + texts, vocabulary_size=size)
-        self._build(tokenizer, popularity(data.corpus.train_interactions(), data.corpus.num_items))
-
-    def _build(self, tokenizer: Tokenizer, counts: Tensor) -> None:
-        table, vectors = self.bundle.table, self.bundle.embeddings.vectors
-        vocabulary = CodeVocabulary(tokenizer.get_vocab_size(), table.codebook_sizes)
-        if isinstance(self.settings.t5, str):
-            revision = self.settings.revision
-            t5 = t5_from_hub(self.settings.t5, revision=revision, vocabulary=vocabulary)
-        else:
-            t5 = t5_from_config(self.settings.t5, vocabulary=vocabulary)
-        if self.settings.codes_from_items:
-            start_codes_from_items(t5, vocabulary, table.codes, vectors, seed=0)
-        self.model = GeneratorModel(
-            t5, self.inputs, tokenizer, vocabulary, table, vectors, counts, self._tower()
-        )
-
-    def _tower(self) -> TextTower | None:
-        if self.inputs.text_input == "tokens":
-            return None
-        tower = load_bi_encoder(RunDirectory(Path(self.settings.encoder_run))).tower
-        return tower.eval().requires_grad_(requires_grad=False)
 
     def on_fit_start(self) -> None:
         """Encode the training queries once: the encoder is frozen."""
@@ -171,7 +162,7 @@ class JointGenerator(L.LightningModule):
 
     def training_step(self, batch: GeneratorBatch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the levels' losses of one batch of one task."""
-        losses = self.model(batch, label_smoothing=self.settings.label_smoothing)
+        losses: Tensor = self.model(batch, label_smoothing=self.settings.label_smoothing)
         loss = losses.sum()
         _, world_size = rank_and_world_size()
         mean = sum_over_ranks(loss.detach()) / world_size
@@ -181,7 +172,8 @@ class JointGenerator(L.LightningModule):
                 f"{batch_idx}; lower model.learning_rate, or use precision bf16-mixed or 32."
             )
         self.log(f"train/{batch.task}/loss", mean, prog_bar=True, batch_size=len(batch.target))
-        return loss * self.weights[batch.task]
+        weighted: Tensor = loss * self.weights[batch.task]
+        return weighted
 
     def validation_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
@@ -195,15 +187,17 @@ class JointGenerator(L.LightningModule):
         del batch_idx
         self._answer(batch, "test", dataloader_idx)
 
-    def predict_step(self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Answer a batch of test requests."""
+    def predict_step(
+        self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Prediction]:
+        """Answer a batch of test requests; ``predictions.parquet`` holds the answers."""
         del batch_idx
-        self._answer(batch, "test", dataloader_idx)
+        return self._answer(batch, "test", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
         figures = self._figures(self._gathered())
-        recalls = {task: figures.get(f"{task}/recall@{self.settings.top_k}") for task in TASKS}
+        recalls = {task: figures.get(f"{task}/recall@{_DEEPEST}") for task in TASKS}
         known = [float(value) for value in recalls.values() if value is not None]
         mean = len(known) / sum(1 / max(value, 1e-9) for value in known) if known else 0.0
         wanted = {
@@ -234,52 +228,59 @@ class JointGenerator(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights that train, and its schedule by optimiser step."""
-        weights = [weight for weight in self.parameters() if weight.requires_grad]
-        groups = [
-            {"params": [weight for weight in weights if weight.ndim >= 2]},
-            {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        batches = self._data().steps_per_epoch
+        return adamw_with_schedule(
+            self.parameters(),
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            total_steps=total_steps_of(self.trainer, batches_per_epoch=batches),
+            warmup_fraction=self.settings.warmup_fraction,
+            decay=self.settings.decay,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(  # of a method LambdaLR would save its dict
-            optimizer, lambda step: self._factor(step)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put tokenizer, popularity and the bundle's hash beside the weights."""
-        checkpoint["tokenizer"] = self.model.embedder.tokenizer.to_str()
-        checkpoint["popularity"] = self.model.popularity
+        """Put beside the weights what the model is built from, and the bundle's hash."""
+        checkpoint["generator"] = parts_of(self.model)
         checkpoint["bundle_hash"] = self.bundle.hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the model from the checkpoint when it is not there yet; refuse another bundle.
+        """Build the model from the checkpoint; refuse another bundle.
 
         Raises:
-            DataError: If the Semantic IDs are not those that the weights were trained on.
+            DataError: If the Semantic IDs are not those that the weights were trained on, or
+                belong to another corpus than the data.
         """
         if not hasattr(self, "bundle"):
-            self.bundle = SemanticIdBundle.load(Path(self.settings.semantic_ids))
+            self.bundle = self._load_bundle()
         if checkpoint["bundle_hash"] != self.bundle.hash:
             raise DataError(
-                f"{self.settings.semantic_ids} holds Semantic IDs {self.bundle.hash[:12]}, but this "
-                f"generator was trained on {checkpoint['bundle_hash'][:12]}; give it those."
+                f"{self.settings.semantic_ids} holds Semantic IDs {self.bundle.hash[:12]}, but "
+                f"this generator was trained on {checkpoint['bundle_hash'][:12]}; give it those."
             )
         if not hasattr(self, "model"):
-            tokenizer = Tokenizer.from_str(checkpoint["tokenizer"])
-            self._build(tokenizer, checkpoint["popularity"])
+            self.model = generator_from(
+                checkpoint["generator"],
+                inputs=self.inputs,
+                bundle=self.bundle,
+                encoder_run=self.settings.encoder_run,
+            )
 
-    def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> None:
+    def _load_bundle(self) -> SemanticIdBundle:
+        attached = self._trainer is not None
+        return SemanticIdBundle.load(
+            Path(self.settings.semantic_ids),
+            corpus_fingerprint=self._data().corpus.fingerprint if attached else None,
+        )
+
+    def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> list[Prediction]:
         decoded = self.model.answer(
             batch, num_beams=self.settings.num_beams, top_k=self.settings.top_k
         )
         asked = self._data().requests(split)[which]
         requests = [asked[row] for row in batch.request_rows.tolist()]
-        self._predictions += predictions_of(requests, decoded, self.model.trie, split=split)
+        predictions = predictions_of(requests, decoded, self.model.trie, split=split)
+        self._predictions += predictions
+        return predictions
 
     def _gathered(self) -> list[Prediction]:
         """Return the predictions of all ranks, and forget this rank's."""
@@ -288,22 +289,6 @@ class JointGenerator(L.LightningModule):
 
     def _figures(self, predictions: list[Prediction]) -> Figures:
         return evaluate(predictions, self.model.popularity.cpu())
-
-    def _factor(self, step: int) -> float:
-        return learning_rate_factor(
-            step,
-            total_steps=self._total_steps(),
-            warmup_fraction=self.settings.warmup_fraction,
-            decay=self.settings.decay,
-        )
-
-    def _total_steps(self) -> int | None:
-        if self.trainer.max_steps > 0:
-            return int(self.trainer.max_steps)
-        if not self.trainer.max_epochs or self.trainer.max_epochs < 0:
-            return None
-        steps = math.ceil(self._data().steps_per_epoch / self.trainer.accumulate_grad_batches)
-        return int(steps * self.trainer.max_epochs)
 
     def _data(self) -> GeneratorDataModule:
         data = getattr(self.trainer, "datamodule", None)

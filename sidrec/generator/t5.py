@@ -1,5 +1,6 @@
 """A T5 from the hub or from a configuration, its vocabulary extended by the codes."""
 
+import json
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def load_tokenizer_of(name: str, *, revision: str | None) -> Tokenizer:
 def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) -> Any:  # noqa: ANN401
     """Return a pretrained ``T5ForConditionalGeneration`` with rows for the codes.
 
+    The rows are drawn at random, as widely spread as the text tokens' rows.
+
     Raises:
         ConfigError: If it cannot be loaded.
     """
@@ -68,13 +71,15 @@ def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) 
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
     head = model.lm_head.weight.detach().clone()
-    is_tied = model.lm_head.weight is model.shared.weight
+    is_own = not is_tied(model)
     model.resize_token_embeddings(vocabulary.num_tokens, mean_resizing=False)
-    if not is_tied:  # v1.1 and flan have a head of their own, which resizing ties again
-        _untie(model, std=float(head.std()))
-        kept = min(len(head), vocabulary.num_tokens)
-        with torch.no_grad():
-            model.lm_head.weight[:kept] = head[:kept]
+    text = slice(0, vocabulary.first_token)  # hub models have spare rows behind it
+    with torch.no_grad():
+        rows = model.shared.weight
+        rows[vocabulary.first_token :].normal_(std=float(rows[text].std()))
+        if is_own:  # v1.1 and flan have a head of their own, which resizing ties again
+            untie(model, std=float(head[text].std()))
+            model.lm_head.weight[text] = head[text]
     return model
 
 
@@ -86,27 +91,50 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
         vocabulary: Text and code tokens.
 
     Raises:
-        ConfigError: If a setting is none of T5Config's.
+        ConfigError: If a setting is none of T5Config's, or one that sidrec makes itself.
     """
     from transformers import T5Config, T5ForConditionalGeneration
 
-    unknown = sorted(set(settings) - set(T5Config().to_dict()))
+    own = {
+        "vocab_size": vocabulary.num_tokens,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    unknown = sorted(set(settings) - set(T5Config().to_dict()) | set(settings) & set(own))
     if unknown:
-        raise ConfigError(f"model.t5 has settings that T5Config does not know: {unknown}.")
-    config = T5Config(
-        vocab_size=vocabulary.num_tokens,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=1,
-        **settings,
-    )
+        raise ConfigError(
+            f"model.t5 has settings that T5Config does not know or sidrec makes itself: {unknown}."
+        )
+    config = T5Config(**own, **settings)
     model = T5ForConditionalGeneration(config)
     if settings.get("tie_word_embeddings") is False:  # transformers 5 ties all the same
-        _untie(model, std=config.d_model**-0.5)
+        untie(model, std=config.d_model**-0.5)
     return model
 
 
-def _untie(model: Any, *, std: float) -> None:  # noqa: ANN401
+def snapshot_of(model: Any) -> str:  # noqa: ANN401
+    """Return what ``t5_from_snapshot`` needs besides the weights, as JSON."""
+    return json.dumps({"config": model.config.to_dict(), "is_tied": is_tied(model)}, default=str)
+
+
+def t5_from_snapshot(snapshot: str) -> Any:  # noqa: ANN401
+    """Return a ``T5ForConditionalGeneration`` whose weights are still to be loaded."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    stored = json.loads(snapshot)
+    model = T5ForConditionalGeneration(T5Config.from_dict(stored["config"]))
+    if not stored["is_tied"]:
+        untie(model, std=1.0)
+    return model
+
+
+def is_tied(model: Any) -> bool:  # noqa: ANN401
+    """Say whether input embedding and output head are one weight."""
+    return model.lm_head.weight is model.shared.weight
+
+
+def untie(model: Any, *, std: float) -> None:  # noqa: ANN401
     """Give the output head a weight of its own, drawn at random."""
     shape = model.shared.weight.shape
     model.lm_head.weight = nn.Parameter(torch.randn(shape) * std)

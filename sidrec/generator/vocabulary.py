@@ -30,7 +30,7 @@ class CodeVocabulary:
         """Token of code 0 of each level."""
         return [self.first_token + n for n in accumulate(self.codebook_sizes, initial=0)][:-1]
 
-    def level_token_ids(self) -> list[Int[Tensor, " code"]]:
+    def level_token_ids(self) -> list[Int[Tensor, " _"]]:
         """Return the tokens of each level's codes, in the order of the codes."""
         pairs = zip(self.level_starts, self.codebook_sizes, strict=True)
         return [torch.arange(start, start + size) for start, size in pairs]

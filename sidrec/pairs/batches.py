@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from sidrec.pairs.query_item import QueryItemPairs
 from sidrec.pairs.schedule import Schedule
 from sidrec.pairs.tokens import TokenStore
 from sidrec.types import PairBatch
+
+Batch = TypeVar("Batch")
 
 
 class BatchNumber(NamedTuple):
@@ -97,8 +99,8 @@ class PairBatches(Dataset[PairBatch]):
         )
 
 
-class PairLoader(DataLoader[PairBatch]):
-    """A loader that tells Lightning it can be resumed.
+class BatchLoader(DataLoader[Batch]):
+    """A loader of whole batches that tells Lightning it can be resumed.
 
     Its state is empty: Lightning would hand rank 0's to every rank. The position stands in the
     state of the data module.
@@ -113,6 +115,6 @@ class PairLoader(DataLoader[PairBatch]):
         del state_dict
 
 
-def the_only(batches: list[PairBatch]) -> PairBatch:
+def the_only(batches: list[Batch]) -> Batch:
     """Collate: a batch is made whole, so the list holds one."""
     return batches[0]

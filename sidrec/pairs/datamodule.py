@@ -12,12 +12,14 @@ from sidrec.corpus.derived import derived_folder
 from sidrec.corpus.leakage import check_train_only, check_train_queries_only
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.batches import BatchNumber, PairBatches, PairBatchSampler, PairLoader, the_only
+from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatches, PairBatchSampler, the_only
 from sidrec.pairs.item_item import ItemItemPairs, Weighting, item_item_pairs, log_popularity
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
+from sidrec.pairs.resume import first_batch_after, position_in
 from sidrec.pairs.schedule import Schedule
 from sidrec.pairs.tokenizer import load_tokenizer
 from sidrec.pairs.tokens import TokenStore, tokenise_once
+from sidrec.types import PairBatch
 
 _TEXTS_AT_ONCE = 4_096
 
@@ -118,11 +120,11 @@ class PairDataModule(L.LightningDataModule):
             schedule, rank, query_item, item_item, query_tokens, item_tokens, frequency
         )
 
-    def train_dataloader(self) -> PairLoader:
+    def train_dataloader(self) -> BatchLoader[PairBatch]:
         """Return this rank's batches, from where a resumed run stopped."""
         batches = self._require_batches()
         sampler = PairBatchSampler(len(batches.schedule), self._first)
-        return PairLoader(
+        return BatchLoader(
             batches,
             batch_sampler=sampler,
             collate_fn=the_only,
@@ -142,12 +144,9 @@ class PairDataModule(L.LightningDataModule):
         """Return where the epoch stands and what must not change while it runs."""
         if self.trainer is None or self._batches is None:
             return {}
-        loop = self.trainer.fit_loop
-        epoch = max(0, loop.epoch_progress.current.ready - 1)
-        step = loop.epoch_loop.batch_progress.current.processed
-        if step >= len(self._batches.schedule):
-            epoch, step = epoch + 1, 0
-        return {"epoch": epoch, "step": step, **self._fixed()}
+        return position_in(
+            self.trainer.fit_loop, steps_per_epoch=self.steps_per_epoch, fixed=self._fixed()
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
@@ -156,22 +155,10 @@ class PairDataModule(L.LightningDataModule):
             ConfigError: If in the middle of an epoch a setting differs that decides its batches.
             DataError: If the corpus is another one.
         """
-        if not state_dict:
-            return
-        fixed = self._fixed()
-        if state_dict["corpus"] != fixed["corpus"]:
-            raise DataError(
-                f"{self.corpus_folder} is not the corpus that this run began with; "
-                "give that one, or begin a new run directory."
+        if state_dict:
+            self._first = first_batch_after(
+                state_dict, fixed=self._fixed(), corpus_folder=self.corpus_folder
             )
-        changed = [name for name, value in fixed.items() if state_dict[name] != value]
-        if changed and state_dict["step"] > 0:
-            raise ConfigError(
-                "This run stopped in the middle of an epoch; to resume it keep "
-                + ", ".join(f"{name} {state_dict[name]} (now {fixed[name]})" for name in changed)
-                + "."
-            )
-        self._first = BatchNumber(state_dict["epoch"], state_dict["step"])
 
     def _fixed(self) -> dict[str, Any]:
         schedule = self._require_batches().schedule

@@ -1,0 +1,64 @@
+"""How weights move: AdamW and its learning rate over the whole training, for Lightning modules."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidrec.encoder.learning_rate import Decay, learning_rate_factor
+
+
+def adamw_with_schedule(
+    weights: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    total_steps: int | None,
+    warmup_fraction: float,
+    decay: Decay,
+) -> dict[str, Any]:
+    """Return what ``configure_optimizers`` returns: AdamW and its schedule by optimiser step.
+
+    Args:
+        weights: Those that train; norms and biases among them get no weight decay.
+        learning_rate: Peak.
+        weight_decay: Decoupled, per step, times the learning rate.
+        total_steps: Optimiser steps of the whole training; None when it has no end by count.
+        warmup_fraction: See ``learning_rate_factor``.
+        decay: See ``learning_rate_factor``.
+    """
+    weights = [weight for weight in weights if weight.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in weights if weight.ndim >= 2]},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+
+    def factor(step: int) -> float:  # a plain function: of other callables LambdaLR saves the dict
+        return learning_rate_factor(
+            step, total_steps=total_steps, warmup_fraction=warmup_fraction, decay=decay
+        )
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def total_steps_of(trainer: Any, *, batches_per_epoch: int) -> int | None:  # noqa: ANN401
+    """Return optimiser steps of the whole training, or None when it has no end by count.
+
+    Args:
+        trainer: Lightning's.
+        batches_per_epoch: Of a whole epoch, on each rank.
+    """
+    ends = []
+    if trainer.max_steps > 0:
+        ends.append(int(trainer.max_steps))
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        batches, limit = batches_per_epoch, trainer.limit_train_batches
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        ends.append(int(steps * trainer.max_epochs))
+    return min(ends, default=None)
