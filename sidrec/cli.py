@@ -221,7 +221,11 @@ def _quieten() -> None:
     disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers", ".*isinstance.treespec, LeafSpec.*"):
+    for text in (
+        ".*does not have many workers",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*when using `ckpt_path`, callbacks used to create the checkpoint",
+    ):
         warnings.filterwarnings("ignore", message=text)
 
 
