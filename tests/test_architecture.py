@@ -38,3 +38,14 @@ def test_the_map_names_files_that_exist(room):
     assert named
     gone = [name for name in named if not (ROOT / "sidrec" / room / name).exists()]
     assert not gone, f"docs/architecture.md, row `{room}`, names {gone}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "slurm/README.md"])
+def test_pages_point_at_what_exists(page):
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    files = re.findall(r"(?:configs|slurm|docs)/[\w/.-]+\.(?:yaml|sbatch|md)", text)
+    targets = [(ROOT / page).parent / link for link in links] + [ROOT / file for file in files]
+    assert targets
+    gone = [str(target.relative_to(ROOT)) for target in targets if not target.exists()]
+    assert not gone, f"{page} points at {gone}"
