@@ -66,6 +66,12 @@ class GeneratorDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 <= indexing_share < 1:
             raise ConfigError(f"data.indexing_share must lie in [0, 1), got {indexing_share}.")
+        for name, value in (
+            ("eval_batch_size", eval_batch_size),
+            ("valid_requests", valid_requests),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name} must be 1 or more, got {value}.")
         self.corpus_folder = Path(corpus)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mix = (search_share, recommendation_share)
@@ -163,6 +169,9 @@ class GeneratorDataModule(L.LightningDataModule):
             "batch_size": schedule.batch_size,
             "world_size": schedule.world_size,
             "pool_batches": schedule.pool_batches,
+            "max_history_items": self.max_history_items,
+            "target_window": self.target_window,
+            "history_dropout": self.history_dropout,
             "seed": schedule.seed,
         }
 

@@ -241,7 +241,7 @@ def _check_tower(tower: TextTower | None, dim: int) -> None:
 
 
 def packed(
-    states: Float[Tensor, "request position dim"], mask: Bool[Tensor, "request position"]
+    states: Float[Tensor, "request given dim"], mask: Bool[Tensor, "request given"]
 ) -> Positions:
     """Move every row's real positions to its front, in their order, and cut common padding.
 

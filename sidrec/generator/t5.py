@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from sidrec.errors import ConfigError
@@ -17,12 +17,18 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 def train_tokenizer(texts: list[str], *, vocabulary_size: int) -> Tokenizer:
     """Train a byte-pair tokenizer on the corpus, for a T5 that starts from scratch.
 
-    Lower case, accents folded. Token 0 pads, 1 ends a text, 2 is unknown, as in T5. The same
-    texts give the same tokenizer.
+    Lower case, accents folded, one blank between words. Token 0 pads, 1 ends a text, 2 is
+    unknown, as in T5. The same texts give the same tokenizer.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -82,7 +84,7 @@ def test_batches_of_a_pool_cut_its_sorted_lengths():
             rows = np.concatenate([part.rows for part in whole(schedule, step)])
             spans.append((lengths[rows].min(), lengths[rows].max()))
         ordered = sorted(spans)
-        assert all(a[1] <= b[0] for a, b in zip(ordered, ordered[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(ordered))
 
 
 def test_bucketing_saves_padding_and_can_be_switched_off():
@@ -105,9 +107,9 @@ def test_refusals():
     with pytest.raises(ConfigError, match=r"45 search examples do not fill one batch of 30 on 2"):
         make(batch_size=30)
     make(batch_size=30, mix=(0.0, 1.0))
-    with pytest.raises(ConfigError, match="one of them above 0, got 0.0 and 0.0"):
+    with pytest.raises(ConfigError, match=r"one of them above 0, got 0\.0 and 0\.0"):
         make(mix=(0.0, 0.0))
-    with pytest.raises(ConfigError, match="got -1.0 and 1.0"):
+    with pytest.raises(ConfigError, match=r"got -1\.0 and 1\.0"):
         make(mix=(-1.0, 1.0))
     with pytest.raises(ConfigError, match="must be 1 or more"):
         make(pool_batches=0)

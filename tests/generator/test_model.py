@@ -1,0 +1,115 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sidrec.errors import ConfigError
+from tests.generator.made import SIZES, histories, searches, tiny_generator
+
+BATCH = searches("a heist film in paris", "rain", "space opera", answers=[3, 0, 7])
+
+
+def logits_of(model, batch):
+    """What T5's own forward says at every level, over all tokens."""
+    positions, mask = model.embedder(batch)
+    labels = model.vocabulary.tokens_of(model.embedder.codes[batch.target])
+    return model.t5(inputs_embeds=positions, attention_mask=mask.long(), labels=labels).logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_t5s_own_normalised_over_the_level(tied, smoothing):
+    model = tiny_generator(t5={"tie_word_embeddings": tied})
+    logits, codes = logits_of(model, BATCH), model.embedder.codes[BATCH.target]
+    expected = [
+        F.cross_entropy(logits[:, level][:, ids], codes[:, level], label_smoothing=smoothing)
+        for level, ids in enumerate(model.vocabulary.level_token_ids())
+    ]
+    found = model(BATCH, label_smoothing=smoothing)
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_head_of_zeros_costs_the_logarithm_of_the_level():
+    model = tiny_generator()
+    torch.nn.init.zeros_(model.t5.lm_head.weight)
+    losses = model(BATCH, label_smoothing=0.0)
+    torch.testing.assert_close(losses, torch.tensor(SIZES).float().log())
+
+
+def test_other_levels_and_text_tokens_do_not_count():
+    model = tiny_generator()
+    before = model(BATCH, label_smoothing=0.0)
+    first, size = model.vocabulary.level_starts[1], SIZES[1]
+    with torch.no_grad():
+        rows = model.t5.lm_head.weight
+        rows[: model.vocabulary.first_token] += 5
+        rows[first : first + size] += torch.randn(rows.shape[1])  # the same for all codes
+    torch.testing.assert_close(model(BATCH, label_smoothing=0.0), before)
+    with torch.no_grad():
+        rows[first] += 1
+    after = model(BATCH, label_smoothing=0.0)
+    assert after[1] != before[1]
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+
+
+def test_a_level_sees_only_the_codes_before_it():
+    model = tiny_generator()
+    codes = model.embedder.codes
+    alike = next(
+        (a, b)
+        for a in range(20)
+        for b in range(20)
+        if torch.equal(codes[a, :2], codes[b, :2]) and codes[a, 2] != codes[b, 2]
+    )
+    one, other = (model(searches("rain", answers=[item]), label_smoothing=0.0) for item in alike)
+    torch.testing.assert_close(one[:2], other[:2])
+    assert one[2] != other[2]
+
+
+def test_losses_average_over_the_batch():
+    model = tiny_generator()
+    parts = [
+        model(searches(text, answers=[answer]), label_smoothing=0.0)
+        for text, answer in zip(BATCH.texts, BATCH.target.tolist(), strict=True)
+    ]
+    together = model(BATCH, label_smoothing=0.0)
+    torch.testing.assert_close(together, torch.stack(parts).mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_the_score_of_an_item_is_minus_its_loss():
+    model = tiny_generator()
+    decoded = model.answer(histories([2, 5]), num_beams=20, top_k=20)
+    items, scores = decoded.ranked.items[0].tolist(), decoded.ranked.scores[0]
+    assert sorted(items) == [-1, -1, *sorted(set(range(20)) - {2, 5})]
+    for item, score in zip(items, scores, strict=True):
+        if item >= 0:
+            loss = model(histories([2, 5], answers=[item]), label_smoothing=0.0).sum()
+            torch.testing.assert_close(score, -loss, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_do_not_depend_on_the_batch():
+    model = tiny_generator()
+    queries = ["a heist film in paris", "rain"]
+    together = model.answer(searches(*queries), num_beams=10, top_k=5)
+    for row, query in enumerate(queries):
+        alone = model.answer(searches(query), num_beams=10, top_k=5)
+        assert torch.equal(alone.ranked.items[0], together.ranked.items[row])
+
+
+def test_more_items_than_beams_are_refused():
+    with pytest.raises(ConfigError, match=r"num_beams \(3\) must be at least top_k \(5\)"):
+        tiny_generator().answer(BATCH, num_beams=3, top_k=5)
+
+
+def test_training_learns_both_tasks():
+    model = tiny_generator(history_input="items").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    asked = [BATCH, histories([1, 2], [4], answers=[9, 11])]
+    for _ in range(50):
+        loss = sum(model(batch, label_smoothing=0.0).sum() for batch in asked)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    for batch in asked:
+        found = model.answer(batch, num_beams=5, top_k=1).ranked.items[:, 0]
+        assert torch.equal(found, batch.target)
