@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from sidrec.console import say
 from sidrec.errors import ConfigError
-from sidrec.files import atomic_file, write_json
+from sidrec.files import atomic_file, read_json, write_json
 from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import (
@@ -161,7 +162,8 @@ class SidrecCLI(LightningCLI):
                 temporary.write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         chosen = self.config_init["fit"]
         if chosen.ckpt_path is None and self.run.last_checkpoint.exists():
-            say(f"resuming from {self.run.last_checkpoint}")
+            step = checkpoint_step(self.run.last_checkpoint)
+            say(f"resuming from {self.run.last_checkpoint} (step {step})")
             chosen.ckpt_path = str(self.run.last_checkpoint)
 
     def after_fit(self) -> None:
@@ -177,8 +179,9 @@ class SidrecCLI(LightningCLI):
         self._use_finished_checkpoint()
 
     def before_test(self) -> None:
-        """Read the run's own checkpoint."""
+        """Read the run's own checkpoint; we print the figures, Lightning cuts their names."""
         self._use_finished_checkpoint()
+        self.config_init["test"].verbose = False
 
     def before_predict(self) -> None:
         """Read the run's own checkpoint."""
@@ -193,8 +196,8 @@ class SidrecCLI(LightningCLI):
         }
         if logged and self.trainer.is_global_zero:
             write_json(self.run.metrics, logged)
-        if self.run.metrics.exists() and self.trainer.is_global_zero:
-            say(f"figures: {self.run.metrics}")
+        if self.trainer.is_global_zero:
+            sys.stdout.write(_figures(self.run))
 
     def _use_finished_checkpoint(self) -> None:
         chosen = self.config_init[self.subcommand]
@@ -203,12 +206,24 @@ class SidrecCLI(LightningCLI):
 
 
 def _csv_logger(run: RunDirectory) -> dict[str, Any]:
-    """Return settings of a logger with a folder of its own: a resumed run overwrites no log."""
-    number = sum(entry.name.isdigit() for entry in run.logs.glob("*"))
+    """Return settings of a logger with a new folder in ``logs/``: a resumed run loses no log."""
     return {
         "class_path": f"{CSVLogger.__module__}.{CSVLogger.__qualname__}",
-        "init_args": {"save_dir": str(run.root), "name": run.logs.name, "version": str(number)},
+        "init_args": {"save_dir": str(run.root), "name": run.logs.name},
     }
+
+
+def checkpoint_step(file: Path) -> int:
+    """Return the optimiser step at which a checkpoint was written; its tensors stay on disk."""
+    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _figures(run: RunDirectory) -> str:
+    """Return the figures that compare runs, one a line; ``metrics.json`` holds all of them."""
+    known = [(key, value) for key, value in read_json(run.metrics).items() if "@" in key]
+    width = max((len(key) for key, _ in known), default=0)
+    lines = [f"{key.ljust(width)}  {value:.4f}" for key, value in known]
+    return "\n".join([*lines, f"written: {run.metrics}", ""])
 
 
 def _quieten() -> None:
@@ -224,6 +239,7 @@ def _quieten() -> None:
     for text in (
         ".*does not have many workers",
         ".*isinstance.treespec, LeafSpec.*",
+        "Checkpoint directory .* exists and is not empty",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint",
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -1,6 +1,185 @@
+import csv
+import json
+import signal
+
+import pytest
+import torch
+import yaml
+
 from sidrec.run_directory import RunDirectory
+from tests.tiny import encoder_settings, sidrec, write_yaml
+
+STOPS = "--trainer.callbacks+=tests.stops.StopAt"
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    """An encoder's configuration without Semantic IDs at its end: faster."""
+    settings = encoder_settings(tiny.corpus, tiny.encoder)
+    del settings["trainer"]["callbacks"]
+    return write_yaml(tmp_path / "config.yaml", settings)
+
+
+@pytest.fixture
+def _stops(monkeypatch):
+    monkeypatch.setenv("SIDREC_ALLOW_IMPORTS", "tests")
+    monkeypatch.setattr("sidrec.cli.CHECKPOINT_EVERY_S", 0.0)
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_both_stages_finish(tiny):
     for run in (tiny.encoder_run, tiny.generator_run):
         assert RunDirectory(run).state() == "finished"
+        manifest = json.loads(RunDirectory(run).manifest.read_text())
+        assert manifest["world_size"] == 1
+        assert manifest["corpus_fingerprint"]
+
+
+def test_a_run_can_be_repeated_from_its_own_configuration(tiny, tmp_path, capsys):
+    again = tmp_path / "again"
+    own = RunDirectory(tiny.encoder_run).config
+    assert sidrec("fit", "--config", own, "--run_dir", again) == 0
+    assert yaml.safe_load((again / "config.yaml").read_text()) == yaml.safe_load(own.read_text())
+    assert (again / "logs" / "version_0" / "metrics.csv").exists()
+    capsys.readouterr()
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, capsys):
+    fit = ("fit", "--config", tiny.generator_config, "--from", tiny.encoder_run)
+    before = RunDirectory(tiny.generator_run).last_checkpoint.stat().st_mtime_ns
+    assert sidrec(*fit, "--run_dir", tiny.generator_run) == 0
+    assert last_line(capsys) == f"already finished: {tiny.generator_run}"
+    assert RunDirectory(tiny.generator_run).last_checkpoint.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("_stops")
+def test_an_interrupted_run_goes_on_where_it_was(config, tmp_path, capsys):
+    run = RunDirectory(tmp_path / "run")
+    fit = ("fit", "--config", config, "--run_dir", run.root)
+    stop = (f"{STOPS}", "--trainer.callbacks.step=3", "--trainer.callbacks.reason=person")
+    assert sidrec(*fit, *stop) == 130
+    assert last_line(capsys) == "Interrupted. Run the same command again to go on."
+    assert run.state() == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 2
+
+    assert sidrec("test", "--from", run.root) == 1
+    assert "not a finished run (state 'interrupted')" in last_line(capsys)
+
+    assert sidrec(*fit) == 0
+    assert f"resuming from {run.last_checkpoint} (step 2)" in capsys.readouterr().err
+    assert run.state() == "finished"
+    steps = [
+        [int(row["step"]) for row in csv.DictReader((run.logs / part / "metrics.csv").open())]
+        for part in ("version_0", "version_1")
+    ]
+    assert min(steps[0]) == 0
+    assert min(steps[1]) == 2  # the step that was interrupted, again
+
+
+@pytest.mark.usefixtures("_stops")
+def test_a_failed_run_says_so_and_other_settings_are_refused(config, tmp_path, capsys):
+    run = RunDirectory(tmp_path / "run")
+    fit = ("fit", "--config", config, "--run_dir", run.root)
+    stop = (f"{STOPS}", "--trainer.callbacks.step=2", "--trainer.callbacks.reason=error")
+    assert sidrec(*fit, *stop) == 1
+    assert last_line(capsys) == "sidrec: FloatingPointError: error (--debug shows where)"
+    assert run.state() == "failed"
+    assert sidrec(*fit, "--model.temperature", "0.2", "--data.window", "2") == 2
+    line = last_line(capsys)
+    assert "data.init_args.window: given 2, in run 3" in line
+    assert "model.init_args.temperature: given 0.2, in run 0.1" in line
+    assert sidrec(*fit, "--trainer.max_steps", "3") == 0
+
+
+def test_an_encoder_run_is_measured_too(tiny, capsys):
+    assert sidrec("test", "--from", tiny.encoder_run) == 0
+    figures = json.loads(RunDirectory(tiny.encoder_run).metrics.read_text())
+    assert {"search/recall@30", "recommendation/recall@10"} <= figures.keys()
+    assert f"search/recall@30          {figures['search/recall@30']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_other_commands_read_a_run(tiny, command, capsys):
+    assert sidrec(command, "--from", tiny.generator_run) == 0
+    assert RunDirectory(tiny.generator_run).predictions.exists() or command == "validate"
+    capsys.readouterr()
+
+
+def test_a_bundle_of_another_corpus_is_refused(tiny, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert sidrec("prepare", "synthetic", "--out", other, "--items", 50, "--users", 20) == 0
+    fit = ("fit", "--config", tiny.generator_config, "--from", tiny.encoder_run)
+    assert sidrec(*fit, "--data.corpus", other, "--run_dir", tmp_path / "run") == 3
+    assert "holds Semantic IDs of another corpus" in last_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["fit", "--from", "gone", "--run_dir", "r"], 1, "gone does not exist; give --from"),
+        (["test", "--from", "gone"], 1, "gone does not exist; give --from"),
+        (["test", "--from", "."], 1, ". is not a finished run (no manifest.json)"),
+        (["test", "--from"], 2, "--from needs the folder of a run"),
+        (["fit", "--config", "gone.yaml", "--run_dir", "r"], 2, "empty/gone.yaml'"),
+        (["fit", "--run_dir", "r"], 2, "required: fit.model"),
+        (["fit", "--config", "CONFIG"], 2, "`sidrec fit` needs --run_dir FOLDER"),
+        (["fit", "--config", "CONFIG", "--run_dir", "r", "--trainer.max_step=3"], 2, "max_steps'?"),
+        (["fit", "--config", "CONFIG", "--rundir", "r"], 2, "did you mean 'run_dir'?"),
+        (["fit", "--config", "CONFIG", "--model.temprature", "1"], 2, "mean 'temperature'?"),
+        (["fit", "--config", "CONFIG", "--model.temperature", "hot"], 2, "Expected a float"),
+        (
+            ["fit", "--config", "CONFIG", "--run_dir", "r", "--model.temperature", "-1"],
+            2,
+            "temperature and learning_rate must be positive, got -1.0 and 0.001.",
+        ),
+        (
+            ["fit", "--config", "CONFIG", "--model", "os.system"],
+            2,
+            "Add its package to the environment variable SIDREC_ALLOW_IMPORTS",
+        ),
+        (
+            ["fit", "--config", "CONFIG", "--model", "sidrec.encoder.module.BiEncodr"],
+            2,
+            "did you mean 'sidrec.encoder.module.BiEncoder'?",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line(config, tmp_path, monkeypatch, capsys, arguments, code, text):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    capsys.readouterr()
+    assert sidrec(*(str(config) if word == "CONFIG" else word for word in arguments)) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "right"),
+    [
+        (("model", "init_args"), "temprature", "temperature"),
+        (("data", "init_args"), "bach_size", "batch_size"),
+        (("trainer",), "max_step", "trainer.max_steps"),
+        (
+            ("trainer", "callbacks", 0, "init_args", "quantiser", "init_args"),
+            "num_redoo",
+            "num_redo",
+        ),
+        ((), "modell", "model"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest(tiny, tmp_path, capsys, path, wrong, right):
+    settings = encoder_settings(tiny.corpus, tiny.encoder)
+    place = settings
+    for key in path:
+        place = place[key]
+    place[wrong] = place.pop(right.rsplit(".", 1)[-1])
+    config = write_yaml(tmp_path / "c.yaml", settings)
+    assert sidrec("fit", "--config", config, "--run_dir", tmp_path / "run") == 2
+    line = last_line(capsys)
+    assert f"'{wrong}'" in line or f".{wrong}'" in line or f"{wrong}." in line
+    assert line.endswith(f"did you mean '{right}'?")

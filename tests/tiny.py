@@ -44,7 +44,7 @@ class Tiny:
     generator_run: Path
 
 
-def sidrec(*arguments: str | Path) -> int:
+def sidrec(*arguments: object) -> int:
     """Run a command in this process; return its exit code."""
     with mock.patch.object(sys, "argv", ["sidrec", *map(str, arguments)]):
         try:
