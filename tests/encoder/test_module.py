@@ -255,8 +255,8 @@ def test_a_finished_run_loads_without_its_encoder(corpus, encoder, tmp_path, mon
 
 
 def test_refusals(encoder, corpus):
-    with pytest.raises(ConfigError, match=r"model\.encoder is .* but data\.encoder is 'other'"):
-        train(str(corpus.folder), encoder, data={"encoder": "other"})
+    with pytest.raises(ConfigError, match=r"model\.encoder is 'other' .* but data\.encoder is"):
+        train(str(corpus.folder), encoder, model={"encoder": "other"})
     for changes, message in (
         ({"temperature": 0.0}, "must be positive, got 0.0"),
         ({"warmup_fraction": 1.0}, r"lie in \[0, 1\), got 1.0"),
