@@ -141,6 +141,8 @@ def generator_settings() -> dict:
                 "max_query_tokens": 16,
                 "max_history_items": 8,
                 "query_token_dropout": 0.0,
+                "prior_scale": 20.0,
+                "prior_half_life_items": 3.0,
                 "codes_from_items": True,
                 "learning_rate": 1e-3,
                 "weight_decay": 0.0,

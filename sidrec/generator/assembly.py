@@ -12,6 +12,7 @@ from sidrec.encoder.loading import load_bi_encoder
 from sidrec.encoder.tower import TextTower
 from sidrec.generator.inputs import InputSettings
 from sidrec.generator.model import GeneratorModel
+from sidrec.generator.prior import CodebookPrior, code_means
 from sidrec.generator.t5 import (
     load_tokenizer_of,
     snapshot_of,
@@ -25,6 +26,8 @@ from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.run_directory import RunDirectory
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.maker import on_rank_zero
+
+_QUIET_HEAD = 0.1
 
 
 def new_generator(
@@ -70,6 +73,11 @@ def new_generator(
         model = t5_from_config(t5, vocabulary=vocabulary)
     if codes_from_items:
         start_codes_from_items(model, vocabulary, table.codes, bundle.embeddings.vectors, seed=0)
+    tied = model.lm_head.weight is model.shared.weight
+    if (
+        inputs.prior_scale is not None and not tied
+    ):  # T5 starts quietly, so that the prior leads at first
+        model.lm_head.weight.data[vocabulary.first_token :] *= _QUIET_HEAD
     return _together(model, tokenizer, inputs, bundle, popularity, encoder_run)
 
 
@@ -116,8 +124,16 @@ def _together(
     vocabulary = CodeVocabulary(tokenizer.get_vocab_size(), bundle.table.codebook_sizes)
     tower = _frozen_tower(encoder_run) if inputs.text_input == "encoder_states" else None
     vectors = bundle.embeddings.vectors
+    prior = None
+    if inputs.prior_scale is not None:
+        prior = CodebookPrior(
+            code_means(bundle.table.codes, vectors, bundle.table.codebook_sizes),
+            scale=inputs.prior_scale,
+            max_history_items=inputs.max_history_items,
+            half_life_items=inputs.prior_half_life_items,
+        )
     return GeneratorModel(
-        t5, inputs, tokenizer, vocabulary, bundle.table, vectors, popularity, tower
+        t5, inputs, tokenizer, vocabulary, bundle.table, vectors, popularity, tower, prior
     )
 
 

@@ -39,6 +39,8 @@ class GeneratorDataModule(L.LightningDataModule):
         max_history_items: Only the most recent items of a history are read.
         target_window: A training target is drawn from the next so many interactions.
         history_dropout: Probability with which an item of a training history is left out.
+        targets_per_user: Only the last so many interactions of a user are training targets, so
+            that long histories do not outweigh the others; null takes all.
         exclude_history: Leave the user's own items out of recommendation lists.
         pool_batches: Batches sorted by length together; 1 switches bucketing off.
         valid_requests: Validation requests per task, spread evenly over all; None: all.
@@ -62,6 +64,7 @@ class GeneratorDataModule(L.LightningDataModule):
         valid_requests: int | None,
         seed: int,
         num_workers: int = 0,
+        targets_per_user: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= indexing_share < 1:
@@ -77,6 +80,7 @@ class GeneratorDataModule(L.LightningDataModule):
         self.mix = (search_share, recommendation_share)
         self.indexing_share, self.max_history_items = indexing_share, max_history_items
         self.target_window, self.history_dropout = target_window, history_dropout
+        self.targets_per_user = targets_per_user
         self.exclude_history, self.pool_batches = exclude_history, pool_batches
         self.valid_requests, self.seed, self.num_workers = valid_requests, seed, num_workers
         self._first = BatchNumber(0, 0)
@@ -172,6 +176,7 @@ class GeneratorDataModule(L.LightningDataModule):
             "max_history_items": self.max_history_items,
             "target_window": self.target_window,
             "history_dropout": self.history_dropout,
+            "targets_per_user": self.targets_per_user,
             "seed": schedule.seed,
         }
 
@@ -211,6 +216,7 @@ class GeneratorDataModule(L.LightningDataModule):
             max_history_items=self.max_history_items,
             target_window=self.target_window,
             history_dropout=self.history_dropout,
+            targets_per_user=self.targets_per_user,
         )
 
     def _loader(self, requests: Sequence[Request], limit: int | None) -> DataLoader[GeneratorBatch]:

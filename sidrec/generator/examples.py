@@ -87,6 +87,8 @@ class RecommendationExamples:
         max_history_items: Only the most recent ones are read.
         target_window: The target is drawn from the next so many interactions; 1 is the next one.
         history_dropout: Probability with which an item of a history is left out.
+        targets_per_user: Only the last so many interactions of a user are next items, so that
+            users with long histories do not outweigh the others; None takes all.
     """
 
     interactions: Interactions
@@ -103,6 +105,7 @@ class RecommendationExamples:
         max_history_items: int,
         target_window: int,
         history_dropout: float,
+        targets_per_user: int | None = None,
     ) -> "RecommendationExamples":
         """Lay virtual rows over train histories.
 
@@ -116,6 +119,12 @@ class RecommendationExamples:
                 f"{max_history_items}, {target_window}, {history_dropout}."
             )
         rows = np.maximum(np.diff(interactions.user_starts) - 1, 0)
+        if targets_per_user is not None:
+            if targets_per_user < 1:
+                raise ConfigError(
+                    f"data.targets_per_user must be 1 or more, got {targets_per_user}."
+                )
+            rows = np.minimum(rows, targets_per_user)
         row_starts = np.concatenate([[0], np.cumsum(rows)])
         return cls(interactions, row_starts, max_history_items, target_window, history_dropout)
 
@@ -124,8 +133,9 @@ class RecommendationExamples:
 
     def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
         """Return the number of history items of rows, before any is left out."""
-        first = self.row_starts[self._user(rows)]
-        lengths: Int64[np.ndarray, " row"] = np.minimum(rows - first + 1, self.max_history_items)
+        user = self._user(rows)
+        before = self._place(rows, user) - self.interactions.user_starts[user]
+        lengths: Int64[np.ndarray, " row"] = np.minimum(before, self.max_history_items)
         return lengths
 
     def batch(self, rows: Int64[np.ndarray, " example"], *, seed: int, turn: int) -> GeneratorBatch:
@@ -138,7 +148,7 @@ class RecommendationExamples:
         """
         user = self._user(rows)
         starts, items = self.interactions.user_starts, self.interactions.item_index
-        place = starts[user] + rows - self.row_starts[user] + 1  # of the next interaction
+        place = self._place(rows, user)
         ahead = np.minimum(starts[user + 1] - place, self.target_window)
         chance = uniform(rows, key=key_of(seed, turn, "target"))
         target = items[place + (chance * ahead).astype(np.int64)]
@@ -185,6 +195,14 @@ class RecommendationExamples:
         real = ago <= self.length_of(rows)[:, None]
         kept[:, -1:] |= ~(kept & real).any(axis=1, keepdims=True)
         return kept
+
+    def _place(
+        self, rows: Int64[np.ndarray, " row"], user: Int64[np.ndarray, " row"]
+    ) -> Int64[np.ndarray, " row"]:
+        """Return where the next interaction of each row stands."""
+        ends = self.interactions.user_starts[user + 1]
+        place: Int64[np.ndarray, " row"] = ends - (self.row_starts[user + 1] - rows)
+        return place
 
     def _user(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
         return np.searchsorted(self.row_starts, rows, side="right") - 1

@@ -1,7 +1,7 @@
 """From a request to the positions that T5's encoder reads."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sidrec.encoder.tower import TextTower, mean_pool
 from sidrec.errors import ConfigError
 from sidrec.generator.batches import GeneratorBatch
+from sidrec.generator.prior import CodebookPrior
 from sidrec.generator.t5 import END
 from sidrec.generator.text_states import TextStates
 from sidrec.generator.vocabulary import CodeVocabulary
@@ -20,6 +21,21 @@ from sidrec.types import Task, TextTokens
 TextInput = Literal["tokens", "encoder_states"]
 HistoryInput = Literal["codes", "items"]
 Positions = tuple[Float[Tensor, "request position dim"], Bool[Tensor, "request position"]]
+
+
+class Reading(NamedTuple):
+    """What T5's encoder reads of a batch, and the one vector that stands for each request.
+
+    Attributes:
+        positions: Embeddings; each request's real positions stand together, padding last.
+        mask: True on real positions.
+        vector: Query embedding, or weighted mean of the history's item embeddings; None without a
+            prior that asks for it.
+    """
+
+    positions: Float[Tensor, "request position dim"]
+    mask: Bool[Tensor, "request position"]
+    vector: Float[Tensor, "request _"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +53,10 @@ class InputSettings:
         max_query_tokens: Longer queries are cut.
         max_history_items: Only the most recent items are read.
         query_token_dropout: Probability in training that a query token is not seen.
+        prior_scale: Start of the factor of ``CodebookPrior``, about 1 / temperature of the
+            bi-encoder; None: T5 decides alone. Needs ``encoder_states``.
+        prior_half_life_items: Start of the prior's weights of a history: halved every so many
+            items.
 
     Raises:
         ConfigError: If a template lacks its place holder, or a number is out of range.
@@ -49,6 +69,8 @@ class InputSettings:
     max_query_tokens: int
     max_history_items: int
     query_token_dropout: float
+    prior_scale: float | None = None
+    prior_half_life_items: float = 3.0
 
     def __post_init__(self) -> None:
         for name, holder in (("search_prompt", "{query}"), ("recommendation_prompt", "{history}")):
@@ -59,6 +81,15 @@ class InputSettings:
             raise ConfigError(
                 "model.max_query_tokens and model.max_history_items must be 1 or more, got "
                 f"{self.max_query_tokens} and {self.max_history_items}."
+            )
+        if self.prior_scale is not None and self.text_input != "encoder_states":
+            raise ConfigError(
+                "model.prior_scale needs model.text_input encoder_states: without the bi-encoder a "
+                "query has no vector; set prior_scale to null."
+            )
+        if self.prior_half_life_items <= 0:
+            raise ConfigError(
+                f"model.prior_half_life_items must be positive, got {self.prior_half_life_items}."
             )
         if not 0 <= self.query_token_dropout < 1:
             raise ConfigError(
@@ -85,6 +116,7 @@ class RequestEmbedder(nn.Module):
         codes: Semantic ID of every item.
         item_vectors: Bi-encoder embedding of every item.
         tower: The bi-encoder's tower, frozen; needed for ``encoder_states``.
+        prior: Weighs histories into one vector; None when no prior is used.
 
     Raises:
         ConfigError: If ``encoder_states`` lacks its tower, or tower and item embeddings differ
@@ -103,10 +135,12 @@ class RequestEmbedder(nn.Module):
         codes: Int[Tensor, "item level"],
         item_vectors: Float[Tensor, "item dim"],
         tower: TextTower | None,
+        prior: CodebookPrior | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.tokenizer, self.vocabulary = settings, tokenizer, vocabulary
-        self._shared: tuple[nn.Embedding, TextTower | None] = (tokens, tower)  # owned elsewhere
+        self._shared: tuple[nn.Embedding, TextTower | None, CodebookPrior | None]
+        self._shared = (tokens, tower, prior)  # owned elsewhere
         self.states: TextStates | None = None
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("item_vectors", item_vectors, persistent=False)
@@ -126,19 +160,20 @@ class RequestEmbedder(nn.Module):
         """The frozen bi-encoder; no submodule, so that its weights stay in its own run."""
         return self._shared[1]
 
-    def forward(self, batch: GeneratorBatch) -> Positions:
-        """Return embeddings and mask; each request's positions stand together, padding last.
+    def forward(self, batch: GeneratorBatch) -> Reading:
+        """Return what T5's encoder reads.
 
-        As T5's own inputs, each ends with the end token, so none is ever empty.
+        As T5's own inputs, each request ends with the end token, so none is ever empty.
         """
-        inner, seen = self._query(batch) if batch.task == "search" else self._history(batch)
+        read = self._query(batch) if batch.task == "search" else self._history(batch)
+        inner, seen, vector = read
         before, after = (self._text_ids(text) for text in self.settings.around(batch.task))
         parts, masks = [inner], [seen]
         for ids, place in ((before, 0), ([*after, self._end], 2)):
             part = self._embed(torch.tensor(ids, dtype=torch.long, device=seen.device))
             parts.insert(place, part.expand(len(seen), -1, -1).to(inner.dtype))
             masks.insert(place, seen.new_ones(len(seen), len(ids)))
-        return packed(torch.cat(parts, dim=1), torch.cat(masks, dim=1))
+        return Reading(*packed(torch.cat(parts, dim=1), torch.cat(masks, dim=1)), vector)
 
     def untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of all weights of this module.
@@ -150,10 +185,10 @@ class RequestEmbedder(nn.Module):
         zero = self.codes.new_zeros((), dtype=torch.float32)
         return sum((weight.sum() * 0.0 for weight in self.parameters()), start=zero)
 
-    def _query(self, batch: GeneratorBatch) -> Positions:
+    def _query(self, batch: GeneratorBatch) -> Reading:
         if self.settings.text_input == "tokens":
             tokens = self._tokenise(batch.texts)
-            return self._embed(tokens.ids), self._thin(tokens.mask)
+            return Reading(self._embed(tokens.ids), self._thin(tokens.mask), None)
         states, mask = self._states(batch)
         embedding = F.normalize(mean_pool(states, mask), dim=-1)
         indexed = batch.indexed_item >= 0
@@ -162,7 +197,9 @@ class RequestEmbedder(nn.Module):
         scale = embedding.shape[1] ** 0.5  # unit vectors → unit variance per dimension
         first = self.from_embedding(embedding * scale)[:, None]
         seen = torch.cat([torch.ones_like(mask[:, :1]), self._thin(mask)], dim=1)
-        return self.norm(torch.cat([first, self.from_state(states)], dim=1)), seen
+        return Reading(
+            self.norm(torch.cat([first, self.from_state(states)], dim=1)), seen, embedding
+        )
 
     def _states(
         self, batch: GeneratorBatch
@@ -187,17 +224,21 @@ class RequestEmbedder(nn.Module):
             states = tower.token_states(tokens)
         return states.float(), tokens.mask & (batch.indexed_item < 0)[:, None]
 
-    def _history(self, batch: GeneratorBatch) -> Positions:
+    def _history(self, batch: GeneratorBatch) -> Reading:
         real = batch.history >= 0
         items = batch.history.clamp(min=0)
+        last = real.sum(dim=1, keepdim=True)
+        ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
+        prior, vector = self._shared[2], None
+        if prior is not None:
+            vector = prior.history_vector(self.item_vectors[items], ago, real)
         codes = self._embed(self.vocabulary.tokens_of(self.codes[items]))  # [r, i, level, dim]
         if self.settings.history_input == "codes":
             num_levels = codes.shape[2]
-            return codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1)
-        last = real.sum(dim=1, keepdim=True)
-        ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
+            return Reading(codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1), vector)
         vectors = self.item_vectors[items] * self.item_vectors.shape[1] ** 0.5
-        return self.norm(codes.sum(dim=2) + self.from_item(vectors) + self.recency(ago)), real
+        inner = self.norm(codes.sum(dim=2) + self.from_item(vectors) + self.recency(ago))
+        return Reading(inner, real, vector)
 
     def _thin(self, mask: Bool[Tensor, "request token"]) -> Bool[Tensor, "request token"]:
         share = self.settings.query_token_dropout

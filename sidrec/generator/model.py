@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from sidrec.encoder.tower import TextTower
 from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.beams import Decoded, beam_search
+from sidrec.generator.beams import Decoded, beam_search, over_children
 from sidrec.generator.decoder import T5Decoder
 from sidrec.generator.inputs import InputSettings, RequestEmbedder
+from sidrec.generator.prior import CodebookPrior
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.types import SemanticIdTable
@@ -21,8 +22,9 @@ from sidrec.types import SemanticIdTable
 class GeneratorModel(nn.Module):
     """A T5 that reads requests of both tasks and writes Semantic IDs.
 
-    The probabilities of a step are normalised over the codes of its level, in training as in
-    decoding: no other token can stand there. TIGER normalises over the whole vocabulary.
+    The probabilities of a step are normalised over the codes that the catalogue goes on with, each
+    weighed by its items (``beams.over_children``), in training as in decoding: the probabilities
+    of all Semantic IDs sum to one. TIGER normalises over the whole vocabulary.
 
     Args:
         t5: ``T5ForConditionalGeneration`` whose vocabulary holds the codes.
@@ -33,6 +35,7 @@ class GeneratorModel(nn.Module):
         item_vectors: Bi-encoder embedding of every item.
         popularity: Train interactions of each item: orders items that share a Semantic ID.
         tower: Frozen text tower; None when queries are read as T5's tokens.
+        prior: Adds what the request's vector says; None leaves T5 alone.
 
     Raises:
         ConfigError: If ``inputs`` needs a tower that is missing or of another width.
@@ -48,12 +51,15 @@ class GeneratorModel(nn.Module):
         item_vectors: Float[Tensor, "item dim"],
         popularity: Int[Tensor, " item"],
         tower: TextTower | None,
+        prior: CodebookPrior | None = None,
     ) -> None:
         super().__init__()
         self.t5, self.vocabulary, self.popularity = t5, vocabulary, popularity
+        self.prior = prior
         codes = table.codes.long()
+        tokens = t5.get_input_embeddings()
         self.embedder = RequestEmbedder(
-            inputs, t5.get_input_embeddings(), tokenizer, vocabulary, codes, item_vectors, tower
+            inputs, tokens, tokenizer, vocabulary, codes, item_vectors, tower, prior
         )
         self.decoder = T5Decoder(t5, vocabulary.level_token_ids(), normalise_over="level")
         self._trie = SemanticIdTrie.from_table(
@@ -71,39 +77,67 @@ class GeneratorModel(nn.Module):
     def forward(self, batch: GeneratorBatch, *, label_smoothing: float) -> Float[Tensor, " level"]:
         """Return the mean cross-entropy of each level's code over the batch, in nats.
 
-        Teacher forcing: level ``l`` sees the target's codes before it.
+        Teacher forcing: level ``l`` sees the target's codes before it. The sum over levels is
+        -ln of the probability that the catalogue's items share.
 
         Args:
             batch: Every target is known.
-            label_smoothing: Share of the target's probability spread over the level, in [0, 1).
+            label_smoothing: Share of the target's probability spread over the codes that the
+                catalogue goes on with, in [0, 1).
         """
-        source, mask = self.read(batch)
+        source, mask, prior = self.read(batch)
         codes = self.embedder.codes[batch.target]  # [request, level]
+        hidden = self._decode(source, mask, codes)  # [request, level, dim]
+        low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
+        high, weight, losses = low + self.trie.num_items, self.t5.lm_head.weight, []
+        levels = zip(self.vocabulary.level_starts, self.vocabulary.codebook_sizes, strict=True)
+        for level, (first, size) in enumerate(levels):
+            logits = F.linear(hidden[:, level], weight[first : first + size]).float()
+            if prior is not None:
+                logits = logits + prior[level]
+            bounds = self.trie.child_bounds(low, high, level=level)  # [request, 1, code + 1]
+            log_probabilities = over_children(logits[:, None], bounds)[:, 0]
+            code = codes[:, level, None]
+            low, high = bounds[:, 0].gather(1, code), bounds[:, 0].gather(1, code + 1)
+            has_items = bounds[:, 0, 1:] > bounds[:, 0, :-1]
+            losses.append(
+                smoothed_loss(log_probabilities, code, has_items, label_smoothing=label_smoothing)
+            )
+        return torch.stack(losses) + self._untouched()
+
+    def _decode(self, source: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
         tokens = self.vocabulary.tokens_of(codes)[:, :-1]
         start = torch.full_like(tokens[:, :1], self.t5.config.decoder_start_token_id)
-        hidden = self.t5.decoder(
+        hidden: Tensor = self.t5.decoder(
             input_ids=torch.cat([start, tokens], dim=1),
             encoder_hidden_states=source,
             encoder_attention_mask=mask.long(),
             use_cache=False,
         ).last_hidden_state
-        if self.t5.config.scale_decoder_outputs:
-            hidden = hidden * self.t5.model_dim**-0.5
-        weight = self.t5.lm_head.weight
-        losses = []
-        levels = zip(self.vocabulary.level_starts, self.vocabulary.codebook_sizes, strict=True)
-        for level, (first, size) in enumerate(levels):
-            logits = F.linear(hidden[:, level], weight[first : first + size]).float()
-            losses.append(F.cross_entropy(logits, codes[:, level], label_smoothing=label_smoothing))
-        return torch.stack(losses) + self.embedder.untouched()
+        return hidden * self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else hidden
+
+    def _untouched(self) -> Float[Tensor, ""]:
+        """Return 0 as a function of the weights that only one of the tasks uses, for DDP."""
+        zero = self.embedder.untouched()
+        if self.prior is not None:
+            zero = zero + sum(weight.sum() * 0.0 for weight in self.prior.parameters())
+        return zero
 
     def read(
         self, batch: GeneratorBatch
-    ) -> tuple[Float[Tensor, "request position dim"], Bool[Tensor, "request position"]]:
-        """Return T5's encoder output and its mask."""
-        positions, mask = self.embedder(batch)
-        read = self.t5.encoder(inputs_embeds=positions, attention_mask=mask.long())
-        return read.last_hidden_state, mask
+    ) -> tuple[
+        Float[Tensor, "request position dim"],
+        Bool[Tensor, "request position"],
+        list[Float[Tensor, "request _"]] | None,
+    ]:
+        """Return T5's encoder output, its mask, and the prior's logits per level."""
+        reading = self.embedder(batch)
+        read = self.t5.encoder(
+            inputs_embeds=reading.positions, attention_mask=reading.mask.long()
+        ).last_hidden_state
+        if self.prior is None or reading.vector is None:
+            return read, reading.mask, None
+        return read, reading.mask, self.prior(reading.vector, task=batch.task)
 
     @torch.no_grad()
     def answer(self, batch: GeneratorBatch, *, num_beams: int, top_k: int) -> Decoded:
@@ -114,5 +148,25 @@ class GeneratorModel(nn.Module):
         """
         steps = self.decoder.start(*self.read(batch))
         return beam_search(
-            steps, self.trie, num_beams=num_beams, top_k=top_k, excluded=batch.excluded
+            steps,
+            self.trie,
+            num_beams=num_beams,
+            top_k=top_k,
+            excluded=batch.excluded,
+            over_catalogue=True,
         )
+
+
+def smoothed_loss(
+    log_probabilities: Float[Tensor, "request code"],
+    code: Int[Tensor, "request 1"],
+    possible: Bool[Tensor, "request code"],
+    *,
+    label_smoothing: float,
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of ``code``, smoothed over the possible codes alone."""
+    loss = -log_probabilities.gather(1, code).mean()
+    if label_smoothing == 0:
+        return loss
+    spread = -torch.where(possible, log_probabilities, 0.0).sum(dim=1) / possible.sum(dim=1)
+    return (1 - label_smoothing) * loss + label_smoothing * spread.mean()

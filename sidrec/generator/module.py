@@ -48,6 +48,9 @@ class JointGenerator(L.LightningModule):
         max_query_tokens: Longer queries are cut.
         max_history_items: Only the most recent items are read; at least the data's.
         query_token_dropout: Probability in training that a query token is not seen.
+        prior_scale: Start of the factor with which the request's own vector scores the codes, see
+            ``CodebookPrior``; null: T5 decides alone.
+        prior_half_life_items: Start of its weights of a history: halved every so many items.
         codes_from_items: Start the codes' embeddings from the item embeddings, not at random.
         learning_rate: Peak of AdamW's learning rate.
         weight_decay: Of AdamW; norms and biases have none.
@@ -76,6 +79,8 @@ class JointGenerator(L.LightningModule):
         max_query_tokens: int,
         max_history_items: int,
         query_token_dropout: float,
+        prior_scale: float | None,
+        prior_half_life_items: float,
         codes_from_items: bool,
         learning_rate: float,
         weight_decay: float,

@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 
 from sidrec.errors import ConfigError
+from sidrec.generator.prior import code_means
 from sidrec.generator.vocabulary import CodeVocabulary
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -157,22 +158,17 @@ def start_codes_from_items(
 ) -> None:
     """Give codes of like items like embeddings, in T5's input and in its output head.
 
-    A code stands for the mean of what its items' vectors have left after the levels before it,
-    whatever quantiser made the codes. One random projection for all levels takes these means to
-    the width of the model; each level is scaled to the root mean square that its rows had. Codes
-    without items keep their random rows.
+    What a code stands for is in ``prior.code_means``. One random projection for all levels takes
+    these means to the width of the model; each level is scaled to the root mean square that its
+    rows had. Codes without items keep their random rows.
     """
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(item_vectors.shape[1], model.config.d_model, generator=generator)
     weights = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    residual = item_vectors.float() - item_vectors.float().mean(dim=0)
+    means = code_means(codes, item_vectors, vocabulary.codebook_sizes)
     for level, start in enumerate(vocabulary.level_starts):
-        size, column = vocabulary.codebook_sizes[level], codes[:, level].long()
-        counts = torch.bincount(column, minlength=size)
-        means = torch.zeros(size, residual.shape[1]).index_add_(0, column, residual)
-        means = means / counts.clamp(min=1)[:, None]
-        residual = residual - means[column]
-        rows = means @ projection
+        counts = torch.bincount(codes[:, level].long(), minlength=vocabulary.codebook_sizes[level])
+        rows = means[level] @ projection
         rows = rows / rows[counts > 0].pow(2).mean().sqrt().clamp(min=1e-12)
         used = start + (counts > 0).nonzero().flatten()
         for weight in {id(weight): weight for weight in weights}.values():

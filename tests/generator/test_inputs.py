@@ -46,7 +46,7 @@ def test_packing_by_hand():
 
 def test_prompt_stands_around_the_query_and_the_end_token_behind():
     model = tiny_generator()
-    positions, mask = model.embedder(searches(LONG, SHORT))
+    positions, mask, _ = model.embedder(searches(LONG, SHORT))
     for row, text in enumerate((LONG, SHORT)):
         ids = [
             *ids_of(model, "search:"),
@@ -60,7 +60,7 @@ def test_prompt_stands_around_the_query_and_the_end_token_behind():
 
 def test_codes_stand_level_by_level_item_by_item():
     model = tiny_generator()
-    positions, mask = model.embedder(histories([3, 1], [2]))
+    positions, mask, _ = model.embedder(histories([3, 1], [2]))
     tokens = model.vocabulary.tokens_of(model.embedder.codes)
     for row, items in enumerate(([3, 1], [2])):
         ids = [

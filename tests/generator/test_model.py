@@ -10,7 +10,7 @@ BATCH = searches("a heist film in paris", "rain", "space opera", answers=[3, 0, 
 
 def logits_of(model, batch):
     """What T5's own forward says at every level, over all tokens."""
-    positions, mask = model.embedder(batch)
+    positions, mask, _ = model.embedder(batch)
     labels = model.vocabulary.tokens_of(model.embedder.codes[batch.target])
     return model.t5(inputs_embeds=positions, attention_mask=mask.long(), labels=labels).logits
 

@@ -7,6 +7,7 @@ import lightning as L
 import polars as pl
 import pytest
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sidrec.errors import ConfigError, DataError, RunError
@@ -26,6 +27,8 @@ MODEL = {
     "max_query_tokens": 8,
     "max_history_items": 5,
     "query_token_dropout": 0.1,
+    "prior_scale": 20.0,
+    "prior_half_life_items": 3.0,
     "codes_from_items": True,
     "learning_rate": 3e-3,
     "weight_decay": 0.01,
@@ -194,7 +197,7 @@ def on_ranks(rank, world_size, tmp_path):
     ddp = {
         "devices": 2,
         "strategy": "ddp",
-        "plugins": [L.pytorch.plugins.environments.TorchElasticEnvironment()],
+        "plugins": [TorchElasticEnvironment()],
     }
     model, data = make(corpus, semantic_ids)
     trainer_for(tmp_path, **ddp).test(

@@ -1,0 +1,97 @@
+"""What a request's own vector says about every code, before T5 has said anything."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sidrec.types import TASKS, Task
+
+
+def code_means(
+    codes: Int[Tensor, "item level"],
+    item_vectors: Float[Tensor, "item dim"],
+    codebook_sizes: tuple[int, ...],
+) -> list[Float[Tensor, "_ dim"]]:
+    """Return what each code stands for: the mean of what its items have left after earlier levels.
+
+    For RQ-KMeans these are its centroids, up to the mean of all items and items that a collision
+    policy moved; for any other way of making codes they are the best additive codebooks of this
+    greedy form. Codes without items are 0.
+    """
+    residual = item_vectors.float() - item_vectors.float().mean(dim=0)
+    means = []
+    for level, size in enumerate(codebook_sizes):
+        column = codes[:, level].long()
+        counts = torch.bincount(column, minlength=size).clamp(min=1)
+        sums = residual.new_zeros(size, residual.shape[1]).index_add_(0, column, residual)
+        means.append(sums / counts[:, None])
+        residual = residual - means[-1][column]
+    return means
+
+
+class CodebookPrior(nn.Module):
+    """Logits of every code from the inner product of the request's vector with the code's mean.
+
+    A dense retriever scores item ``x`` by ``<v, x> / temperature``, and ``x`` is about the sum of
+    its codes' means: the score is a sum over levels. Added to T5's logits, a generator starts
+    about where dense retrieval over the decoded Semantic IDs stands, and T5 learns the rest. The
+    request's vector is the query's embedding, or a mean of the history's item embeddings with
+    learned weights by how long ago an item was.
+
+    Args:
+        means: Of each code, per level, see ``code_means``.
+        scale: Start of the factor of each task and level: 1 / temperature of the bi-encoder.
+        max_history_items: Most recent items that have a weight.
+        half_life_items: Start of the weights: halved every so many items.
+
+    Source:
+        None; the additive score is that of product and residual quantisation search (Jegou et
+        al. 2011, https://doi.org/10.1109/TPAMI.2010.57), with the request left unquantised.
+    """
+
+    def __init__(
+        self,
+        means: list[Float[Tensor, "_ dim"]],
+        *,
+        scale: float,
+        max_history_items: int,
+        half_life_items: float,
+    ) -> None:
+        super().__init__()
+        self.num_levels = len(means)
+        for level, rows in enumerate(means):
+            self.register_buffer(f"means_{level}", rows.clone(), persistent=False)
+        self.scale = nn.Parameter(torch.full((len(TASKS), len(means)), scale))
+        ago = torch.arange(max_history_items, dtype=torch.float32)
+        self.recency_logits = nn.Parameter(-ago * (0.6931 / half_life_items))
+
+    def history_vector(
+        self,
+        vectors: Float[Tensor, "request item dim"],
+        ago: Int[Tensor, "request item"],
+        real: Bool[Tensor, "request item"],
+    ) -> Float[Tensor, "request dim"]:
+        """Return the weighted mean of the history's item vectors, L2-normalised.
+
+        Args:
+            vectors: Of the history's items.
+            ago: 0 for the most recent item, 1 for the one before …
+            real: False on padding.
+        """
+        logits = self.recency_logits[ago].float().masked_fill(~real, float("-inf"))
+        weights = torch.softmax(logits, dim=1).nan_to_num()  # an empty history has no weight
+        with torch.autocast(vectors.device.type, enabled=False):
+            mean = (weights[..., None] * vectors.float()).sum(dim=1)
+        return F.normalize(mean, dim=-1)
+
+    def forward(
+        self, vector: Float[Tensor, "request dim"], *, task: Task
+    ) -> list[Float[Tensor, "request _"]]:
+        """Return one float32 logit per code, for each level."""
+        scale = self.scale[TASKS.index(task)]
+        with torch.autocast(vector.device.type, enabled=False):
+            return [
+                scale[level] * (vector.float() @ self.get_buffer(f"means_{level}").T)
+                for level in range(self.num_levels)
+            ]
