@@ -30,14 +30,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     sys.argv[1:] = arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(_help())
-        return
-    if arguments[0] == "--version":
-        sys.stdout.write(f"sidrec {__version__}\n")
-        return
     try:
-        _command(arguments[0])(arguments[1:])
+        _run(arguments)
+        sys.stdout.flush()
     except SidrecError as error:
         _fail(error, debug=debug, code=error.exit_code)
     except KeyboardInterrupt:
@@ -48,6 +43,15 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         _fail(error, debug=debug, code=_WRONG_USAGE if _is_wrong_usage(error) else 1)
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+    elif arguments[0] == "--version":
+        sys.stdout.write(f"sidrec {__version__}\n")
+    else:
+        _command(arguments[0])(arguments[1:])
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -1,5 +1,6 @@
 """What every training run does beside training: keeps its manifest and says where it is."""
 
+import math
 import time
 from typing import Any
 
@@ -97,7 +98,7 @@ class LineProgress(L.Callback):
         self.first_step = trainer.global_step
         self.total = total_steps(trainer)
         if trainer.is_global_zero:
-            say(f"training: step {trainer.global_step:,} of {self.total:,}")
+            say(f"training: step {self._step(trainer)}")
 
     def on_train_batch_end(
         self,
@@ -112,10 +113,12 @@ class LineProgress(L.Callback):
         if not trainer.is_global_zero or now - self.last < _LINE_EVERY_S or done < 1:
             return
         self.last = now
-        left_s = (now - self.started) / done * (self.total - trainer.global_step)
+        left = ""
+        if self.total is not None:
+            left_s = (now - self.started) / done * (self.total - trainer.global_step)
+            left = f", {left_s:.0f} s left"
         figures = _figures(trainer, prefix="train/")
-        step = trainer.global_step
-        say(f"training: step {step:,} of {self.total:,}, {left_s:.0f} s left{figures}")
+        say(f"training: step {self._step(trainer)}{left}{figures}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the validation figures."""
@@ -123,18 +126,22 @@ class LineProgress(L.Callback):
         if trainer.is_global_zero and not trainer.sanity_checking:
             say(f"validation: step {trainer.global_step:,}{_figures(trainer, prefix='val/')}")
 
+    def _step(self, trainer: L.Trainer) -> str:
+        end = "" if self.total is None else f" of {self.total:,}"
+        return f"{trainer.global_step:,}{end}"
 
-def total_steps(trainer: L.Trainer) -> int:
-    """Return the number of optimiser steps of the whole fit.
+
+def total_steps(trainer: L.Trainer) -> int | None:
+    """Return the number of optimiser steps of the whole fit; None when it has no end by count.
 
     Counts the loader itself: ``trainer.estimated_stepping_batches`` may set loaders up too early
     and lose their state (Lightning issue 20550).
     """
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     if trainer.max_epochs and trainer.max_epochs > 0:
-        batches = int(trainer.num_training_batches) * trainer.max_epochs
-        limits.append(batches // trainer.accumulate_grad_batches)
-    return min(limits)
+        steps = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
+        limits.append(steps * trainer.max_epochs)
+    return min(limits, default=None)
 
 
 def _figures(trainer: L.Trainer, *, prefix: str) -> str:

@@ -1,0 +1,111 @@
+import json
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+import lightning as L
+import pytest
+
+from sidrec.encoder.module import BiEncoder
+from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest, total_steps
+from sidrec.run_directory import RunDirectory
+
+MODULE = mock.Mock(spec=L.LightningModule)
+
+
+def trainer_of(**changes):
+    """Return what the callbacks read of a Trainer."""
+    settings = {
+        "global_step": 5,
+        "is_global_zero": True,
+        "fast_dev_run": False,
+        "sanity_checking": False,
+        "max_steps": 10,
+        "max_epochs": None,
+        "num_training_batches": 7,
+        "accumulate_grad_batches": 1,
+        "callback_metrics": {"train/loss": 0.5, "val/recall": 0.25},
+        "datamodule": SimpleNamespace(corpus=SimpleNamespace(fingerprint="f")),
+        "precision": "32-true",
+        "strategy": SimpleNamespace(broadcast=lambda value: value),
+    }
+    trainer = mock.Mock(spec=[*dir(L.Trainer), *settings])
+    trainer.configure_mock(__class__=L.Trainer, **(settings | changes))
+    return trainer
+
+
+def test_the_manifest_follows_the_run(tmp_path):
+    run = RunDirectory(tmp_path)
+    callback = RunManifest(run)
+    callback.on_fit_start(trainer_of(), mock.Mock(spec=BiEncoder, stage="encoder"))
+    manifest = json.loads(run.manifest.read_text())
+    expected = {"state": "running", "stage": "encoder", "corpus_fingerprint": "f", "world_size": 1}
+    assert manifest.items() >= expected.items()
+    callback.on_exception(trainer_of(), MODULE, KeyboardInterrupt())
+    assert run.state() == "interrupted"
+    assert json.loads(run.manifest.read_text())["at_step"] == 5
+    callback.on_exception(trainer_of(), MODULE, ZeroDivisionError())
+    assert run.state() == "failed"
+
+
+@pytest.mark.parametrize("changes", [{"is_global_zero": False}, {"fast_dev_run": True}])
+def test_other_ranks_and_trials_write_nothing(tmp_path, changes):
+    RunManifest(RunDirectory(tmp_path)).on_exception(trainer_of(**changes), MODULE, ValueError())
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_follow_the_clock(tmp_path, monkeypatch):
+    trainer, callback = trainer_of(), LastCheckpoint(RunDirectory(tmp_path), every_s=60.0)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    callback.on_train_start(trainer, MODULE)
+    for moment, num_saved in ((159.9, 0), (160.0, 1), (200.0, 1), (220.0, 2)):
+        now[0] = moment
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        assert trainer.save_checkpoint.call_count == num_saved
+    callback.on_train_end(trainer, MODULE)
+    saved = [call.args for call in trainer.save_checkpoint.call_args_list]
+    assert saved == [(tmp_path / "checkpoints" / "last.ckpt",)] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 10),
+        ({"max_steps": -1, "max_epochs": 3}, 21),
+        ({"max_steps": 10, "max_epochs": 1}, 7),
+        ({"max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2}, 12),
+        ({"max_steps": -1, "max_epochs": -1}, None),
+    ],
+)
+def test_total_steps(changes, steps):
+    assert total_steps(trainer_of(**changes)) == steps
+
+
+def test_progress_is_a_line_every_ten_seconds(monkeypatch, capsys):
+    callback, now = LineProgress(), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    callback.on_train_start(trainer_of(global_step=0), MODULE)
+    for step in (1, 2, 3, 4):
+        now[0] += 6.0
+        callback.on_train_batch_end(trainer_of(global_step=step), MODULE, None, None, 0)
+    callback.on_validation_end(trainer_of(global_step=4), MODULE)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: step 0 of 10",
+        "training: step 2 of 10, 48 s left, train/loss 0.5000",
+        "training: step 4 of 10, 36 s left, train/loss 0.5000",
+        "validation: step 4, val/recall 0.2500",
+    ]
+
+
+def test_progress_of_a_run_without_an_end(monkeypatch, capsys):
+    callback, now = LineProgress(), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    endless = {"max_steps": -1, "max_epochs": -1}
+    callback.on_train_start(trainer_of(global_step=0, **endless), MODULE)
+    now[0] = 11.0
+    callback.on_train_batch_end(trainer_of(global_step=3, **endless), MODULE, None, None, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: step 0",
+        "training: step 3, train/loss 0.5000",
+    ]
