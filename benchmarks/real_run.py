@@ -18,6 +18,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from sidrec.comparison.table import baseline_rows
 from sidrec.corpus.store import Corpus
@@ -70,7 +71,7 @@ def main() -> None:
     print(f"written: {target}")
 
 
-def run_stage(name: str, arguments: list[str]) -> dict[str, object]:
+def run_stage(name: str, arguments: list[str]) -> dict[str, Any]:
     """Run one command; stop everything when it fails."""
     print(f"--- {name}: sidrec {' '.join(arguments)}", flush=True)
     before = time.monotonic()
@@ -84,12 +85,14 @@ def run_stage(name: str, arguments: list[str]) -> dict[str, object]:
     }
 
 
-def collect(size: str, folder: Path, timings: dict[str, dict[str, float]]) -> dict[str, object]:
+def collect(size: str, folder: Path, timings: dict[str, Any]) -> dict[str, Any]:
     """Gather figures, baselines and the gates they must pass."""
     figures = read_json(folder / "gen" / "metrics.json")
     dense = read_json(folder / "enc" / "metrics.json")
     rows = baseline_rows(Corpus.load(folder / "corpus"))
-    baselines = {row.system: {"search": row.search, "recommendation": row.recommendation} for row in rows}
+    baselines = {
+        row.system: {"search": row.search, "recommendation": row.recommendation} for row in rows
+    }
     popularity = baselines["popularity"]["recommendation"]
     bm25 = baselines["BM25"]["search"]
     dense_search, dense_rec = (dense[f"{task}/recall@30"] for task in ("search", "recommendation"))
@@ -104,9 +107,9 @@ def collect(size: str, folder: Path, timings: dict[str, dict[str, float]]) -> di
         "collision rate 0": figures["ids/collision_rate"] == 0.0,
     }
     return {
-        "command": f"python benchmarks/real_run.py --size {size} --folder {folder}",
+        "command": f"python benchmarks/real_run.py --size {size} --folder runs/real/{size}",
         "total_wall_s": round(sum(stage["wall_s"] for stage in timings.values()), 1),
-        "stages": timings,
+        "stages": {name: without_paths(stage, folder, size) for name, stage in timings.items()},
         "gates": gates,
         "generator": figures,
         "dense_encoder": dense,
@@ -114,6 +117,15 @@ def collect(size: str, folder: Path, timings: dict[str, dict[str, float]]) -> di
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def without_paths(stage: dict[str, Any], folder: Path, size: str) -> dict[str, Any]:
+    """Replace this machine's folders by the ones that the command above would use."""
+    words = [
+        word.replace(str(DATA), "$SIDREC_DATA/movies").replace(str(folder), f"runs/real/{size}")
+        for word in stage["arguments"]
+    ]
+    return stage | {"arguments": "sidrec " + " ".join(words)}
 
 
 if __name__ == "__main__":

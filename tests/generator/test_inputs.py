@@ -78,9 +78,9 @@ def test_codes_stand_level_by_level_item_by_item():
 def test_a_request_reads_the_same_in_any_batch(tower, text_input, history_input):
     model = tiny_generator(text_input=text_input, history_input=history_input, tower=tower)
     for batch in (searches(LONG, SHORT, "space opera"), histories([1, 2, 3, 4], [5], [])):
-        source, mask = model.read(batch)
+        source, mask, _ = model.read(batch)
         for row in range(3):
-            alone, own = model.read(one_of(batch, row))
+            alone, own, _ = model.read(one_of(batch, row))
             assert own.all()
             assert mask[row].sum() == alone.shape[1]
             torch.testing.assert_close(source[row, mask[row]], alone[0], atol=1e-5, rtol=1e-4)
@@ -89,11 +89,11 @@ def test_a_request_reads_the_same_in_any_batch(tower, text_input, history_input)
 def test_items_know_how_long_ago_they_were_whatever_the_padding():
     model = tiny_generator(history_input="items")
     batch = histories([7, 3], [1, 2, 3, 4])
-    inner, real = model.embedder._history(batch)
+    inner, real, _ = model.embedder._history(batch)
     assert real.tolist() == [[True, True, False, False], [True] * 4]
     with torch.no_grad():
         model.embedder.recency.weight[0, 0] += 100  # of the most recent item
-    changed, _ = model.embedder._history(batch)
+    changed, _, _ = model.embedder._history(batch)
     moved = ((changed - inner).abs().amax(dim=2) > 1e-3) & real
     assert moved.tolist() == [[False, True, False, False], [False, False, False, True]]
 
@@ -101,15 +101,15 @@ def test_items_know_how_long_ago_they_were_whatever_the_padding():
 def test_order_of_a_history_matters():
     for history_input in ("codes", "items"):
         model = tiny_generator(history_input=history_input)
-        first, _ = model.read(histories([1, 2, 3]))
-        other, _ = model.read(histories([3, 2, 1]))
+        first, _, _ = model.read(histories([1, 2, 3]))
+        other, _, _ = model.read(histories([3, 2, 1]))
         assert not torch.allclose(first, other, atol=1e-3)
 
 
 def test_a_query_is_its_embedding_and_its_token_states(tower):
     model = tiny_generator(text_input="encoder_states", tower=tower)
     embedder = model.embedder
-    inner, seen = embedder._query(searches(LONG))
+    inner, seen, _ = embedder._query(searches(LONG))
     tokens = tower.tokenize([LONG], max_tokens=6)
     states = tower.token_states(tokens)
     first = embedder.from_embedding(tower(tokens) * 4)  # √16: unit variance in 16 dimensions
@@ -121,7 +121,7 @@ def test_a_query_is_its_embedding_and_its_token_states(tower):
 def test_an_indexing_row_is_its_item_embedding_alone(tower):
     model = tiny_generator(text_input="encoder_states", tower=tower)
     batch = searches("item text", "another")._replace(indexed_item=torch.tensor([5, -1]))
-    inner, seen = model.embedder._query(batch)
+    inner, seen, _ = model.embedder._query(batch)
     known = model.embedder.item_vectors[5] * 4
     torch.testing.assert_close(
         inner[0, 0], model.embedder.norm(model.embedder.from_embedding(known))
@@ -147,7 +147,7 @@ def test_dropout_hides_query_tokens_in_training_only(tower):
 def test_an_empty_request_still_has_a_position():
     model = tiny_generator(search_prompt="{query}", recommendation_prompt="{history}")
     for batch in (searches(""), histories([])):
-        source, mask = model.read(batch)
+        source, mask, _ = model.read(batch)
         assert mask.tolist() == [[True]]
         assert source.isfinite().all()
 

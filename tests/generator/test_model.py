@@ -1,6 +1,7 @@
+import math
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from sidrec.errors import ConfigError
 from tests.generator.made import SIZES, histories, searches, tiny_generator
@@ -15,24 +16,38 @@ def logits_of(model, batch):
     return model.t5(inputs_embeds=positions, attention_mask=mask.long(), labels=labels).logits
 
 
+def children(model, codes, level):
+    """Number of items behind every code of ``level`` that go on from each row's prefix."""
+    table, size = model.embedder.codes, SIZES[level]
+    counts = torch.zeros(len(codes), size)
+    for row, code in enumerate(codes):
+        behind = table[(table[:, :level] == code[:level]).all(dim=1)][:, level]
+        counts[row] = torch.bincount(behind, minlength=size)
+    return counts
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_is_t5s_own_normalised_over_the_level(tied, smoothing):
+def test_loss_is_t5s_own_normalised_over_the_items_that_go_on(tied, smoothing):
     model = tiny_generator(t5={"tie_word_embeddings": tied})
     logits, codes = logits_of(model, BATCH), model.embedder.codes[BATCH.target]
-    expected = [
-        F.cross_entropy(logits[:, level][:, ids], codes[:, level], label_smoothing=smoothing)
-        for level, ids in enumerate(model.vocabulary.level_token_ids())
-    ]
+    expected = []
+    for level, ids in enumerate(model.vocabulary.level_token_ids()):
+        counts = children(model, codes, level)
+        weight = counts * logits[:, level][:, ids].exp()
+        share = (weight / weight.sum(dim=1, keepdim=True)).log()
+        own = -share.gather(1, codes[:, level, None])[:, 0]
+        spread = -share.where(counts > 0, 0).sum(dim=1) / (counts > 0).sum(dim=1)
+        expected.append(((1 - smoothing) * own + smoothing * spread).mean())
     found = model(BATCH, label_smoothing=smoothing)
     torch.testing.assert_close(found, torch.stack(expected))
 
 
-def test_a_head_of_zeros_costs_the_logarithm_of_the_level():
+def test_a_head_of_zeros_holds_all_items_for_equally_likely():
     model = tiny_generator()
     torch.nn.init.zeros_(model.t5.lm_head.weight)
-    losses = model(BATCH, label_smoothing=0.0)
-    torch.testing.assert_close(losses, torch.tensor(SIZES).float().log())
+    total = model(BATCH, label_smoothing=0.0).sum()
+    assert total.item() == pytest.approx(math.log(model.trie.num_items), abs=1e-5)
 
 
 def test_other_levels_and_text_tokens_do_not_count():
