@@ -22,6 +22,7 @@ from sidrec.generator.t5 import (
     t5_from_snapshot,
     train_tokenizer,
 )
+from sidrec.generator.trie import SemanticIdTrie
 from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.run_directory import RunDirectory
 from sidrec.semantic_ids.bundle import SemanticIdBundle
@@ -126,8 +127,10 @@ def _together(
     vectors = bundle.embeddings.vectors
     prior = None
     if inputs.prior_scale is not None:
+        order = SemanticIdTrie.from_table(bundle.table, popularity).items
         prior = CodebookPrior(
             code_means(bundle.table.codes, vectors, bundle.table.codebook_sizes),
+            bundle.table.codes[order],
             scale=inputs.prior_scale,
             max_history_items=inputs.max_history_items,
             half_life_items=inputs.prior_half_life_items,

@@ -12,6 +12,7 @@ from sidrec.generator.trie import SemanticIdTrie
 from sidrec.types import RankedItems
 
 _LOWEST = float("-inf")
+_LEAST_MASS = 1e-30  # of a child with items, where rounding has left nothing
 _NO_ITEM = -1e30  # finite, so that a beam that has ended stays free of NaN
 
 
@@ -69,7 +70,7 @@ def beam_search(
     num_beams: int,
     top_k: int,
     excluded: Int[Tensor, "request excluded"],
-    over_catalogue: bool = False,
+    mass_before: Float[Tensor, "request bound"] | None = None,
 ) -> Decoded:
     """Find the most probable items of the catalogue without those that a request excludes.
 
@@ -81,7 +82,7 @@ def beam_search(
         num_beams: Width of the search.
         top_k: Length of the lists, at most ``num_beams``.
         excluded: item_index that each request must not get; -1 pads, and no column is fine.
-        over_catalogue: See :func:`search_allowed`.
+        mass_before: See :func:`search_allowed`.
     """
     allowed = AllItemsBut.of(trie, excluded)
     return search_allowed(
@@ -91,7 +92,7 @@ def beam_search(
         num_requests=len(excluded),
         num_beams=num_beams,
         top_k=top_k,
-        over_catalogue=over_catalogue,
+        mass_before=mass_before,
     )
 
 
@@ -104,7 +105,7 @@ def search_allowed(
     num_requests: int,
     num_beams: int,
     top_k: int,
-    over_catalogue: bool = False,
+    mass_before: Float[Tensor, "request bound"] | None = None,
 ) -> Decoded:
     """Find the most probable items among the allowed ones.
 
@@ -120,8 +121,9 @@ def search_allowed(
         num_requests: Requests in the batch.
         num_beams: Width of the search.
         top_k: Length of the lists, at most ``num_beams``.
-        over_catalogue: Read the step's answer as logits over the children that the catalogue has,
-            see :func:`over_children`; for models that were trained so.
+        mass_before: How much each request expects of the items before every position of the
+            trie; the step's answer then counts as logits over the children that the catalogue
+            has, see :func:`over_children`. None takes it as it is. For models trained so.
 
     Raises:
         ConfigError: If ``num_beams`` is smaller than ``top_k`` or below 1.
@@ -137,8 +139,8 @@ def search_allowed(
     for level, size in enumerate(trie.codebook_sizes):
         log_probabilities = step(level, parent, codes)
         bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
-        if over_catalogue:
-            log_probabilities = over_children(log_probabilities, bounds)
+        if mass_before is not None:
+            log_probabilities = over_children(log_probabilities, bounds, mass_before)
         candidates = _candidates(beams.scores, log_probabilities, allowed.before(bounds))
         chosen = best_columns(candidates, min(num_beams, candidates.shape[1]))
         parent, codes = chosen // size, chosen % size
@@ -147,24 +149,30 @@ def search_allowed(
 
 
 def over_children(
-    logits: Float[Tensor, "request beam code"], bounds: Int[Tensor, "request beam bound"]
+    logits: Float[Tensor, "request beam code"],
+    bounds: Int[Tensor, "request beam bound"],
+    mass_before: Float[Tensor, "request position"],
 ) -> Float[Tensor, "request beam code"]:
-    """Normalise over the codes that the catalogue goes on with, each weighed by its items.
+    """Normalise over the codes that the catalogue goes on with, each weighed by its items' mass.
 
-    A model that says nothing (all logits equal) then holds every item of the prefix for equally
-    likely, and the probabilities of all Semantic IDs sum to one: nothing is lost on IDs that no
-    item has, and an item gains nothing from standing alone behind its prefix.
+    A model that says nothing (all logits equal) then gives every item its share of the mass, and
+    the probabilities of all Semantic IDs sum to one: nothing is lost on IDs that no item has, and
+    an item gains nothing from standing alone behind its prefix.
 
     Args:
         logits: Of the codes of one level, after each beam; a constant may be missing.
         bounds: Children of each beam, from ``SemanticIdTrie.child_bounds``.
+        mass_before: Mass of the items before each position of the trie, from 0, rising; float64
+            keeps small shares of a large catalogue. ``arange`` holds all items for equal.
 
     Returns:
         Log-probabilities, in nats; very low (not -inf) for codes that no item has.
     """
-    counts = bounds[..., 1:] - bounds[..., :-1]
-    weighed = logits.float() + counts.clamp(min=1).log()
-    return weighed.masked_fill(counts < 1, _NO_ITEM).log_softmax(dim=-1)
+    flat = bounds.flatten(1).long()
+    mass = mass_before.gather(1, flat).view(bounds.shape).diff(dim=-1)
+    empty = bounds[..., 1:] <= bounds[..., :-1]
+    weighed = logits.float() + mass.clamp(min=_LEAST_MASS).log().float()
+    return weighed.masked_fill(empty, _NO_ITEM).log_softmax(dim=-1)
 
 
 def _candidates(

@@ -54,22 +54,19 @@ class T5Decoder:
         self,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
-        prior: list[Float[Tensor, "request _"]] | None = None,
     ) -> "T5Steps":
         """Read the encoder's output of a batch and return its first step.
 
         Args:
             source: Last hidden states of the encoder.
             source_mask: True on tokens, False on padding; at least one True in each row.
-            prior: Logits added to the model's, per level and code, the same for all beams of a
-                request; only with ``normalise_over="level"``.
 
         Raises:
             RuntimeError: If the model is in training mode: dropout would be on.
         """
         if self.model.training:
             raise RuntimeError("T5Decoder needs model.eval(): dropout is on in training mode.")
-        return T5Steps(self, source, source_mask, prior)
+        return T5Steps(self, source, source_mask)
 
 
 class T5Steps:
@@ -80,9 +77,8 @@ class T5Steps:
         decoder: T5Decoder,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
-        prior: list[Float[Tensor, "request _"]] | None,
     ) -> None:
-        model, self._prior = decoder.model, prior
+        model = decoder.model
         self._model, self._normalise_over = model, decoder.normalise_over
         self._level_token_ids = [ids.to(source.device) for ids in decoder.level_token_ids]
         self._blocks = list(model.decoder.block)
@@ -189,7 +185,4 @@ class T5Steps:
         if self._normalise_over == "vocabulary":
             logits = F.linear(hidden, weight).float()
             return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
-        logits = F.linear(hidden, weight[ids]).float()
-        if self._prior is not None:
-            logits = logits + self._prior[level][:, None]
-        return logits.log_softmax(dim=-1)
+        return F.linear(hidden, weight[ids]).float().log_softmax(dim=-1)

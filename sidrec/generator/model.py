@@ -85,7 +85,7 @@ class GeneratorModel(nn.Module):
             label_smoothing: Share of the target's probability spread over the codes that the
                 catalogue goes on with, in [0, 1).
         """
-        source, mask, prior = self.read(batch)
+        source, mask, mass_before = self.read(batch)
         codes = self.embedder.codes[batch.target]  # [request, level]
         hidden = self._decode(source, mask, codes)  # [request, level, dim]
         low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
@@ -93,10 +93,8 @@ class GeneratorModel(nn.Module):
         levels = zip(self.vocabulary.level_starts, self.vocabulary.codebook_sizes, strict=True)
         for level, (first, size) in enumerate(levels):
             logits = F.linear(hidden[:, level], weight[first : first + size]).float()
-            if prior is not None:
-                logits = logits + prior[level]
             bounds = self.trie.child_bounds(low, high, level=level)  # [request, 1, code + 1]
-            log_probabilities = over_children(logits[:, None], bounds)[:, 0]
+            log_probabilities = over_children(logits[:, None], bounds, mass_before)[:, 0]
             code = codes[:, level, None]
             low, high = bounds[:, 0].gather(1, code), bounds[:, 0].gather(1, code + 1)
             has_items = bounds[:, 0, 1:] > bounds[:, 0, :-1]
@@ -128,15 +126,16 @@ class GeneratorModel(nn.Module):
     ) -> tuple[
         Float[Tensor, "request position dim"],
         Bool[Tensor, "request position"],
-        list[Float[Tensor, "request _"]] | None,
+        Float[Tensor, "request bound"],
     ]:
-        """Return T5's encoder output, its mask, and the prior's logits per level."""
+        """Return T5's encoder output, its mask, and the mass before each position of the trie."""
         reading = self.embedder(batch)
         read = self.t5.encoder(
             inputs_embeds=reading.positions, attention_mask=reading.mask.long()
         ).last_hidden_state
         if self.prior is None or reading.vector is None:
-            return read, reading.mask, None
+            even = torch.arange(self.trie.num_items + 1, device=read.device).double()
+            return read, reading.mask, even.expand(len(read), -1)
         return read, reading.mask, self.prior(reading.vector, task=batch.task)
 
     @torch.no_grad()
@@ -146,14 +145,15 @@ class GeneratorModel(nn.Module):
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``.
         """
-        steps = self.decoder.start(*self.read(batch))
+        source, mask, mass_before = self.read(batch)
+        steps = self.decoder.start(source, mask)
         return beam_search(
             steps,
             self.trie,
             num_beams=num_beams,
             top_k=top_k,
             excluded=batch.excluded,
-            over_catalogue=True,
+            mass_before=mass_before,
         )
 
 

@@ -109,7 +109,8 @@ class JointGenerator(L.LightningModule):
         self.weights = {"search": search_weight, "recommendation": recommendation_weight}
         self._predictions: list[Prediction] = []
         self._ddp_params_and_buffers_to_ignore = [  # constants: DDP would send them at every step
-            f"model.embedder.{name}" for name in ("codes", "item_vectors")
+            *(f"model.embedder.{name}" for name in ("codes", "item_vectors")),
+            *("model.prior.codes", *(f"model.prior.means_{level}" for level in range(16))),
         ]
 
     def setup(self, stage: str) -> None:

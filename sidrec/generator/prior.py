@@ -1,4 +1,4 @@
-"""What a request's own vector says about every code, before T5 has said anything."""
+"""What a request's own vector expects of every item, before T5 has said anything."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sidrec.types import TASKS, Task
+
+_EVEN_SHARE = 1e-3
 
 
 def code_means(
@@ -31,16 +33,18 @@ def code_means(
 
 
 class CodebookPrior(nn.Module):
-    """Logits of every code from the inner product of the request's vector with the code's mean.
+    """How much a request expects of every item, from its own vector and the items' codes.
 
     A dense retriever scores item ``x`` by ``<v, x> / temperature``, and ``x`` is about the sum of
-    its codes' means: the score is a sum over levels. Added to T5's logits, a generator starts
-    about where dense retrieval over the decoded Semantic IDs stands, and T5 learns the rest. The
-    request's vector is the query's embedding, or a mean of the history's item embeddings with
-    learned weights by how long ago an item was.
+    its codes' means: the softmax of these scores over the catalogue is the mass with which
+    ``beams.over_children`` weighs the codes. A generator then starts where dense retrieval over
+    the decoded Semantic IDs stands, and T5 learns the rest. The request's vector is the query's
+    embedding, or a mean of the history's item embeddings with learned weights by how long ago an
+    item was. Costs one look-up per item, level and request.
 
     Args:
         means: Of each code, per level, see ``code_means``.
+        codes: Semantic ID of every item, in the order of the trie's positions.
         scale: Start of the factor of each task and level: 1 / temperature of the bi-encoder.
         max_history_items: Most recent items that have a weight.
         half_life_items: Start of the weights: halved every so many items.
@@ -50,9 +54,12 @@ class CodebookPrior(nn.Module):
         al. 2011, https://doi.org/10.1109/TPAMI.2010.57), with the request left unquantised.
     """
 
+    codes: Tensor
+
     def __init__(
         self,
         means: list[Float[Tensor, "_ dim"]],
+        codes: Int[Tensor, "item level"],
         *,
         scale: float,
         max_history_items: int,
@@ -62,6 +69,7 @@ class CodebookPrior(nn.Module):
         self.num_levels = len(means)
         for level, rows in enumerate(means):
             self.register_buffer(f"means_{level}", rows.clone(), persistent=False)
+        self.register_buffer("codes", codes.long(), persistent=False)
         self.scale = nn.Parameter(torch.full((len(TASKS), len(means)), scale))
         ago = torch.arange(max_history_items, dtype=torch.float32)
         self.recency_logits = nn.Parameter(-ago * (0.6931 / half_life_items))
@@ -87,11 +95,17 @@ class CodebookPrior(nn.Module):
 
     def forward(
         self, vector: Float[Tensor, "request dim"], *, task: Task
-    ) -> list[Float[Tensor, "request _"]]:
-        """Return one float32 logit per code, for each level."""
-        scale = self.scale[TASKS.index(task)]
+    ) -> Float[Tensor, "request bound"]:
+        """Return the mass before each position of the trie, from 0 to 1, in float64.
+
+        A thousandth of it is shared out evenly, so that no item is ever ruled out.
+        """
+        scale, scores = self.scale[TASKS.index(task)], None
         with torch.autocast(vector.device.type, enabled=False):
-            return [
-                scale[level] * (vector.float() @ self.get_buffer(f"means_{level}").T)
-                for level in range(self.num_levels)
-            ]
+            for level in range(self.num_levels):
+                logits = scale[level] * (vector.float() @ self.get_buffer(f"means_{level}").T)
+                part = logits[:, self.codes[:, level]]  # [request, item]
+                scores = part if scores is None else scores + part
+            mass = torch.softmax(scores.double(), dim=1)
+            mass = mass * (1 - _EVEN_SHARE) + _EVEN_SHARE / mass.shape[1]
+            return F.pad(mass.cumsum(dim=1), (1, 0))
