@@ -72,10 +72,10 @@ def test_an_interrupted_run_goes_on_where_it_was(config, tmp_path, capsys):
     assert sidrec(*fit) == 0
     assert f"resuming from {run.last_checkpoint} (step 2)" in capsys.readouterr().err
     assert run.state() == "finished"
-    steps = [
-        [int(row["step"]) for row in csv.DictReader((run.logs / part / "metrics.csv").open())]
-        for part in ("version_0", "version_1")
-    ]
+    steps = []
+    for part in ("version_0", "version_1"):
+        lines = (run.logs / part / "metrics.csv").read_text().splitlines()
+        steps.append([int(row["step"]) for row in csv.DictReader(lines)])
     assert min(steps[0]) == 0
     assert min(steps[1]) == 2  # the step that was interrupted, again
 

@@ -100,12 +100,12 @@ class CodebookPrior(nn.Module):
 
         A thousandth of it is shared out evenly, so that no item is ever ruled out.
         """
-        scale, scores = self.scale[TASKS.index(task)], None
+        scale = self.scale[TASKS.index(task)]
+        scores = vector.new_zeros((len(vector), len(self.codes)), dtype=torch.float32)
         with torch.autocast(vector.device.type, enabled=False):
             for level in range(self.num_levels):
                 logits = scale[level] * (vector.float() @ self.get_buffer(f"means_{level}").T)
-                part = logits[:, self.codes[:, level]]  # [request, item]
-                scores = part if scores is None else scores + part
+                scores = scores + logits[:, self.codes[:, level]]  # [request, item]
             mass = torch.softmax(scores.double(), dim=1)
             mass = mass * (1 - _EVEN_SHARE) + _EVEN_SHARE / mass.shape[1]
             return F.pad(mass.cumsum(dim=1), (1, 0))

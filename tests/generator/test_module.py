@@ -27,7 +27,7 @@ MODEL = {
     "max_query_tokens": 8,
     "max_history_items": 5,
     "query_token_dropout": 0.1,
-    "prior_scale": 20.0,
+    "prior_scale": None,
     "prior_half_life_items": 3.0,
     "codes_from_items": True,
     "learning_rate": 3e-3,
