@@ -153,13 +153,14 @@ class GeneratorDataModule(L.LightningDataModule):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken.
+        """Go on training where ``state_dict`` was taken; to evaluate, nothing has to match.
 
         Raises:
             ConfigError: If in the middle of an epoch a setting differs that decides its batches.
             DataError: If the corpus is another one.
         """
-        if state_dict:
+        is_training = self.trainer is None or self.trainer.state.fn == "fit"
+        if state_dict and is_training:
             self._first = first_batch_after(
                 state_dict, fixed=self._fixed(), corpus_folder=self.corpus_folder
             )

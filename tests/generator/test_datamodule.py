@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +145,16 @@ def test_resume_refuses_other_batches(make):
             make(**change).load_state_dict(state)
     with pytest.raises(DataError, match="not the corpus"):
         module.load_state_dict(state | {"corpus": "another"})
+
+
+def test_to_evaluate_a_run_nothing_of_its_training_has_to_match(make):
+    state = {"epoch": 1, "step": 5, **make()._fixed()}
+    other = make(batch_size=4, seed=9)
+    other.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"))
+    other.load_state_dict(state)
+    other.trainer.state.fn = "fit"
+    with pytest.raises(ConfigError, match="keep batch_size"):
+        other.load_state_dict(state)
 
 
 def test_refusals(make, tmp_path):
