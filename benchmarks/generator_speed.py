@@ -1,0 +1,314 @@
+"""Training examples per second of sidrec's generator beside a plain transformers loop.
+
+    python benchmarks/generator_speed.py --corpus DIR --out benchmarks/results/generator_speed.json
+
+The peer is the usual loop: both tasks mixed in a batch, every example padded to the longest input
+that can occur (the longest history), cross-entropy over the whole vocabulary, AdamW. Both train the
+same T5 (TIGER's size, the same weights at the start) on the same examples of a real corpus: queries
+as T5's tokens, histories as codes. The peer's tokens are made beforehand, sidrec's inside the time.
+`sidrec_items` is the form that sidrec's own configurations use: an item of a history is one
+position, not one for each code. They take turns; the result is the median of the rounds.
+
+That both compute the same function is checked first: the logits of T5's own forward on the padded
+inputs, normalised as sidrec does, must give sidrec's loss.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sidrec.files import write_json
+from sidrec.generator.batches import GeneratorBatch
+from sidrec.generator.beams import over_children
+from sidrec.generator.datamodule import GeneratorDataModule
+from sidrec.generator.inputs import HistoryInput, InputSettings
+from sidrec.generator.model import GeneratorModel
+from sidrec.generator.t5 import t5_from_config, train_tokenizer
+from sidrec.generator.vocabulary import CodeVocabulary
+from sidrec.pairs.batches import BatchNumber
+from sidrec.types import SemanticIdTable
+
+SIZES = (256, 256, 256)
+TIGER = {
+    "d_model": 128,
+    "d_kv": 64,
+    "d_ff": 1024,
+    "num_layers": 4,
+    "num_decoder_layers": 4,
+    "num_heads": 6,
+    "dropout_rate": 0.1,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": False,
+}
+LEARNING_RATE = 1e-3
+PRECISIONS = ("float32", "bfloat16")
+ITEM_DIM = 384  # of MiniLM's embeddings
+
+
+class PlainBatch(NamedTuple):
+    """What a transformers loop reads: both tasks, padded to the longest input there is."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+def data_of(arguments: argparse.Namespace) -> GeneratorDataModule:
+    """Both tasks by halves, lengths sorted in pools."""
+    return GeneratorDataModule(
+        corpus=str(arguments.corpus),
+        batch_size=arguments.batch,
+        eval_batch_size=64,
+        search_share=0.5,
+        recommendation_share=0.5,
+        indexing_share=0.0,
+        max_history_items=arguments.history,
+        target_window=1,
+        history_dropout=0.0,
+        exclude_history=True,
+        pool_batches=arguments.pool_batches,
+        valid_requests=None,
+        seed=1,
+    )
+
+
+def model_of(
+    data: GeneratorDataModule, arguments: argparse.Namespace, *, history_input: HistoryInput
+) -> GeneratorModel:
+    """A generator with random weights and random distinct Semantic IDs."""
+    torch.manual_seed(0)
+    num_items = data.corpus.num_items
+    texts = [*data.corpus.item_texts(), *data.train_queries()]
+    tokenizer = train_tokenizer(texts, vocabulary_size=4_000)
+    vocabulary = CodeVocabulary(tokenizer.get_vocab_size(), SIZES)
+    number = torch.randperm(SIZES[0] * SIZES[1] * SIZES[2])[:num_items]
+    codes = torch.stack([number // 65_536, number // 256 % 256, number % 256], dim=1)
+    inputs = InputSettings(
+        search_prompt="search: {query}",
+        recommendation_prompt="recommend: {history}",
+        text_input="tokens",
+        history_input=history_input,
+        max_query_tokens=arguments.query_tokens,
+        max_history_items=arguments.history,
+        query_token_dropout=0.0,
+    )
+    return GeneratorModel(
+        t5_from_config(TIGER, vocabulary=vocabulary),
+        inputs,
+        tokenizer,
+        vocabulary,
+        SemanticIdTable(codes, SIZES),
+        torch.randn(num_items, ITEM_DIM),
+        torch.zeros(num_items, dtype=torch.long),
+        None,
+        None,
+    )
+
+
+def inputs_of(model: GeneratorModel, batch: GeneratorBatch) -> list[list[int]]:
+    """Return each request's tokens, without padding: the same that sidrec reads."""
+    embedder, settings = model.embedder, model.embedder.settings
+    cut = embedder.tokenizer.encode
+    prompt = cut(settings.around(batch.task)[0].strip(), add_special_tokens=False).ids
+    if batch.task == "search":
+        middles = [
+            cut(text, add_special_tokens=False).ids[: settings.max_query_tokens]
+            for text in batch.texts
+        ]
+    else:
+        tokens = model.vocabulary.tokens_of(embedder.codes)
+        middles = [tokens[row[row >= 0]].flatten().tolist() for row in batch.history]
+    return [[*prompt, *middle, 1] for middle in middles]
+
+
+def no_history(batches: list[GeneratorBatch]) -> GeneratorBatch:
+    """Return a recommendation batch whose histories are empty: its prompt alone."""
+    batch = next(one for one in batches if one.task == "recommendation")
+    return batch._replace(history=torch.full_like(batch.history, -1))
+
+
+def padded(model: GeneratorModel, batches: list[GeneratorBatch], *, width: int) -> PlainBatch:
+    """Return all examples as a transformers loop reads them, all of one width."""
+    rows = [row for batch in batches for row in inputs_of(model, batch)]
+    targets = torch.cat([batch.target for batch in batches])
+    return PlainBatch(
+        torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        model.vocabulary.tokens_of(model.embedder.codes[targets]),
+    )
+
+
+@torch.no_grad()
+def same_function(model: GeneratorModel, batch: GeneratorBatch, *, width: int) -> float:
+    """Return the largest difference between sidrec's losses and those from T5's own forward."""
+    model.eval()
+    ours = model(batch, label_smoothing=0.0)
+    codes, theirs = model.embedder.codes[batch.target], []
+    ids, mask, labels = padded(model, [batch], width=width)
+    logits = model.t5(input_ids=ids, attention_mask=mask, labels=labels).logits
+    low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
+    high = low + model.trie.num_items
+    even = torch.arange(model.trie.num_items + 1).double().expand(len(codes), -1)
+    for level, tokens in enumerate(model.vocabulary.level_token_ids()):
+        bounds = model.trie.child_bounds(low, high, level=level)
+        code = codes[:, level, None]
+        own = over_children(logits[:, level, None, tokens], bounds, even)
+        theirs.append(-own[:, 0].gather(1, code).mean())
+        low, high = bounds[:, 0].gather(1, code), bounds[:, 0].gather(1, code + 1)
+    model.train()
+    return float((ours - torch.stack(theirs)).abs().max())
+
+
+class Race:
+    """Both systems on the same examples, ready to take steps."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.data = data_of(arguments)
+        self.model = model_of(self.data, arguments, history_input="codes")
+        self.items = model_of(self.data, arguments, history_input="items")
+        self.peer = deepcopy(self.model.t5)
+        self.batches = [self.data.batches[BatchNumber(0, n)] for n in range(arguments.batches)]
+        lengths = [len(row) for batch in self.batches for row in inputs_of(self.model, batch)]
+        prompt = len(inputs_of(self.model, no_history(self.batches))[0])
+        self.width = max(*lengths, prompt + arguments.history * len(SIZES))
+        ids, mask, labels = padded(self.model, self.batches, width=self.width)
+        order = torch.randperm(len(ids)).chunk(len(self.batches))  # mixes the tasks
+        self.plain = [PlainBatch(ids[rows], mask[rows], labels[rows]) for rows in order]
+        self.steps = {
+            "sidrec": partial(self.sidrec, self.model),
+            "sidrec_items": partial(self.sidrec, self.items),
+            "transformers": self.transformers,
+        }
+        models = {"sidrec": self.model, "sidrec_items": self.items, "transformers": self.peer}
+        self.optimizers = {
+            name: torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+            for name, model in models.items()
+        }
+
+    def sidrec(self, model: GeneratorModel, number: int) -> Tensor:
+        """Make batch ``number`` and return its loss."""
+        batch = self.data.batches[BatchNumber(0, number)]
+        loss: Tensor = model(batch, label_smoothing=0.0).sum()
+        return loss
+
+    def transformers(self, number: int) -> Tensor:
+        """Return the loss of a batch of as many of the same examples."""
+        loss: Tensor = self.peer(**self.plain[number]._asdict()).loss
+        return loss
+
+    def seconds(self, name: str, precision: str) -> float:
+        """Train on all examples once; return how long it took."""
+        for model in (self.model, self.items, self.peer):
+            model.train()
+        started = time.perf_counter()
+        for number in range(len(self.batches)):
+            with autocast(precision):
+                loss = self.steps[name](number)
+            self.optimizers[name].zero_grad()
+            loss.backward()
+            self.optimizers[name].step()
+        return time.perf_counter() - started
+
+    def counts(self) -> dict[str, float]:
+        """Count positions, padding and forward operations per example: the ratio's reasons."""
+        lengths = [[len(row) for row in inputs_of(self.model, one)] for one in self.batches]
+        examples = sum(map(len, lengths))
+        real = sum(map(sum, lengths)) / examples
+        read = sum(max(own) * len(own) for own in lengths) / examples
+        found = {
+            "real_positions": real,
+            "sidrec_positions": read,
+            "transformers_positions": float(self.width),
+            "sidrec_padding_fraction": 1 - real / read,
+            "transformers_padding_fraction": 1 - real / self.width,
+            "positions_ratio": self.width / read,
+            "sidrec_output_logits": float(sum(SIZES)),
+            "transformers_output_logits": float(len(SIZES) * self.model.vocabulary.num_tokens),
+        }
+        for name, step in self.steps.items():
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                for number in range(len(self.batches)):
+                    step(number)
+            found[f"{name}_forward_mflop"] = counter.get_total_flops() / examples / 1e6
+        for name in ("sidrec", "sidrec_items"):
+            own = found[f"{name}_forward_mflop"]
+            found[f"{name}_flop_ratio"] = found["transformers_forward_mflop"] / own
+        return found
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, object]:
+    """Check that both compute the same, count what they compute, then let them take turns."""
+    race = Race(arguments)
+    difference = max(same_function(race.model, one, width=race.width) for one in race.batches[:2])
+    counts = race.counts()
+    times: dict[str, list[float]] = {}
+    load = []
+    for turn in range(arguments.rounds + 1):  # the first one warms up
+        load.append(os.getloadavg()[0])
+        for precision, name in product(PRECISIONS, race.steps):
+            taken = race.seconds(name, precision)
+            if turn:
+                times.setdefault(f"{name}_{precision}", []).append(taken)
+    examples = arguments.batches * arguments.batch
+    rate = {name: examples / statistics.median(taken) for name, taken in times.items()}
+    return {
+        "settings": {
+            key: value for key, value in vars(arguments).items() if key not in ("out", "corpus")
+        },
+        "corpus_fingerprint": race.data.corpus.fingerprint,
+        "model": TIGER | {"vocabulary": race.model.vocabulary.num_tokens},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, cpu",
+        "load_average": load,  # others on the machine lower both rates
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "largest_loss_difference": difference,
+        "counts_per_example": counts,
+        "examples_per_s": rate,
+        "ratio": {
+            f"{name}_{precision}": rate[f"{name}_{precision}"] / rate[f"transformers_{precision}"]
+            for name, precision in product(("sidrec", "sidrec_items"), PRECISIONS)
+        },
+        "seconds": times,
+    }
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """Return bfloat16 autocast, or nothing for float32."""
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def main() -> None:
+    """Read the settings, measure, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, required=True, help="made by `sidrec prepare`")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=4, help="in a round, half of each task")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--history", type=int, default=30, help="items, as configs/generator.yaml")
+    parser.add_argument("--query_tokens", type=int, default=32)
+    parser.add_argument("--pool_batches", type=int, default=20)
+    arguments = parser.parse_args()
+    result = measure(arguments)
+    write_json(arguments.out, result)
+    for name, rate in result["examples_per_s"].items():
+        print(f"{name:24s} {rate:8.1f} examples/s")
+    print(f"ratio {result['ratio']}")
+    for name, value in result["counts_per_example"].items():
+        print(f"{name:30s} {value:10.2f}")
+
+
+if __name__ == "__main__":
+    main()
