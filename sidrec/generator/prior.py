@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sidrec.types import TASKS, Task
 
 _EVEN_SHARE = 1e-3
+_NO_WEIGHT = -1e9  # finite: a history of padding alone must not give NaN gradients
 
 
 def code_means(
@@ -87,8 +88,8 @@ class CodebookPrior(nn.Module):
             ago: 0 for the most recent item, 1 for the one before …
             real: False on padding.
         """
-        logits = self.recency_logits[ago].float().masked_fill(~real, float("-inf"))
-        weights = torch.softmax(logits, dim=1).nan_to_num()  # an empty history has no weight
+        logits = self.recency_logits[ago].float().masked_fill(~real, _NO_WEIGHT)
+        weights = torch.softmax(logits, dim=1) * real  # an empty history has no weight at all
         with torch.autocast(vectors.device.type, enabled=False):
             mean = (weights[..., None] * vectors.float()).sum(dim=1)
         return F.normalize(mean, dim=-1)

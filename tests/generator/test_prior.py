@@ -81,6 +81,8 @@ def test_padding_has_no_weight_and_an_empty_history_no_vector():
     items, ago = torch.eye(2)[None].expand(2, -1, -1), torch.zeros(2, 2, dtype=torch.long)
     found = prior.history_vector(items, ago, torch.tensor([[True, False], [False, False]]))
     assert found.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    found.sum().backward()
+    assert torch.isfinite(prior.recency_logits.grad).all()
 
 
 def test_a_silent_model_holds_all_items_for_equally_likely():
