@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
 from sidrec.errors import ConfigError
@@ -28,6 +29,7 @@ from sidrec.run_source import (
 from sidrec.suggestion import options_of, with_suggestion
 
 CHECKPOINT_EVERY_S = 60.0
+PREEMPTED = 85  # exit code of a run that was told to end, and can go on
 MONITOR = "val/recall_harmonic_mean"
 
 
@@ -149,6 +151,9 @@ class SidrecCLI(LightningCLI):
         """Run it; Lightning ends an interrupted one with exit code 1 and a deaf Ctrl-C."""
         try:
             super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            say("Preempted. Run the same command again to go on.")
+            sys.exit(PREEMPTED)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise

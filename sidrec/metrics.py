@@ -94,6 +94,19 @@ def mrr_at_k(hit: Bool[Tensor, "request rank"], *, k: int) -> Float64[Tensor, " 
     return torch.cat([none, hit[:, :k] / rank], dim=1).amax(dim=1)
 
 
+def harmonic_mean(figures: Sequence[float]) -> float:
+    """Return the harmonic mean of figures that are not negative; 0 of none.
+
+    A figure of 0 counts as 1e-9, so that the other one still decides between two runs.
+
+    >>> round(harmonic_mean([0.5, 0.25]), 4)
+    0.3333
+    """
+    if not figures:
+        return 0.0
+    return len(figures) / sum(1 / max(figure, 1e-9) for figure in figures)
+
+
 def head_items(popularity: Int[Tensor, " item"]) -> Bool[Tensor, " item"]:
     """Mark the 1 % most popular items, rounded down, at least one; ties go to the lower index."""
     num_head = max(1, int(len(popularity) * _HEAD_FRACTION))

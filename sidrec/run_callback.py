@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
 from sidrec.distributed import rank_and_world_size
@@ -38,10 +39,12 @@ class RunManifest(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Record that a person or an error stopped the run."""
+        """Record that a person, the machine or an error stopped the run."""
         del pl_module
         if isinstance(exception, KeyboardInterrupt):
             self._write(trainer, state="interrupted", at_step=trainer.global_step)
+        elif isinstance(exception, SIGTERMException):
+            self._write(trainer, state="preempted", at_step=trainer.global_step)
         else:
             self._write(trainer, state="failed", error=type(exception).__name__)
 
@@ -81,6 +84,14 @@ class LastCheckpoint(L.Callback):
         """Save the state that training ended with."""
         del pl_module
         self._save(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save when the machine wants the process gone: Lightning raises that between steps."""
+        del pl_module
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:

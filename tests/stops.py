@@ -1,4 +1,7 @@
-"""A callback that stops training as a person or an error would."""
+"""A callback that stops training as a person, the machine or an error would."""
+
+import os
+import signal
 
 import lightning as L
 
@@ -12,5 +15,9 @@ class StopAt(L.Callback):
         self.step, self.reason = step, reason
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step:
+        if trainer.global_step != self.step:
+            return
+        if self.reason == "machine":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
             raise _REASONS[self.reason](self.reason)

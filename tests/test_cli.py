@@ -80,6 +80,19 @@ def test_an_interrupted_run_goes_on_where_it_was(config, tmp_path, capsys):
     assert min(steps[1]) == 2  # the step that was interrupted, again
 
 
+def test_a_preempted_run_saves_where_it_was(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SIDREC_ALLOW_IMPORTS", "tests")
+    run = RunDirectory(tmp_path / "run")
+    fit = ("fit", "--config", config, "--run_dir", run.root)
+    stop = (f"{STOPS}", "--trainer.callbacks.step=3", "--trainer.callbacks.reason=machine")
+    assert sidrec(*fit, *stop) == 85
+    assert last_line(capsys) == "Preempted. Run the same command again to go on."
+    assert run.state() == "preempted"
+    assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 3
+    assert sidrec(*fit) == 0
+    assert "(step 3)" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("_stops")
 def test_a_failed_run_says_so_and_other_settings_are_refused(config, tmp_path, capsys):
     run = RunDirectory(tmp_path / "run")

@@ -18,6 +18,7 @@ from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
 from sidrec.encoder.tower import TextTower
 from sidrec.errors import ConfigError, RunError
+from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.pairs.permutation import key_of
 from sidrec.types import TASKS, PairBatch, TextTokens
@@ -210,7 +211,7 @@ class BiEncoder(L.LightningModule):
 
     def _log_recalls(self, prefix: str, recalls: dict[str, float]) -> None:
         at_best = [recalls[key] for task in TASKS if (key := f"{task}/recall@{max(KS)}") in recalls]
-        mean = len(at_best) / sum(1 / max(value, 1e-9) for value in at_best) if at_best else 0.0
+        mean = harmonic_mean(at_best)
         recalls = recalls | {"recall_harmonic_mean": mean}
         self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
 

@@ -21,7 +21,7 @@ from sidrec.generator.inputs import HistoryInput, InputSettings, TextInput
 from sidrec.generator.model import GeneratorModel
 from sidrec.generator.predictions import predictions_of, write_predictions
 from sidrec.generator.text_states import store_text_states
-from sidrec.metrics import Figures, Prediction, evaluate
+from sidrec.metrics import Prediction, evaluate, harmonic_mean
 from sidrec.pairs.permutation import key_of
 from sidrec.run_directory import RunDirectory
 from sidrec.semantic_ids.bundle import SemanticIdBundle
@@ -202,10 +202,9 @@ class JointGenerator(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
-        figures = self._figures(self._gathered())
+        figures = evaluate(self._gathered(), self.model.popularity.cpu())
         recalls = {task: figures.get(f"{task}/recall@{_DEEPEST}") for task in TASKS}
-        known = [float(value) for value in recalls.values() if value is not None]
-        mean = len(known) / sum(1 / max(value, 1e-9) for value in known) if known else 0.0
+        mean = harmonic_mean([float(value) for value in recalls.values() if value is not None])
         wanted = {
             key: value for key, value in figures.items() if "recall@" in key and "_" not in key
         }
@@ -215,7 +214,7 @@ class JointGenerator(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""
         predictions = self._gathered()
-        figures = self._figures(predictions) | self.bundle.quality
+        figures = evaluate(predictions, self.model.popularity.cpu()) | self.bundle.quality
         if self.trainer.is_global_zero:
             run = RunDirectory(Path(self.trainer.default_root_dir))
             write_predictions(run.predictions, predictions)
@@ -292,9 +291,6 @@ class JointGenerator(L.LightningModule):
         """Return the predictions of all ranks, and forget this rank's."""
         own, self._predictions = self._predictions, []
         return [one for part in gather_objects(own) for one in part]
-
-    def _figures(self, predictions: list[Prediction]) -> Figures:
-        return evaluate(predictions, self.model.popularity.cpu())
 
     def _data(self) -> GeneratorDataModule:
         data = getattr(self.trainer, "datamodule", None)
