@@ -65,7 +65,7 @@ class RunDirectory:
         return self.root / "logs"
 
     def state(self) -> str:
-        """Return ``new``, ``running``, ``interrupted``, ``preempted``, ``failed`` or ``finished``."""
+        """Return ``new``, ``running``, ``finished``, ``failed``, ``interrupted``, ``preempted``."""
         if not self.manifest.exists():
             return "new"
         return str(read_json(self.manifest).get("state", "new"))
