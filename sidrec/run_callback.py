@@ -1,6 +1,8 @@
 """What every training run does beside training: keeps its manifest and says where it is."""
 
 import math
+import signal
+import threading
 import time
 from typing import Any
 
@@ -54,7 +56,9 @@ class RunManifest(L.Callback):
 
 
 class LastCheckpoint(L.Callback):
-    """Keep the newest state in ``checkpoints/last.ckpt``: every so often, and at the end.
+    """Keep the newest state in ``checkpoints/last.ckpt``: every so often, when stopped, at the end.
+
+    The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once.
 
     Args:
         run: The run directory.
@@ -63,11 +67,15 @@ class LastCheckpoint(L.Callback):
 
     def __init__(self, run: RunDirectory, *, every_s: float) -> None:
         self.run, self.every_s = run, every_s
+        self.asked_to_stop = False
+        self._handler_before: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock and listen for Ctrl-C."""
         del trainer, pl_module
         self.saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._handler_before = signal.signal(signal.SIGINT, self._stop_after_this_step)
 
     def on_train_batch_end(
         self,
@@ -75,23 +83,44 @@ class LastCheckpoint(L.Callback):
         pl_module: L.LightningModule,
         *unused: Any,  # noqa: ANN401
     ) -> None:
-        """Save when it is time; all ranks at the same step."""
+        """Save when it is time or when a person wants to stop; all ranks at the same step.
+
+        Raises:
+            KeyboardInterrupt: After saving, if Ctrl-C was pressed.
+        """
         del pl_module, unused
-        if trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.every_s):
+        is_time = time.monotonic() - self.saved_at >= self.every_s
+        save, stop = trainer.strategy.broadcast((is_time or self.asked_to_stop, self.asked_to_stop))
+        if save:
             self._save(trainer)
+        if stop:
+            raise KeyboardInterrupt
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the state that training ended with."""
         del pl_module
         self._save(trainer)
+        self._listen_no_more()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Save when the machine wants the process gone: Lightning raises that between steps."""
         del pl_module
+        self._listen_no_more()
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
+
+    def _stop_after_this_step(self, *unused: Any) -> None:  # noqa: ANN401
+        del unused
+        self.asked_to_stop = True
+        self._listen_no_more()
+        say("stopping after this step; Ctrl-C again stops at once")
+
+    def _listen_no_more(self) -> None:
+        if self._handler_before is not None:
+            signal.signal(signal.SIGINT, self._handler_before)
+            self._handler_before = None
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:

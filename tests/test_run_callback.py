@@ -1,4 +1,5 @@
 import json
+import signal
 import time
 from types import SimpleNamespace
 from unittest import mock
@@ -66,6 +67,27 @@ def test_checkpoints_follow_the_clock(tmp_path, monkeypatch):
     callback.on_train_end(trainer, MODULE)
     saved = [call.args for call in trainer.save_checkpoint.call_args_list]
     assert saved == [(tmp_path / "checkpoints" / "last.ckpt",)] * 3
+
+
+def test_ctrl_c_lets_the_step_finish_and_saves(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    trainer, callback = trainer_of(), LastCheckpoint(RunDirectory(tmp_path), every_s=60.0)
+    callback.on_train_start(trainer, MODULE)
+    signal.raise_signal(signal.SIGINT)  # the step goes on
+    assert trainer.save_checkpoint.call_count == 0
+    assert signal.getsignal(signal.SIGINT) is before  # so that a second one stops at once
+    with pytest.raises(KeyboardInterrupt):
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+    assert trainer.save_checkpoint.call_count == 1
+
+
+def test_ctrl_c_means_what_it_did_before_once_training_is_over(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    trainer, callback = trainer_of(), LastCheckpoint(RunDirectory(tmp_path), every_s=60.0)
+    callback.on_train_start(trainer, MODULE)
+    assert signal.getsignal(signal.SIGINT) is not before
+    callback.on_train_end(trainer, MODULE)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
