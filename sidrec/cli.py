@@ -1,7 +1,7 @@
 """The composition root of training: LightningCLI, with run directories for checkpoint paths."""
 # ruff: noqa: ANN401 (signatures are those of Lightning and jsonargparse)
 
-import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
-from sidrec.errors import ConfigError
-from sidrec.files import atomic_file, read_json, write_json
+from sidrec.errors import ConfigError, SidrecError
+from sidrec.files import read_json, write_json
 from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import (
@@ -125,8 +125,11 @@ class SidrecCLI(LightningCLI):
             callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
             config["enable_progress_bar"] = terminal
         if self.subcommand == "fit":
-            callbacks = [*callbacks, RunManifest(self.run), *self._checkpoints(config)]
+            callbacks = [*callbacks, self._manifest(), *self._checkpoints(config)]
         return super()._instantiate_trainer(config, callbacks)
+
+    def _manifest(self) -> L.Callback:
+        return RunManifest(self.run, yaml.safe_dump(self.resolved, sort_keys=False))
 
     def _checkpoints(self, config: dict[str, Any]) -> list[L.Callback]:
         if config.get("enable_checkpointing") is False:
@@ -149,8 +152,13 @@ class SidrecCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; Lightning ends an interrupted one with exit code 1 and a deaf Ctrl-C."""
+        is_new = not self.run.root.exists()
         try:
             super()._run_subcommand(subcommand)
+        except SidrecError:
+            if is_new and not self.run.manifest.exists():  # refused before the first step
+                shutil.rmtree(self.run.root, ignore_errors=True)
+            raise
         except SIGTERMException:
             say("Preempted. Run the same command again to go on.")
             sys.exit(PREEMPTED)
@@ -161,10 +169,7 @@ class SidrecCLI(LightningCLI):
             raise KeyboardInterrupt from None
 
     def before_fit(self) -> None:
-        """Write the resolved configuration; resume from the newest checkpoint."""
-        if os.environ.get("LOCAL_RANK", "0") == "0" and not self.trainer.fast_dev_run:
-            with atomic_file(self.run.config) as temporary:
-                temporary.write_text(yaml.safe_dump(self.resolved, sort_keys=False))
+        """Resume from the newest checkpoint."""
         chosen = self.config_init["fit"]
         if chosen.ckpt_path is None and self.run.last_checkpoint.exists():
             step = checkpoint_step(self.run.last_checkpoint)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
 from sidrec.distributed import rank_and_world_size
+from sidrec.files import atomic_file
 from sidrec.run_directory import RunDirectory
 
 _LINE_EVERY_S = 10.0
@@ -19,16 +20,23 @@ _LINE_EVERY_S = 10.0
 class RunManifest(L.Callback):
     """Keep ``manifest.json`` of the run directory true from start to end.
 
+    Nothing is written before model and data are known to fit together.
+
     Args:
         run: The run directory; only rank 0 writes.
+        config: Text of ``config.yaml``.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
+    def __init__(self, run: RunDirectory, config: str) -> None:
+        self.run, self.config, self.begun = run, config, False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record what trains on what, before the first step."""
         corpus = getattr(trainer.datamodule, "corpus", None)
+        self.begun = True
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            with atomic_file(self.run.config) as temporary:
+                temporary.write_text(self.config)
         self._write(
             trainer,
             state="running",
@@ -51,7 +59,7 @@ class RunManifest(L.Callback):
             self._write(trainer, state="failed", error=type(exception).__name__)
 
     def _write(self, trainer: L.Trainer, **facts: Any) -> None:  # noqa: ANN401
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if self.begun and trainer.is_global_zero and not trainer.fast_dev_run:
             self.run.write_manifest(**facts)
 
 

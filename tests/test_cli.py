@@ -128,6 +128,14 @@ def test_a_bundle_of_another_corpus_is_refused(tiny, tmp_path, capsys):
     fit = ("fit", "--config", tiny.generator_config, "--from", tiny.encoder_run)
     assert sidrec(*fit, "--data.corpus", other, "--run_dir", tmp_path / "run") == 3
     assert "holds Semantic IDs of another corpus" in last_line(capsys)
+    assert list(tmp_path.glob("*/manifest.json")) == []
+
+
+def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
+    run = tmp_path / "refused"
+    words = ("fit", "--config", str(config), "--data.corpus", str(tmp_path / "nowhere"))
+    assert sidrec(*words, "--run_dir", str(run)) == 3
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(

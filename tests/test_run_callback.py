@@ -37,7 +37,7 @@ def trainer_of(**changes):
 
 def test_the_manifest_follows_the_run(tmp_path):
     run = RunDirectory(tmp_path)
-    callback = RunManifest(run)
+    callback = RunManifest(run, "model: {}\n")
     callback.on_fit_start(trainer_of(), mock.Mock(spec=BiEncoder, stage="encoder"))
     manifest = json.loads(run.manifest.read_text())
     expected = {"state": "running", "stage": "encoder", "corpus_fingerprint": "f", "world_size": 1}
@@ -51,7 +51,9 @@ def test_the_manifest_follows_the_run(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"is_global_zero": False}, {"fast_dev_run": True}])
 def test_other_ranks_and_trials_write_nothing(tmp_path, changes):
-    RunManifest(RunDirectory(tmp_path)).on_exception(trainer_of(**changes), MODULE, ValueError())
+    callback = RunManifest(RunDirectory(tmp_path), "")
+    callback.begun = True
+    callback.on_exception(trainer_of(**changes), MODULE, ValueError())
     assert not list(tmp_path.iterdir())
 
 
@@ -131,3 +133,9 @@ def test_progress_of_a_run_without_an_end(monkeypatch, capsys):
         "training: step 0",
         "training: step 3, train/loss 0.5000",
     ]
+
+
+def test_nothing_is_written_for_a_fit_that_was_refused_before_it_began(tmp_path):
+    callback = RunManifest(RunDirectory(tmp_path), "model: {}\n")
+    callback.on_exception(trainer_of(), MODULE, ValueError())
+    assert list(tmp_path.iterdir()) == []

@@ -189,6 +189,8 @@ def _refuse_bad_places(source: str, target: str) -> None:
         raise DataError(f"--input {source} is no file; give JSONL of requests, or - for stdin.")
     if target != _STREAM and Path(target).is_dir():
         raise ConfigError(f"--output {target} is a folder; give a file, or - for stdout.")
+    if _STREAM not in (source, target) and Path(source).resolve() == Path(target).resolve():
+        raise ConfigError(f"--output {target} is the file of the requests; give another one.")
 
 
 @contextmanager
@@ -205,9 +207,11 @@ def _writer_to(target: str) -> Iterator[Callable[[str], object]]:
     if target == _STREAM:
         yield sys.stdout.write
         return
-    with (
-        disk_errors(Path(target), "free space or choose another --output."),
-        atomic_file(Path(target)) as temporary,
-        temporary.open("w") as stream,
-    ):
-        yield stream.write
+    place = Path(target).resolve()  # a link stays, what it points to is written
+    with disk_errors(place, "free space or choose another --output."):
+        if place.exists() and not place.is_file():  # a device or a pipe is no file to replace
+            with place.open("w") as stream:
+                yield stream.write
+            return
+        with atomic_file(place) as temporary, temporary.open("w") as stream:
+            yield stream.write

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tracemalloc
 
 import pytest
@@ -132,3 +133,30 @@ def test_a_failure_leaves_the_old_results(tiny, tmp_path):
     assert sidrec("retrieve", "--from", tiny.encoder_run, *places) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["o.jsonl"]
     assert (tmp_path / "o.jsonl").read_text() == "old"
+
+
+def test_the_requests_are_not_overwritten(tiny, tmp_path, capsys):
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"id": "a", "task": "search", "query": "rain"}\n')
+    before = requests.read_text()
+    words = ("retrieve", "--from", str(tiny.generator_run), "--top_k", "1")
+    assert sidrec(*words, "--input", str(requests), "--output", str(requests)) == 2
+    assert "is the file of the requests" in capsys.readouterr().err
+    assert requests.read_text() == before
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tiny, tmp_path):
+    requests, target, link = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "link"))
+    requests.write_text('{"id": "a", "task": "search", "query": "rain"}\n')
+    link.symlink_to(target)
+    words = ("retrieve", "--from", str(tiny.generator_run), "--top_k", "1")
+    assert sidrec(*words, "--input", str(requests), "--output", str(link)) == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith('{"id": "a", "items"')
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert sidrec(*words, "--input", str(requests), "--output", str(pipe)) == 0
+    assert os.read(reader, 1 << 16).startswith(b'{"id": "a", "items"')
+    os.close(reader)
+    assert pipe.is_fifo()
