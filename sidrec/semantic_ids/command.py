@@ -85,8 +85,12 @@ def make_ids(
         RunError: If the run has not finished or holds no embeddings.
         DataError: If the vectors are not usable.
     """
-    if (run is None) == (embeddings is None):
+    if run is None and embeddings is None:
         raise ConfigError("`sidrec ids` needs either --from RUN or --embeddings FILE.")
+    if run is not None and embeddings is not None:
+        raise ConfigError(
+            "`sidrec ids` takes only one of --from and --embeddings, got both; leave one out."
+        )
     if run is not None:
         vectors, source = _from_run(Path(run))
     else:

@@ -49,12 +49,23 @@ def read_vector_file(source: Path) -> NamedVectors:
         raise DataError(
             f"{source} has type '{source.suffix}', expected .npy, .safetensors or .parquet."
         )
-    if vectors.ndim != 2 or 0 in vectors.shape:
+    if 0 in vectors.shape:
+        raise DataError(
+            f"{source} is empty: shape {tuple(vectors.shape)}; give one vector for every item."
+        )
+    if vectors.ndim != 2:
         raise DataError(f"{source} has shape {tuple(vectors.shape)}, expected [items, dimensions].")
     if not vectors.is_floating_point():
         raise DataError(f"{source} holds {vectors.dtype}, expected floating-point numbers.")
+    vectors = vectors.float()
+    bad = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise DataError(
+            f"{source} row {bad[0]}, counted from 0: the vector holds NaN or infinity "
+            f"({len(bad)} such rows); correct or leave out those items."
+        )
     return NamedVectors(
-        ItemEmbeddings(vectors.float(), "external", sha256_of_file(source)),
+        ItemEmbeddings(vectors, "external", sha256_of_file(source)),
         item_ids or [str(row) for row in range(len(vectors))],
         titles or [""] * len(vectors),
     )
@@ -64,7 +75,7 @@ def _from_npy(source: Path) -> Tensor:
     try:
         array = np.load(source, mmap_mode="c", allow_pickle=False)  # "c": torch wants it writable
         return torch.from_numpy(array)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise DataError(f"{source} is no NumPy array of numbers: {error}") from None
 
 

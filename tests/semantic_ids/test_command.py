@@ -68,7 +68,7 @@ def test_sources_are_refused_when_none_or_two_or_missing(tmp_path):
     rest = [f"--config={CONFIGS / 'default.yaml'}", f"--out={tmp_path / 'ids'}"]
     with pytest.raises(ConfigError, match="either --from RUN or --embeddings FILE"):
         main(rest)
-    with pytest.raises(ConfigError, match="either --from"):
+    with pytest.raises(ConfigError, match="only one of --from and --embeddings, got both"):
         main([*rest, "--from=a", "--embeddings=b"])
     with pytest.raises(RunError, match="does not exist"):
         main([*rest, f"--from={tmp_path / 'nothing'}"])
@@ -132,6 +132,16 @@ def _not_finite(folder):
     return folder / "x.npy"
 
 
+def _no_bytes(folder):
+    (folder / "x.npy").touch()
+    return folder / "x.npy"
+
+
+def _no_rows(folder):
+    np.save(folder / "x.npy", np.zeros((0, 8), dtype=np.float32))
+    return folder / "x.npy"
+
+
 def _flat(folder):
     np.save(folder / "x.npy", np.zeros(3, dtype=np.float32))
     return folder / "x.npy"
@@ -170,7 +180,9 @@ def _csv(folder):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_not_finite, r"hold NaN or infinity \(first: item_index \[1\]\)"),
+        (_not_finite, r"x\.npy row 1, counted from 0: the vector holds NaN or infinity \(1 such"),
+        (_no_bytes, r"x\.npy is no NumPy array"),
+        (_no_rows, r"x\.npy is empty: shape \(0, 8\)"),
         (_flat, r"has shape \(3,\), expected \[items, dimensions\]"),
         (_whole_numbers, "holds torch.int64, expected floating-point"),
         (_garbage, "is no NumPy array"),
