@@ -1,7 +1,7 @@
-# sidrec for one or more NVIDIA GPUs.
+# sidrec for one or more NVIDIA GPUs. Not built yet: no Docker engine and no GPU were at hand.
 #   docker build -t sidrec .
-#   docker run --gpus all --user "$(id -u)" -v "$PWD:/work" sidrec doctor
-#   docker run --gpus all --user "$(id -u)" --shm-size 2g -v "$PWD:/work" sidrec fit --config …
+#   docker run --gpus all --user "$(id -u)" -v "$PWD:/workspace" sidrec doctor
+#   docker run --gpus all --user "$(id -u)" --shm-size 2g -v "$PWD:/workspace" sidrec fit --config …
 # torch 2.13 and faiss-gpu 1.15 bring their own CUDA libraries; the base gives the driver's side.
 
 FROM nvidia/cuda:12.6.3-base-ubuntu24.04 AS base
@@ -30,10 +30,10 @@ RUN /opt/sidrec/bin/pip install --no-cache-dir -c constraints/gpu.txt '.[gpu,wan
 FROM base AS run
 COPY --from=build /opt/sidrec /opt/sidrec
 RUN useradd --create-home --uid 10001 sidrec \
- && mkdir /work /cache && chown sidrec /work && chmod 1777 /cache
+ && mkdir /workspace /cache && chown sidrec /workspace && chmod 1777 /cache
 COPY configs /usr/share/sidrec/configs
 ENV PATH=/opt/sidrec/bin:$PATH HOME=/cache SIDREC_CACHE=/cache/sidrec HF_HOME=/cache/huggingface
 USER sidrec
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["sidrec"]
 CMD ["--help"]
