@@ -15,8 +15,10 @@ def reading(name: str) -> Iterator[None]:
     """Turn what polars says about a damaged file into one line that names the file."""
     try:
         yield
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
+        if isinstance(error, UnicodeDecodeError) or "utf-8" in reason.lower():
+            raise DataError(f"{name} is not UTF-8 ({reason}); save it as UTF-8.") from None
         raise DataError(f"{name} cannot be read: {reason}; check or write it again.") from None
 
 
@@ -26,7 +28,8 @@ def check_items(raw: RawCatalogue) -> None:
     Raises:
         DataError: If there is no item, an id is missing or doubled, or a text is empty.
     """
-    items, name = raw.items.with_row_index("row", offset=1), raw.items_name
+    items, name = raw.items.select("item_id", "text"), raw.items_name
+    items = items.with_row_index("row", offset=1)
     if items.is_empty():
         raise DataError(f"{name} has no items; a corpus needs at least one.")
     for column in ("item_id", "text"):
@@ -58,14 +61,17 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
         Number of interactions with unknown items.
 
     Raises:
-        DataError: If an id is missing, a timestamp is no number, a rating is NaN, an item is
-            unknown (and refused), or there is no interaction.
+        DataError: If an id is missing, a timestamp is no number, a rating is not finite, an item
+            is unknown (and refused), or there is no interaction.
     """
     faults = {
         "user_id": (pl.col("user_id").fill_null("") == "", "is empty"),
         "item_id": (pl.col("item_id").fill_null("") == "", "is empty"),
         "timestamp": (pl.col("timestamp").is_null(), "is empty or no number of seconds"),
-        "rating": (pl.col("rating").is_nan().fill_null(False), "is NaN or no number"),
+        "rating": (
+            pl.col("rating").is_finite().not_().fill_null(False),
+            "is NaN, infinite or no number",
+        ),
         "unknown": (pl.col("known").is_null(), ""),
     }
     known = raw.items.lazy().select("item_id", known=pl.lit(1, pl.Int8))

@@ -179,7 +179,8 @@ def synthetic(
     settings = BuildSettings(
         0, split, temporal_fractions, test_query_fraction, valid_query_fraction, "error"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out, "choose another --out."):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as scratch:
         with disk_errors(out, "free space or choose another --out."):
             raw, queries = make_synthetic(size, Path(scratch))

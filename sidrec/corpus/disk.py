@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sidrec.errors import SidrecError
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # ENOENT: no folder in /proc
 
 
 @contextmanager
@@ -20,6 +21,6 @@ def disk_errors(target: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in _FULL + _LOCKED:
             raise
         raise SidrecError(f"{target} cannot be written: {error.strerror}; {advice}") from None

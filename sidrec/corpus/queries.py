@@ -138,6 +138,13 @@ def _object(line: str, place: str) -> dict[str, Any]:
         raise DataError(f"{place}: not valid JSON ({error}); write one object a line.") from None
     if not isinstance(row, dict):
         raise DataError(f"{place}: expected an object, found {type(row).__name__}.")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise DataError(
+            f"{place}: holds half a character ({half}); write both halves or take it out."
+        ) from None
     return row
 
 

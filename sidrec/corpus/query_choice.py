@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sidrec.console import say
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -72,7 +74,10 @@ def _from_files(files: Sequence[Path]) -> "list[RawQuery]":
     queries: list[RawQuery] = []
     for file in files:
         as_table = file.suffix.lower() in (".csv", ".tsv", ".parquet")
-        queries += read_query_table(file) if as_table else load_query_files([file])
+        found = read_query_table(file) if as_table else load_query_files([file])
+        if not found:
+            say(f"warning: {file} holds no queries; check that it is the file you meant")
+        queries += found
     return queries
 
 

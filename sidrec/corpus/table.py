@@ -1,5 +1,6 @@
 """Read anybody's catalogue from CSV, JSONL or Parquet tables."""
 
+import json
 from pathlib import Path
 from typing import Literal, cast
 
@@ -23,7 +24,8 @@ def read_table(items: Path, interactions: Path) -> RawCatalogue:
     Args:
         items: Columns item_id, title and text; the rest become attributes. Without ``text`` it is
             made of the title and whatever describes the item (description, brand, categories …).
-            Tags, style rules and entities of HTML are taken out of titles and texts.
+            Tags, style rules and entities of HTML are taken out of titles and texts. Attributes
+            that are objects become JSON text.
         interactions: Columns user_id, item_id, timestamp (seconds, or a date and time), and
             optionally rating.
 
@@ -81,6 +83,10 @@ def _read_items(file: Path) -> pl.DataFrame:
     with reading(str(file)):
         frame = _scan(file).collect()
     require_columns(str(file), frame.columns, ("item_id", "title"))
+    if "item_index" in frame.columns:
+        raise DataError(
+            f"{file}: column 'item_index' has a name that sidrec gives itself; rename the column."
+        )
     fixed = ("item_id", "title", "text")
     describing = [name for name in _DESCRIBING if name in frame.columns]
     sources = ["text"] if "text" in frame.columns else ["title", *describing]
@@ -93,9 +99,23 @@ def _read_items(file: Path) -> pl.DataFrame:
             "item_id": frame["item_id"].cast(pl.String),
             "title": pl.Series(titles, dtype=pl.String),
             "text": pl.Series(texts, dtype=pl.String),
-            **{name: frame[name] for name in frame.columns if name not in fixed},
+            **{name: _attribute(frame[name]) for name in frame.columns if name not in fixed},
         }
     )
+
+
+def _attribute(values: pl.Series) -> pl.Series:
+    """Return values as they are, objects (also within lists) as JSON text."""
+    kind: object = values.dtype
+    while isinstance(kind, pl.List):
+        kind = kind.inner
+    if not isinstance(kind, pl.Struct | pl.Array):
+        return values
+    texts = [
+        None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+        for value in values.to_list()
+    ]
+    return pl.Series(values.name, texts, dtype=pl.String)
 
 
 def _joined(values: tuple[object, ...]) -> str:

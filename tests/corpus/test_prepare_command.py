@@ -10,7 +10,7 @@ import pytest
 
 from sidrec.corpus import command
 from sidrec.corpus.store import Corpus
-from sidrec.errors import ConfigError, DataError
+from sidrec.errors import ConfigError, DataError, SidrecError
 from tests.corpus.test_movielens import write_csv
 
 MOVIES = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "movies"
@@ -87,6 +87,21 @@ def test_table_and_its_refusal(tmp_path):
     assert not (tmp_path / "out").exists()
     prepare(*arguments, "--unknown_items", "drop")
     assert Corpus.load(tmp_path / "out").num_users == 1
+
+
+def test_query_file_without_queries_is_said(tmp_path, capsys, movies):
+    (tmp_path / "none.jsonl").touch()
+    queries = ("--queries", tmp_path / "none.jsonl")
+    prepare("movielens", "--source", movies, *queries, "--out", tmp_path / "out")
+    said = capsys.readouterr().err.splitlines()
+    assert sum("none.jsonl holds no queries" in line for line in said) == 1
+
+
+@pytest.mark.parametrize("source", ["movielens", "synthetic"])
+def test_folder_that_cannot_be_made_is_named(movies, source):
+    what = ("--source", movies, "--packaged_queries", "false") if source == "movielens" else ()
+    with pytest.raises(SidrecError, match=r"/proc/none/out cannot be written: No such file"):
+        prepare(source, *what, "--out", "/proc/none/out")
 
 
 def test_synthetic_leaves_no_scratch(tmp_path):

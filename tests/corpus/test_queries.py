@@ -135,3 +135,14 @@ def test_packing_again_gives_the_same_queries(tmp_path):
 def test_real_requests_load():
     queries = load_query_files([MOVIES / "queries_opendialkg.jsonl"])
     assert len(queries) == 1_758
+
+
+@pytest.mark.parametrize("key", ["query_id", "query"])
+def test_half_a_character_is_refused(tmp_path, key):
+    row = {"query_id": "q", "query": "glue", "item_ids": ["a"]}
+    whole, half = row | {key: "x\U0001f600"}, row | {key: "x\ud800"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(whole) + "\n")
+    assert len(load_query_files([tmp_path / "q.jsonl"])) == 1
+    (tmp_path / "q.jsonl").write_text("\n" + json.dumps(half) + "\n")
+    with pytest.raises(DataError, match=r"q\.jsonl, line 2: holds half a character \('\\ud800'\)"):
+        load_query_files([tmp_path / "q.jsonl"])

@@ -101,8 +101,58 @@ def test_rating_is_optional_and_nonsense_is_kept_for_the_builder_to_refuse(tmp_p
     assert raw.interactions.collect()["rating"].to_list() == [None, None]
     bad = INTERACTIONS.with_columns(rating=pl.Series(["4.5", "good"]))
     raw = read_table(*write(tmp_path, interactions=bad))
-    with pytest.raises(DataError, match=r"interactions\.csv row 2: column 'rating' is NaN or no"):
+    with pytest.raises(DataError, match=r"interactions\.csv row 2: column 'rating' is NaN, inf"):
         build_corpus(raw, [], tmp_path / "out", SETTINGS)
+
+
+@pytest.mark.parametrize("rating", ["inf", "-inf", "nan"])
+def test_rating_that_is_not_finite_is_refused(tmp_path, rating):
+    bad = INTERACTIONS.with_columns(rating=pl.Series(["4.5", rating]))
+    raw = read_table(*write(tmp_path, interactions=bad))
+    with pytest.raises(DataError, match=r"row 2: column 'rating' is NaN, infinite or no number"):
+        build_corpus(raw, [], tmp_path / "out", SETTINGS)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("position", [0, 1])
+def test_table_that_is_not_utf8_is_refused(tmp_path, ending, encoding, position):
+    interactions = INTERACTIONS.with_columns(user_id=pl.Series(["é", "1"]))
+    items = ITEMS.with_columns(title=pl.Series(["Café", "Tape"]))
+    files = write(tmp_path, ending, items=items, interactions=interactions)
+    content = files[position].read_text(encoding="utf-8")
+    files[position].write_text(content, encoding=encoding)
+    with pytest.raises(DataError, match=rf"{files[position].name} is not UTF-8 .*as UTF-8"):
+        build_corpus(read_table(*files), [], tmp_path / "out", SETTINGS)
+
+
+def test_column_named_as_sidrec_names_its_own(tmp_path):
+    items = ITEMS.with_columns(row=pl.lit(7), user_index=pl.lit(8))
+    interactions = INTERACTIONS.with_columns(row=pl.lit(7), item_index=pl.lit(8))
+    build_corpus(
+        read_table(*write(tmp_path, items=items, interactions=interactions)),
+        [],
+        tmp_path / "out",
+        SETTINGS,
+    )
+    assert list(Corpus.load(tmp_path / "out").items["row"]) == [7, 7]
+    files = write(tmp_path, items=items.rename({"row": "item_index"}))
+    with pytest.raises(DataError, match=r"items\.csv: column 'item_index' .* rename the column"):
+        read_table(*files)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_objects_become_json_text(tmp_path, ending):
+    items = ITEMS.with_columns(
+        size=pl.Series([{"wide": 1, "name": "größer"}, None]),
+        parts=pl.Series([[{"no": 1}, {"no": 2}], []]),
+        tags=pl.Series([["a"], ["b", "c"]]),
+    )
+    build_corpus(read_table(*write(tmp_path, ending, items=items)), [], tmp_path / "o", SETTINGS)
+    found = Corpus.load(tmp_path / "o").items
+    assert list(found["size"]) == ['{"wide": 1, "name": "größer"}', None]
+    assert list(found["parts"]) == ['[{"no": 1}, {"no": 2}]', "[]"]
+    assert list(found["tags"]) == [["a"], ["b", "c"]]
 
 
 @pytest.mark.parametrize(
