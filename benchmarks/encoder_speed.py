@@ -232,7 +232,10 @@ def main() -> None:
         Path(options.output),
         {
             "command": "python benchmarks/encoder_speed.py "
-            + " ".join(f"--{name} {value}" for name, value in vars(options).items()),
+            + " ".join(  # the corpus by its name alone: folders differ from machine to machine
+                f"--{name} {Path(value).name if name == 'corpus' else value}"
+                for name, value in vars(options).items()
+            ),
             "unit": "pairs per second (training), texts per second (encoding); medians. cpu_ratio "
             "compares processor time, which other work on the machine disturbs less.",
             "results": found,
