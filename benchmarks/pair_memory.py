@@ -116,7 +116,8 @@ def main() -> None:
         Path(options.output),
         {
             "command": "python benchmarks/pair_memory.py --interactions "
-            + " ".join(map(str, options.interactions)),
+            + " ".join(map(str, options.interactions))
+            + f" --batches {options.batches}",
             "unit": "MiB",
             "results": found,
             "anonymous_growth_mib": growth,
