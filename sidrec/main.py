@@ -8,6 +8,7 @@ from importlib import import_module
 
 from sidrec import __version__
 from sidrec.errors import SidrecError
+from sidrec.suggestion import refuse_broken_configs
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
@@ -51,7 +52,9 @@ def _run(arguments: list[str]) -> None:
     elif arguments[0] == "--version":
         sys.stdout.write(f"sidrec {__version__}\n")
     else:
-        _command(arguments[0])(arguments[1:])
+        command = _command(arguments[0])
+        refuse_broken_configs(arguments)
+        command(arguments[1:])
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -93,15 +93,21 @@ def _attend_to_itself(
     weight = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
     joined = F.linear(layer.layer_norm(hidden), weight).view(rows, length, 3, heads, -1)
     query, key, value = joined.permute(2, 0, 3, 1, 4).unbind()  # [request, head, token, dim]
-    if hidden.device.type == "cpu":  # two products are faster than torch's fused form here
-        scores = query @ key.transpose(2, 3) + bias
-        mixed = dropout(torch.softmax(scores, dim=-1), rate=rate) @ value
-    else:
-        wide = bias.to(query.dtype).expand(rows, -1, -1, -1)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=wide, dropout_p=rate, scale=1.0
-        )
+    mix = _mix if hidden.device.type == "cpu" else _mix_fused  # which is slower there
+    mixed = mix(query, key, value, bias, rate)
     return hidden + dropout(attention.o(mixed.transpose(1, 2).flatten(2)), rate=rate)
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, rate: float) -> Tensor:
+    scores = query @ key.transpose(2, 3) + bias  # [request, head, to, from]
+    return dropout(torch.softmax(scores, dim=-1), rate=rate) @ value
+
+
+def _mix_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, rate: float) -> Tensor:
+    wide = bias.to(query.dtype).expand(len(query), -1, -1, -1)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=wide, dropout_p=rate, scale=1.0
+    )
 
 
 def _attend_to_source(
