@@ -14,12 +14,13 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
 from sidrec.errors import ConfigError, RunError, SidrecError
 from sidrec.files import read_json, write_json
-from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest
+from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest, WholeCheckpoints
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import (
     absolute_paths,
@@ -127,6 +128,10 @@ class SidrecCLI(LightningCLI):
             terminal = sys.stderr.isatty()
             callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
             config["enable_progress_bar"] = terminal
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, WholeCheckpoints()]
         if self.subcommand == "fit":
             callbacks = [*callbacks, self._manifest(), *self._checkpoints(config)]
         return super()._instantiate_trainer(config, callbacks)

@@ -11,6 +11,7 @@ import yaml
 from sidrec.cli import checkpoint_step
 from sidrec.errors import RunError
 from sidrec.run_directory import RunDirectory
+from tests.stops import files_up_to
 from tests.tiny import encoder_settings, sidrec, write_yaml
 
 STOPS = "--trainer.callbacks+=tests.stops.StopAt"
@@ -225,6 +226,22 @@ def test_a_truncated_checkpoint_is_one_line(tiny, tmp_path, capsys):
         checkpoint_step(run.last_checkpoint)
 
 
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(
+    config, tmp_path, capsys
+):
+    run = RunDirectory(tmp_path / "run")
+    fit = ("fit", "--config", config, "--run_dir", run.root)
+    assert sidrec(*fit, "--trainer.max_steps", 2) == 0
+    with files_up_to(100_000):
+        assert sidrec(*fit) == 1
+    assert "t.ckpt cannot be written: File too large; make room and run the same" in last_line(
+        capsys
+    )
+    assert run.state() == "failed"
+    assert sidrec(*fit) == 0
+    assert f"resuming from {run.last_checkpoint} (step 2)" in capsys.readouterr().err
+
+
 def test_a_run_may_be_read_from_another_folder(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tiny.corpus.parent)
     here = Path()
@@ -241,9 +258,6 @@ def test_a_run_may_be_read_from_another_folder(tiny, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert sidrec("test", "--from", tiny.corpus.parent / "relative-enc") == 0
     assert sidrec("test", "--from", tiny.corpus.parent / "relative-gen") == 0
-    fit = ("fit", "--config", tiny.generator_config)
-    from_run = ("--from", tiny.corpus.parent / "relative-enc", "--run_dir", tmp_path / "g")
-    assert sidrec(*fit, *from_run, "--model.semantic_ids", tiny.encoder_run / "semantic_ids") == 0
     capsys.readouterr()
 
 
