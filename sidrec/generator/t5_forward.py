@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sidrec.generator.dropout import dropout
+from sidrec.encoder.dropout import dropout
 
 _NOT_SEEN = -1e9  # finite: as T5, whose masks are finite too
 

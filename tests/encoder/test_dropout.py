@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sidrec.generator.dropout import dropout
+from sidrec.encoder.dropout import dropout
 
 
 def test_no_rate_is_no_change():
