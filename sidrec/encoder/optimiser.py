@@ -41,6 +41,8 @@ def adamw_with_schedule(
         weight_decay=weight_decay,
         fused=on_cpu or None,  # elsewhere torch chooses: 16-mixed cannot clip beside a fused one
     )
+    if on_cpu:  # gradients are never scaled there; Lightning would refuse to clip them
+        optimizer._step_supports_amp_scaling = False
 
     def factor(step: int) -> float:  # a plain function: of other callables LambdaLR saves the dict
         return learning_rate_factor(
