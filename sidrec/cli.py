@@ -1,6 +1,7 @@
 """The composition root of training: LightningCLI, with run directories for checkpoint paths."""
 # ruff: noqa: ANN401 (signatures are those of Lightning and jsonargparse)
 
+import pickle
 import shutil
 import signal
 import sys
@@ -13,14 +14,16 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
-from sidrec.errors import ConfigError, SidrecError
+from sidrec.errors import ConfigError, RunError, SidrecError
 from sidrec.files import read_json, write_json
-from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest
+from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest, WholeCheckpoints
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import (
+    absolute_paths,
     allow_known_classes_only,
     arguments_from_run,
     is_finished_with,
@@ -95,6 +98,7 @@ class SidrecCLI(LightningCLI):
                 f"`sidrec {self.subcommand}` needs --run_dir FOLDER or --from FOLDER."
             )
         self.run = RunDirectory(Path(config.run_dir))
+        absolute_paths(config)
         if self.subcommand == "fit":
             self.resolved = self._resolved()  # before the run's own paths enter it
             refuse_contradictions(self.run, self.resolved)
@@ -124,6 +128,10 @@ class SidrecCLI(LightningCLI):
             terminal = sys.stderr.isatty()
             callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
             config["enable_progress_bar"] = terminal
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, WholeCheckpoints()]
         if self.subcommand == "fit":
             callbacks = [*callbacks, self._manifest(), *self._checkpoints(config)]
         return super()._instantiate_trainer(config, callbacks)
@@ -213,6 +221,7 @@ class SidrecCLI(LightningCLI):
         chosen = self.config_init[self.subcommand]
         if chosen.ckpt_path is None:
             chosen.ckpt_path = str(self.run.finished_checkpoint())
+            checkpoint_step(Path(chosen.ckpt_path))  # refuses a damaged one in one line
 
 
 def _csv_logger(run: RunDirectory) -> dict[str, Any]:
@@ -224,8 +233,19 @@ def _csv_logger(run: RunDirectory) -> dict[str, Any]:
 
 
 def checkpoint_step(file: Path) -> int:
-    """Return the optimiser step at which a checkpoint was written; its tensors stay on disk."""
-    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    """Return the optimiser step at which a checkpoint was written; its tensors stay on disk.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["global_step"])
+    except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
+        raise RunError(
+            f"{file} is no whole checkpoint (cut short or overwritten); delete it and run the same "
+            "`sidrec fit` command again, or use another run directory."
+        ) from None
 
 
 def _figures(run: RunDirectory) -> str:

@@ -1,5 +1,6 @@
 """``sidrec COMMAND``: finds the command, imports only what it needs, turns errors into one line."""
 
+import errno
 import os
 import sys
 import traceback
@@ -8,6 +9,7 @@ from importlib import import_module
 
 from sidrec import __version__
 from sidrec.errors import SidrecError
+from sidrec.suggestion import refuse_broken_configs
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
@@ -23,6 +25,7 @@ COMMANDS = {
 }
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 _WRONG_USAGE = 2
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
@@ -41,6 +44,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(_full_disk(error), debug=debug, code=1)
     except Exception as error:
         _fail(error, debug=debug, code=_WRONG_USAGE if _is_wrong_usage(error) else 1)
 
@@ -51,7 +56,9 @@ def _run(arguments: list[str]) -> None:
     elif arguments[0] == "--version":
         sys.stdout.write(f"sidrec {__version__}\n")
     else:
-        _command(arguments[0])(arguments[1:])
+        command = _command(arguments[0])
+        refuse_broken_configs(arguments)
+        command(arguments[1:])
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
@@ -66,6 +73,15 @@ def _command(name: str) -> Callable[[list[str]], None]:
     if name in LIGHTNING_COMMANDS:
         return lambda arguments: module.main([name, *arguments])
     return module.main  # type: ignore[no-any-return]
+
+
+def _full_disk(error: OSError) -> Exception:
+    if error.errno not in _FULL_DISK:
+        return error
+    file = error.filename or "The output"
+    return SidrecError(
+        f"{file} cannot be written: {error.strerror}; make room and run the same command again."
+    )
 
 
 def _is_wrong_usage(error: Exception) -> bool:

@@ -1,16 +1,21 @@
 """What every training run does beside training: keeps its manifest and says where it is."""
 
+import io
 import math
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
 from sidrec.distributed import rank_and_world_size
+from sidrec.errors import SidrecError
 from sidrec.files import atomic_file
 from sidrec.run_directory import RunDirectory
 
@@ -134,6 +139,37 @@ class LastCheckpoint(L.Callback):
         if not trainer.fast_dev_run:
             trainer.save_checkpoint(self.run.last_checkpoint)
         self.saved_at = time.monotonic()
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write a checkpoint whole or not at all: on a full disk the one before it stays.
+
+    Lightning writes under the system's temporary folder and moves the file, which across two
+    disks is a copy over the old checkpoint.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,  # noqa: ANN401
+    ) -> None:
+        """Write beside the target, flush, rename.
+
+        Raises:
+            SidrecError: If the disk is full or may not be written.
+        """
+        del storage_options
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            with atomic_file(Path(path)) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        except OSError as error:
+            raise SidrecError(
+                f"{path} cannot be written: {error.strerror}; make room and run the same command "
+                "again, it goes on from the checkpoint before."
+            ) from None
 
 
 class LineProgress(L.Callback):

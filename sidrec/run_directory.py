@@ -90,6 +90,8 @@ class RunDirectory:
         Raises:
             RunError: If the folder is no run, or the run has not finished.
         """
+        if self.root.is_file():
+            raise RunError(f"{self.root} is a file; give --from the folder of the run it is of.")
         if not self.root.is_dir():
             raise RunError(f"{self.root} does not exist; give --from the folder of a run.")
         state = self.state()

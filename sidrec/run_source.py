@@ -10,6 +10,7 @@ from sidrec.errors import ConfigError, RunError
 from sidrec.run_directory import RunDirectory
 
 _FLAG = "--from"
+_FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "t5")  # may name one
 _KNOWN_PACKAGES = ("sidrec", "lightning", "torch.optim", "torchmetrics")
 
 
@@ -81,6 +82,23 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def absolute_paths(config: Any) -> Any:  # noqa: ANN401
+    """Write the folders that model and data read as absolute paths, in place; return ``config``.
+
+    A run is read later, from any working directory. Hub names and ``package:`` names stay.
+
+    Args:
+        config: Mapping or namespace with ``model`` and ``data``, each with ``init_args``.
+    """
+    for part in ("model", "data"):
+        settings = (config.get(part) or {}).get("init_args") or {}
+        for name in _FOLDERS:
+            value = settings.get(name)
+            if isinstance(value, str) and Path(value).is_dir():
+                settings[name] = str(Path(value).absolute())
+    return config
+
+
 def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
     """Refuse to go on with a run whose model, data or seed were set otherwise when it began.
 
@@ -91,7 +109,7 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
     """
     if not (run.last_checkpoint.exists() and run.config.exists()):
         return
-    stored = read_config(run.config)
+    stored = absolute_paths(read_config(run.config))
     kept = ("seed_everything", "model", "data")
     before = dict(_leaves({key: stored.get(key) for key in kept}))
     now = dict(_leaves({key: resolved.get(key) for key in kept}))
@@ -108,7 +126,8 @@ def is_finished_with(run: RunDirectory, resolved: dict[str, Any]) -> bool:
     """Return whether the run has finished, with exactly these settings."""
     if run.state() != "finished" or not run.config.exists():
         return False
-    return read_config(run.config) == resolved
+    stored: dict[str, Any] = absolute_paths(read_config(run.config))
+    return stored == resolved
 
 
 def allow_known_classes_only() -> None:

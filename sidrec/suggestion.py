@@ -1,10 +1,14 @@
-"""What an argument parser complains about, as one line that names the nearest valid key."""
+"""What is wrong with arguments and their files, as one line with file, line or nearest key."""
 
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+from sidrec.errors import ConfigError
 
 _UNKNOWN_KEY = re.compile(
     r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not accepted"
@@ -39,6 +43,33 @@ def with_suggestion(message: str, valid: Iterable[str]) -> str:
         line = pattern.sub(replacement, line)
     line = line.strip().rstrip(".;")
     return f"{line}; did you mean '{near}'?" if near else f"{line}."
+
+
+def refuse_broken_configs(arguments: Sequence[str]) -> None:
+    """Check that every ``--config FILE`` of a command line can be read; parsers forget the name.
+
+    A file that is missing is left to the parser.
+
+    Raises:
+        ConfigError: If a file is no YAML mapping; names file and line.
+    """
+    files = [argument.split("=", 1)[1] for argument in arguments if argument[:9] == "--config="]
+    files += [value for flag, value in pairwise(arguments) if flag == "--config"]
+    for file in filter(Path.is_file, map(Path, files)):
+        import yaml
+
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f"{file}, line {mark.line + 1}" if mark else f"{file}"
+            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise ConfigError(f"{place}: no valid YAML ({reason}); correct it.") from None
+        if content is not None and not isinstance(content, dict):
+            raise ConfigError(
+                f"{file}: expected keys with values, found a {type(content).__name__}; "
+                "`--print_config` shows what a configuration looks like."
+            )
 
 
 def options_of(parser: Any) -> list[str]:  # noqa: ANN401 (argparse hides what we read)

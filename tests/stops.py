@@ -1,7 +1,9 @@
-"""A callback that stops training as a person, the machine or an error would."""
+"""What stops a run: a person, the machine, an error, a full disk."""
 
 import os
+import resource
 import signal
+from contextlib import contextmanager
 
 import lightning as L
 
@@ -21,3 +23,14 @@ class StopAt(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             raise _REASONS[self.reason](self.reason)
+
+
+@contextmanager
+def files_up_to(num_bytes):
+    """As on a disk with so much room: the system itself refuses to write longer files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

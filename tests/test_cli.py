@@ -1,12 +1,17 @@
 import csv
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from sidrec.cli import checkpoint_step
+from sidrec.errors import RunError
 from sidrec.run_directory import RunDirectory
+from tests.stops import files_up_to
 from tests.tiny import encoder_settings, sidrec, write_yaml
 
 STOPS = "--trainer.callbacks+=tests.stops.StopAt"
@@ -145,6 +150,8 @@ def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
         (["test", "--from", "gone"], 1, "gone does not exist; give --from"),
         (["test", "--from", "."], 1, ". is not a finished run (no manifest.json)"),
         (["test", "--from"], 2, "--from needs the folder of a run"),
+        (["test", "--from", "CONFIG"], 1, "config.yaml is a file; give --from the folder of the"),
+        (["fit", "--from", "CONFIG", "--run_dir", "r"], 1, "config.yaml is a file; give --from"),
         (["fit", "--config", "gone.yaml", "--run_dir", "r"], 2, "empty/gone.yaml'"),
         (["fit", "--run_dir", "r"], 2, "required: fit.model"),
         (["fit", "--config", "CONFIG"], 2, "`sidrec fit` needs --run_dir FOLDER"),
@@ -177,6 +184,81 @@ def test_wrong_usage_is_one_line(config, tmp_path, monkeypatch, capsys, argument
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"model:\n  class_path: [a\n b: c\n", "line 3: no valid YAML (expected ',' or ']'"),
+        (b"only words", "expected keys with values, found a str"),
+        (b"- 1", "expected keys with values, found a list"),
+        (b"\xff\xfe\x00", "no valid YAML ('utf-8' codec can't decode byte 0xff"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "ids", "retrieve", "prepare synthetic"])
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+def test_a_damaged_configuration_is_named(tmp_path, capsys, content, text, command, form):
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    assert sidrec(*command.split(), *form.format(file).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sidrec: {file}")
+    assert text in line
+
+
+def test_a_truncated_checkpoint_is_one_line(tiny, tmp_path, capsys):
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(tiny.generator_run, run.root)
+    whole = run.last_checkpoint.read_bytes()
+    for file in (run.last_checkpoint, run.best_checkpoint):
+        file.write_bytes(whole[: len(whole) // 2])
+    for arguments in (
+        ("test", "--from", run.root),
+        ("fit", "--config", run.config, "--run_dir", run.root, "--trainer.max_steps", "5"),
+    ):
+        capsys.readouterr()
+        assert sidrec(*arguments) == 1
+        assert "t.ckpt is no whole checkpoint (cut short or overwritten); delete" in last_line(
+            capsys
+        )
+    run.last_checkpoint.write_text("")
+    with pytest.raises(RunError, match=r"last\.ckpt is no whole checkpoint"):
+        checkpoint_step(run.last_checkpoint)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(
+    config, tmp_path, capsys
+):
+    run = RunDirectory(tmp_path / "run")
+    fit = ("fit", "--config", config, "--run_dir", run.root)
+    assert sidrec(*fit, "--trainer.max_steps", 2) == 0
+    with files_up_to(100_000):
+        assert sidrec(*fit) == 1
+    assert "t.ckpt cannot be written: File too large; make room and run the same" in last_line(
+        capsys
+    )
+    assert run.state() == "failed"
+    assert sidrec(*fit) == 0
+    assert f"resuming from {run.last_checkpoint} (step 2)" in capsys.readouterr().err
+
+
+def test_a_run_may_be_read_from_another_folder(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tiny.corpus.parent)
+    here = Path()
+    settings = encoder_settings(Path("corpus"), Path(tiny.encoder.name))
+    del settings["trainer"]["callbacks"]
+    config = write_yaml(tmp_path / "relative.yaml", settings)
+    fit = ("fit", "--config", config, "--trainer.max_steps", "1")
+    assert sidrec(*fit, "--run_dir", here / "relative-enc") == 0
+    fit = ("fit", "--config", tiny.generator_config, "--from", Path("runs") / "enc")
+    assert sidrec(*fit, "--run_dir", here / "relative-gen", "--trainer.max_steps", "1") == 0
+    stored = yaml.safe_load((here / "relative-gen" / "config.yaml").read_text())
+    assert stored["data"]["init_args"]["corpus"] == str(tiny.corpus)
+    assert stored["model"]["init_args"]["semantic_ids"] == str(tiny.encoder_run / "semantic_ids")
+    monkeypatch.chdir(tmp_path)
+    assert sidrec("test", "--from", tiny.corpus.parent / "relative-enc") == 0
+    assert sidrec("test", "--from", tiny.corpus.parent / "relative-gen") == 0
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ class MisconfigurationException(Exception):  # noqa: N818 (Lightning's name)
         (ZeroDivisionError("a bug"), 1, "sidrec: ZeroDivisionError: a bug (--debug shows where)"),
         (ZeroDivisionError(), 1, "sidrec: ZeroDivisionError: no message; run again with --debug"),
         (MemoryError(), 1, "sidrec: MemoryError"),
+        (
+            OSError(28, "No space left on device", "runs/a"),
+            1,
+            "sidrec: runs/a cannot be written: No space left on device; make room and run the same",
+        ),
+        (OSError(5, "Input/output error"), 1, "sidrec: OSError: [Errno 5] Input/output error"),
         (KeyboardInterrupt(), 130, "Interrupted. Run the same command again to go on."),
     ],
 )

@@ -6,10 +6,19 @@ from unittest import mock
 
 import lightning as L
 import pytest
+import torch
 
 from sidrec.encoder.module import BiEncoder
-from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest, total_steps
+from sidrec.errors import SidrecError
+from sidrec.run_callback import (
+    LastCheckpoint,
+    LineProgress,
+    RunManifest,
+    WholeCheckpoints,
+    total_steps,
+)
 from sidrec.run_directory import RunDirectory
+from tests.stops import files_up_to
 
 MODULE = mock.Mock(spec=L.LightningModule)
 
@@ -139,3 +148,16 @@ def test_nothing_is_written_for_a_fit_that_was_refused_before_it_began(tmp_path)
     callback = RunManifest(RunDirectory(tmp_path), "model: {}\n")
     callback.on_exception(trainer_of(), MODULE, ValueError())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path):
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"global_step": 1}, file)
+    with files_up_to(10_000), pytest.raises(SidrecError) as caught:
+        WholeCheckpoints().save_checkpoint({"global_step": 2, "x": torch.zeros(9_000)}, str(file))
+    assert str(caught.value) == (
+        f"{file} cannot be written: File too large; make room and run the same command again, "
+        "it goes on from the checkpoint before."
+    )
+    assert torch.load(file, weights_only=True) == {"global_step": 1}
+    assert list(file.parent.iterdir()) == [file]

@@ -4,6 +4,7 @@ import yaml
 from sidrec.errors import ConfigError, RunError
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import (
+    absolute_paths,
     arguments_from_run,
     is_finished_with,
     read_config,
@@ -73,6 +74,35 @@ def test_a_generator_is_no_source_of_a_fit(run):
     run.write_manifest(stage="generator")
     with pytest.raises(RunError, match="made by stage 'generator'; `sidrec fit --from` needs"):
         arguments_from_run("fit", ["--from", str(run.root)])
+
+
+def test_folders_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
+    (tmp_path / "films").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "model": {"init_args": {"encoder": "sentence-transformers/x", "t5": {"d_model": 8}}},
+        "data": {"init_args": {"corpus": "films", "name": "films", "encoder": "package:x/films"}},
+        "trainer": {"callbacks": None},
+    }
+    assert absolute_paths(given) is given
+    assert given["data"]["init_args"] == {
+        "corpus": str(tmp_path / "films"),
+        "name": "films",
+        "encoder": "package:x/films",
+    }
+    assert given["model"]["init_args"] == {
+        "encoder": "sentence-transformers/x",
+        "t5": {"d_model": 8},
+    }
+    assert absolute_paths({"model": None}) == {"model": None}
+
+
+def test_a_run_begun_with_relative_paths_may_go_on(run, tmp_path, monkeypatch):
+    (tmp_path / "films").mkdir()
+    monkeypatch.chdir(tmp_path)
+    now = SETTINGS | {"data": {"init_args": {"corpus": str(tmp_path / "films")}}}
+    refuse_contradictions(run, now)
+    assert is_finished_with(run, now)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [1", ""])

@@ -204,8 +204,8 @@ def _write_queries(
         unknown = [item_id for item_id in query.item_ids if item_id not in known]
         if unknown and settings.unknown_items == "error":
             raise DataError(
-                f"Query '{query.query_id}' of {query.source}: item_id '{unknown[0]}' is not in "
-                f"{raw.items_name}; add the item, or use --unknown_items drop."
+                f"{_where(query)} names item_id '{unknown[0]}', which is not in {raw.items_name}; "
+                "add the item, or use --unknown_items drop."
             )
         if any(item_id in item_index for item_id in query.item_ids):
             kept.append(query)
@@ -234,8 +234,14 @@ def _write_queries(
     }
 
 
+def _where(query: RawQuery) -> str:
+    if query.place:
+        return f"{query.place}: query '{query.query_id}'"
+    return f"Query '{query.query_id}' of {query.source}"
+
+
 def _check_query(query: RawQuery, seen: set[str]) -> None:
-    where = f"Query '{query.query_id}' of {query.source}"
+    where = _where(query)
     if query.query_id in seen:
         raise DataError(f"{where} has a query_id that was already used; give each its own.")
     if not query.text.strip():

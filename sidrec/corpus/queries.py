@@ -169,6 +169,7 @@ def _query(row: dict[str, Any], place: str, source: str) -> RawQuery:
         query_id if group is None else _id(group, place),
         cast(Literal["train", "valid", "test", ""], split),
         source,
+        place,
     )
 
 

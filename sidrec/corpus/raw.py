@@ -21,6 +21,7 @@ class RawQuery(NamedTuple):
         group: A query and its paraphrases share a group; a group never spans two splits.
         split: Where the query belongs; ``""`` lets the builder decide by a hash of the group.
         source: Where the query comes from (file stem, ``template``, model name).
+        place: File and line it was read from, for messages; empty when it was read from none.
     """
 
     query_id: str
@@ -29,6 +30,7 @@ class RawQuery(NamedTuple):
     group: str
     split: Literal["train", "valid", "test", ""]
     source: str
+    place: str = ""
 
 
 class RawCatalogue(NamedTuple):

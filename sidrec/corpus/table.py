@@ -1,5 +1,6 @@
 """Read anybody's catalogue from CSV, JSONL or Parquet tables."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Literal, cast
@@ -74,6 +75,7 @@ def read_query_table(file: Path) -> list[RawQuery]:
                 str(row.get("group") or query_id),
                 split,
                 file.stem,
+                f"{file} row {number}",
             )
         )
     return queries
@@ -175,8 +177,7 @@ def _scan(file: Path, *, all_text: bool = False) -> pl.LazyFrame:
     if ending in (".csv", ".tsv"):
         separator = "\t" if ending == ".tsv" else ","
         as_text = dict.fromkeys(("item_id", "title", "text"), pl.String)
-        with file.open(encoding="utf-8-sig") as stream:
-            header = stream.readline()
+        header = _header(file, separator)
         return pl.scan_csv(
             file,
             separator=separator,
@@ -187,3 +188,16 @@ def _scan(file: Path, *, all_text: bool = False) -> pl.LazyFrame:
             else {name: kind for name, kind in as_text.items() if name in header},
         )
     raise DataError(f"{file} ends in '{ending}'; give a .csv, .tsv, .jsonl or .parquet file.")
+
+
+def _header(file: Path, separator: str) -> list[str]:
+    """Return the column names of a delimited text; polars would rename doubled ones in silence."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        names = next(csv.reader(stream, delimiter=separator), [])
+    doubled = [name for place, name in enumerate(names) if name in names[:place]]
+    if doubled:
+        raise DataError(
+            f"{file} has two columns '{doubled[0]}'; rename one or take it out: nobody can tell "
+            "which is meant."
+        )
+    return names

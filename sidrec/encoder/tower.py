@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sidrec.encoder.dropout import use_cheap_dropout
 from sidrec.errors import ConfigError
 from sidrec.pairs.tokenizer import cannot_load, load_tokenizer, locate_encoder
 from sidrec.types import TextTokens
@@ -76,6 +77,7 @@ class TextTower(nn.Module):
             model = model.get_encoder()
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its weights would get no gradient, which DDP refuses
+        use_cheap_dropout(model)
         self.model, self.tokenizer, self.length_groups = model.train(), tokenizer, length_groups
 
     @property
@@ -104,13 +106,16 @@ class TextTower(nn.Module):
             return self._embed(tokens)
         lengths = tokens.mask.sum(dim=1)
         order = torch.argsort(lengths, stable=True)
-        sorted_lengths = lengths[order].tolist()
+        sorted_lengths, mask = lengths[order].tolist(), tokens.mask[order]
+        # words of all groups at once: each look-up's gradient is as large as the vocabulary
+        words = self.model.get_input_embeddings()(tokens.ids[order])
         parts, first = [], 0
         for end in group_ends(sorted_lengths, self.length_groups):
-            rows, longest = order[first:end], sorted_lengths[end - 1]
-            parts.append(
-                self._embed(TextTokens(tokens.ids[rows, :longest], tokens.mask[rows, :longest]))
-            )
+            own = slice(first, end), slice(0, sorted_lengths[end - 1])
+            states: Tensor = self.model(
+                inputs_embeds=words[own], attention_mask=mask[own].long()
+            ).last_hidden_state
+            parts.append(F.normalize(mean_pool(states, mask[own]), dim=-1))
             first = end
         return torch.cat(parts)[torch.argsort(order)]
 

@@ -14,6 +14,7 @@ from sidrec.generator.beams import Decoded, beam_search, over_children
 from sidrec.generator.decoder import T5Decoder
 from sidrec.generator.inputs import InputSettings, RequestEmbedder
 from sidrec.generator.prior import CodebookPrior
+from sidrec.generator.t5_forward import read_positions, write_tokens
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.types import SemanticIdTable
@@ -106,13 +107,7 @@ class GeneratorModel(nn.Module):
     def _decode(self, source: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
         tokens = self.vocabulary.tokens_of(codes)[:, :-1]
         start = torch.full_like(tokens[:, :1], self.t5.config.decoder_start_token_id)
-        hidden: Tensor = self.t5.decoder(
-            input_ids=torch.cat([start, tokens], dim=1),
-            encoder_hidden_states=source,
-            encoder_attention_mask=mask.long(),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden * self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else hidden
+        return write_tokens(self.t5, torch.cat([start, tokens], dim=1), source, mask)
 
     def _untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of the weights that only one of the tasks uses, for DDP."""
@@ -130,9 +125,7 @@ class GeneratorModel(nn.Module):
     ]:
         """Return T5's encoder output, its mask, and the mass before each position of the trie."""
         reading = self.embedder(batch)
-        read = self.t5.encoder(
-            inputs_embeds=reading.positions, attention_mask=reading.mask.long()
-        ).last_hidden_state
+        read = read_positions(self.t5, reading.positions, reading.mask)
         if self.prior is None or reading.vector is None:
             even = torch.arange(self.trie.num_items + 1, device=read.device).double()
             return read, reading.mask, even.expand(len(read), -1)

@@ -162,7 +162,10 @@ def test_empty_text_and_nan_rating_are_refused_by_row(tmp_path):
         (("q1", "again", ("i1",)), r"Query 'q1' of tests has a query_id that was already used"),
         (("q9", " ", ("i1",)), r"Query 'q9' of tests has an empty text"),
         (("q9", "what", ()), r"Query 'q9' of tests names no item"),
-        (("q9", "what", ("zz",)), r"Query 'q9' of tests: item_id 'zz' is not in items.csv"),
+        (
+            ("q9", "what", ("zz",)),
+            r"Query 'q9' of tests names item_id 'zz', which is not in items\.csv; add the item",
+        ),
     ],
 )
 def test_bad_query_is_refused_by_id(tmp_path, query, message):

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from sidrec.corpus.build import build_corpus
+from sidrec.corpus.queries import load_query_files
 from sidrec.corpus.raw import RawQuery
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.corpus.store import Corpus
@@ -221,13 +222,42 @@ def test_queries_may_be_a_table(tmp_path, ending):
     if ending == "parquet":
         frame = frame.with_columns(item_ids=pl.Series([["007", "b"], ["b"]]))
     WRITERS[ending](frame, tmp_path / f"mine.{ending}")
-    assert read_query_table(tmp_path / f"mine.{ending}") == [
-        RawQuery("q1", "sticks well", ("007", "b"), "q1", "test", "mine"),
-        RawQuery("q2", "roll", ("b",), "q2", "", "mine"),
+    place = tmp_path / f"mine.{ending}"
+    assert read_query_table(place) == [
+        RawQuery("q1", "sticks well", ("007", "b"), "q1", "test", "mine", f"{place} row 1"),
+        RawQuery("q2", "roll", ("b",), "q2", "", "mine", f"{place} row 2"),
     ]
     WRITERS[ending](frame.with_columns(split=pl.lit("dev")), tmp_path / f"bad.{ending}")
     with pytest.raises(DataError, match=r"bad\.\w+ row 1: split 'dev' is none of train"):
         read_query_table(tmp_path / f"bad.{ending}")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("table", ["items", "interactions", "queries"])
+def test_a_column_that_stands_there_twice_is_refused(tmp_path, ending, table):
+    files = dict(zip(("items", "interactions"), write(tmp_path, ending), strict=True))
+    files["queries"] = tmp_path / f"queries.{ending}"
+    queries = pl.DataFrame({"query_id": ["q"], "item_id": ["b"], "query": ["x"]})
+    WRITERS[ending](queries, files["queries"])
+    separator = "\t" if ending == "tsv" else ","
+    head, *rows = files[table].read_text().splitlines()
+    files[table].write_text("\n".join(f'{line}{separator}"item_id"' for line in [head, *rows]))
+    with pytest.raises(DataError, match=rf"{table}\.{ending} has two columns 'item_id'; rename"):
+        read_table(files["items"], files["interactions"]), read_query_table(files["queries"])
+
+
+def test_a_query_of_an_unknown_item_is_named_by_file_and_row(tmp_path):
+    raw = read_table(*write(tmp_path))
+    rows = pl.DataFrame({"query_id": ["q1", "q2"], "query": ["x", "y"], "item_ids": ["b", "c"]})
+    rows.write_csv(tmp_path / "mine.csv")
+    queries = read_query_table(tmp_path / "mine.csv")
+    with pytest.raises(DataError, match=r"mine\.csv row 2: query 'q2' names item_id 'c', which"):
+        build_corpus(raw, queries, tmp_path / "out", SETTINGS)
+    lines = [{"query_id": row[0], "query": row[1], "item_ids": [row[2]]} for row in rows.rows()]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    queries = load_query_files([tmp_path / "mine.jsonl"])
+    with pytest.raises(DataError, match=r"mine\.jsonl, line 2: query 'q2' names item_id 'c'"):
+        build_corpus(raw, queries, tmp_path / "out", SETTINGS)
 
 
 @needs_data
