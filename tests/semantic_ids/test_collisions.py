@@ -138,7 +138,7 @@ def test_batches_of_groups_do_not_change_the_result(monkeypatch):
     vectors = torch.randn(400, 3)
     fitted = random_quantiser((16, 40))
     _, whole = resolve(ReassignLastLevel(), vectors, fitted)
-    monkeypatch.setattr("sidrec.semantic_ids.spread._BATCH_ITEMS", 20)
+    monkeypatch.setattr("sidrec.semantic_ids.spread._BATCH_CELLS", 800)
     _, parts = resolve(ReassignLastLevel(), vectors, fitted)
     assert torch.equal(whole.codes, parts.codes)
 
