@@ -60,7 +60,7 @@ def reassign(
         moved = (placed != codes[:, level]).nonzero().flatten()
         codes[moved, level] = placed[moved]
         if level + 1 < len(sizes):
-            for rows in moved.split(CHUNK_ROWS):
+            for rows in torch.split(moved, CHUNK_ROWS):
                 part = vectors[rows - len(held)]
                 codes[rows] = quantiser.complete(part, codes[rows, : level + 1]).cpu()
         groups = torch.unique(groups * size + codes[:, level], return_inverse=True)[1]

@@ -181,7 +181,8 @@ def test_quality_by_hand():
 
 def test_dead_codes_are_counted():
     usage = level_usage(torch.tensor([3, 3, 3]), num_codes=8)
-    assert usage == {"usage": 1 / 8, "dead_codes": 7.0, "entropy": 0.0, "perplexity": 1.0}
+    expected = {"usage": 1 / 8, "dead_codes": 7.0, "entropy": 0.0, "perplexity": 1.0, "gini": 7 / 8}
+    assert usage == pytest.approx(expected)
 
 
 def test_identical_rows_share_a_group_whatever_the_sign_of_zero():
