@@ -46,7 +46,11 @@ def reassign(
     for level, size in enumerate(sizes):
 
         def errors(rows: Tensor, prefix: Tensor = codes[:, :level]) -> Tensor:
-            return quantiser.candidate_errors(vectors[rows - len(held)], prefix[rows])
+            parts = [
+                quantiser.candidate_errors(vectors[part - len(held)], prefix[part]).cpu()
+                for part in torch.split(rows, CHUNK_ROWS)
+            ]
+            return torch.cat(parts)
 
         placed = spread(
             groups,

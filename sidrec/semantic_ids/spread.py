@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 # [group, code] to costs >= 0, float32 [row, code].
 Reprice = Callable[[Array, Array, Array], Array]
 
-_BATCH_CELLS = 1 << 23  # items times codes that are looked at together
+_BATCH_CELLS = 1 << 22  # items times codes that are looked at together
 _CODE_BITS = 16
 _CODE_MASK = (1 << _CODE_BITS) - 1
 

@@ -14,25 +14,10 @@ from sidrec.semantic_ids.collisions import (
     group_numbers,
 )
 from sidrec.semantic_ids.quality import identical_groups, level_usage, quality_of
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from tests.semantic_ids.made import quantiser_of, random_quantiser
 
 
-def quantiser(*codebooks):
-    codebooks = tuple(torch.tensor(codebook) for codebook in codebooks)
-    lengths = (torch.ones(1), *(torch.ones(len(codebook)) for codebook in codebooks[:-1]))
-    return RqKMeans(codebooks, lengths, normalised=False)
-
-
-def random_quantiser(sizes, *, dim=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    books = tuple(
-        torch.randn(size, dim, generator=generator) / 3**level for level, size in enumerate(sizes)
-    )
-    lengths = (torch.ones(1), *(torch.ones(size) for size in sizes[:-1]))
-    return RqKMeans(books, lengths, normalised=False)
-
-
-LINE = quantiser([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
+LINE = quantiser_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
 
 
 def resolve(policy, vectors, fitted):
