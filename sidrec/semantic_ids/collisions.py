@@ -13,6 +13,9 @@ from sidrec.semantic_ids.quantiser import FittedQuantiser
 from sidrec.semantic_ids.reassignment import reassign, refuse_no_capacity
 
 
+MOST_CODES = 1 << 15  # codes are stored as int16
+
+
 class Resolution(NamedTuple):
     """Semantic IDs after a policy.
 
@@ -84,13 +87,23 @@ class ExtraLevel(CollisionPolicy):
     """Policy ``extra_level``: one more level counts the items that share the codes before it.
 
     Attributes:
-        num_codes: Size of the added level: no more items may share codes.
+        num_codes: Size of the added level, from 1 to 32768: no more items may share codes.
+
+    Raises:
+        ConfigError: If ``num_codes`` is out of range.
 
     Source:
         TIGER, sec. 3.1 (https://arxiv.org/abs/2305.05065).
     """
 
     num_codes: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_codes <= MOST_CODES:
+            raise ConfigError(
+                f"num_codes is {self.num_codes}, expected 1 to {MOST_CODES} (codes are stored as "
+                "int16)."
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return name and size."""

@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused():
     bundle = old_bundle(ReassignLastLevel(), sizes=(4, 8, 4))
     with pytest.raises(DataError, match="have 5 dimensions, those of the bundle 6"):
         append(bundle, torch.randn(2, 5))
-    with pytest.raises(ConfigError, match="9 items do not fit .*128 distinct IDs, 120 places are"):
+    with pytest.raises(ConfigError, match=r"9 items do not fit .*128 distinct IDs, 120 places are"):
         append(bundle, torch.randn(9, 6))
     assert append(bundle, torch.randn(8, 6)).quality["ids/collision_rate"] == 0
     with pytest.raises(DataError, match="vectors row 1, counted from 0: the vector holds NaN"):

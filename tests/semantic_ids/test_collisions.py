@@ -16,7 +16,6 @@ from sidrec.semantic_ids.collisions import (
 from sidrec.semantic_ids.quality import identical_groups, level_usage, quality_of
 from tests.semantic_ids.made import quantiser_of, random_quantiser
 
-
 LINE = quantiser_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
 
 
@@ -55,6 +54,12 @@ def test_extra_level_counts_within_each_group():
 def test_extra_level_too_small_is_refused_with_numbers():
     with pytest.raises(ConfigError, match="3 items share the same codes but the extra level has 2"):
         resolve(ExtraLevel(num_codes=2), torch.zeros(3, 1), LINE)
+
+
+@pytest.mark.parametrize("num_codes", [0, 40_000])
+def test_an_extra_level_that_cannot_be_stored_is_refused(num_codes):
+    with pytest.raises(ConfigError, match=f"num_codes is {num_codes}, expected 1 to 32768"):
+        ExtraLevel(num_codes=num_codes)
 
 
 def test_none_keeps_codes_as_they_are():

@@ -145,7 +145,7 @@ def test_a_stored_policy_is_the_one_that_was_used(policy):
 
 def test_policies_of_older_and_unknown_bundles():
     assert load_policy({"name": "reassign_last_level"}) == ReassignLastLevel()
-    with pytest.raises(DataError, match="policy is 'magic', expected one of .*sinkhorn"):
+    with pytest.raises(DataError, match=r"policy is 'magic', expected one of .*sinkhorn"):
         load_policy({"name": "magic"})
     with pytest.raises(DataError, match=r"'none' does not take the stored settings \{'size': 3\}"):
         load_policy({"name": "none", "size": 3})
