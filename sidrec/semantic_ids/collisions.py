@@ -12,7 +12,6 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.quantiser import FittedQuantiser
 from sidrec.semantic_ids.reassignment import reassign, refuse_no_capacity
 
-
 MOST_CODES = 1 << 15  # codes are stored as int16
 
 
