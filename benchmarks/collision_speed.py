@@ -137,17 +137,20 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     }
 
 
-def judged(vectors: Tensor, before: Tensor, after: Tensor, fitted: FittedQuantiser) -> dict:
-    """Return what a policy reached and what it cost."""
+def judged(
+    vectors: Tensor, before: Tensor, after: Tensor, fitted: FittedQuantiser, error: float
+) -> dict[str, float]:
+    """Return what a policy reached and what it cost; ``error`` is the relative error before it."""
     groups = group_numbers(after)
     sizes = torch.bincount(groups)
     kept = after[:, : before.shape[1]]
-    lost = [relative_error(vectors, codes, fitted) for codes in (before, kept)]
+    moved = (kept != before).any(dim=1)
+    lost = relative_error(vectors, kept, fitted) if moved.any() else error
     return {
         "collision_rate": (sizes[groups] > 1).double().mean().item(),
         "largest_group": int(sizes.max()),
-        "moved_fraction": (kept != before).any(dim=1).double().mean().item(),
-        "added_distortion": lost[1] - lost[0],
+        "moved_fraction": moved.double().mean().item(),
+        "added_distortion": lost - error,
     }
 
 
@@ -163,11 +166,11 @@ def one_size(num_items: int, seed: int) -> dict[str, Any]:
         "encode": encode,
         "policies": {},
     }
-    num_old = num_items - num_items // 100
+    num_old, error = num_items - num_items // 100, relative_error(vectors, codes, fitted)
     for name, policy in POLICIES.items():
         resolution, seconds = timed(lambda policy=policy: policy.resolve(vectors, codes, fitted))
-        facts = seconds | judged(vectors, codes, resolution.codes, fitted)
-        old = policy.resolve(vectors[:num_old], codes[:num_old], fitted).codes
+        facts = seconds | judged(vectors, codes, resolution.codes, fitted, error)
+        old = resolution.codes[:num_old]
         _, appending = timed(
             lambda policy=policy, old=old: policy.resolve(
                 vectors[num_old:], codes[num_old:], fitted, in_use=old
@@ -183,6 +186,7 @@ def beside_loops(num_items: int, seed: int) -> dict[str, Any]:
     vectors = make_vectors(num_items, seed)
     fitted = fit(vectors)
     codes = fitted.encode(vectors)
+    error = relative_error(vectors, codes, fitted)
     pairs = {
         "extra digit, dictionary": (extra_digit_loop, "extra_level"),
         "first fit, loop over items": (first_fit_loop, "reassign_last_level"),
@@ -194,8 +198,8 @@ def beside_loops(num_items: int, seed: int) -> dict[str, Any]:
         theirs, loop_s = timed(lambda loop=loop: loop(vectors, codes, fitted))
         mine, our_s = timed(lambda policy=policy: policy.resolve(vectors, codes, fitted).codes)
         found[name] = {
-            "loop": loop_s | judged(vectors, codes, theirs, fitted),
-            ours: our_s | judged(vectors, codes, mine, fitted),
+            "loop": loop_s | judged(vectors, codes, theirs, fitted, error),
+            ours: our_s | judged(vectors, codes, mine, fitted, error),
             "cpu_ratio": round(loop_s["cpu_s"] / max(our_s["cpu_s"], 1e-3), 1),
         }
         print(num_items, name, found[name], flush=True)
@@ -220,8 +224,11 @@ def main() -> None:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "loops": beside_loops(options.peer_items, options.seed),
-        "sizes": [one_size(num_items, options.seed) for num_items in options.items],
+        "sizes": [],
     }
+    for num_items in options.items:
+        write_json(options.out, content)
+        content["sizes"].append(one_size(num_items, options.seed))
     write_json(options.out, content)
 
 

@@ -16,6 +16,8 @@ from sidrec.semantic_ids.reassignment import reassign, refuse_no_capacity
 Array = npt.NDArray[Any]
 
 _LEAST_SCALE = 1e-30  # float32: below it a code is priced out
+_STANDSTILL = 0.01  # a group is done when no scale changes by more than this fraction
+_WORTH_CUTTING = 0.7  # share of moving groups below which the others are cut out
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class SinkhornLastLevel(CollisionPolicy):
     Attributes:
         epsilon: Entropy's weight, as a fraction of the mean excess error of a prefix's codes;
             ``> 0``. Smaller is nearer to the best assignment and needs more iterations.
-        num_iterations: Sinkhorn iterations, ``>= 1``.
+        num_iterations: Most Sinkhorn iterations, ``>= 1``; a prefix whose prices stand still stops.
         capacity: Items that may share one ID, ``>= 1``.
 
     Raises:
@@ -103,22 +105,42 @@ def priced(
         group: Group of each row, dense from 0, ascending.
         room: Items that each code of each group can take.
         epsilon: Weight of the entropy over the mean excess error of the group.
-        num_iterations: Sinkhorn iterations.
+        num_iterations: Most Sinkhorn iterations.
     """
-    starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
-    counts = np.diff(np.append(starts, len(group)))
+    starts = _starts(group)
     has_room = room > 0
     errors = errors.astype(np.float32)
     least = np.where(has_room[group], errors, np.inf).min(axis=1, keepdims=True)
     excess = np.maximum(errors - least, 0)
-    mean = np.add.reduceat(excess.mean(axis=1), starts) / counts
+    mean = np.add.reduceat(excess.mean(axis=1), starts) / np.bincount(group)
     unit = (epsilon * np.where(mean > 0, mean, 1)).astype(np.float32)[:, None]  # [group, 1]
     kernel = np.exp(-excess / unit[group]) * has_room[group]
-    limits = np.maximum(room, 0).astype(np.float32)
-    scales = np.ones_like(limits)
-    for _ in range(num_iterations):
-        rows = 1 / np.maximum(np.einsum("rc,rc->r", kernel, scales[group]), _LEAST_SCALE)
-        load = np.add.reduceat(kernel * rows[:, None], starts, axis=0)
-        scales = np.clip(limits / np.maximum(load, _LEAST_SCALE), _LEAST_SCALE, 1)
+    scales = _scales(kernel, group, np.maximum(room, 0).astype(np.float32), num_iterations)
     prices: Array = (errors - unit[group] * np.log(scales)[group]).astype(np.float32)
     return prices
+
+
+def _scales(kernel: Array, group: Array, limits: Array, num_iterations: int) -> Array:
+    """Return the factor of each code, [group, code], in (0, 1]; groups at rest drop out."""
+    scales: Array = np.ones_like(limits)
+    left, moving = np.arange(len(limits)), np.ones(len(limits), dtype=bool)
+    for _ in range(num_iterations):
+        before = scales[left]
+        rows = 1 / np.maximum(np.einsum("rc,rc->r", kernel, before[group]), _LEAST_SCALE)
+        load = np.add.reduceat(kernel * rows[:, None], _starts(group), axis=0)
+        now = np.clip(limits[left] / np.maximum(load, _LEAST_SCALE), _LEAST_SCALE, 1)
+        scales[left[moving]] = now[moving]
+        moving &= (np.abs(now - before) > _STANDSTILL * before).any(axis=1)
+        if not moving.any():
+            break
+        if moving.mean() < _WORTH_CUTTING:
+            kernel, left = kernel[moving[group]], left[moving]
+            group = np.cumsum(moving)[group[moving[group]]] - 1
+            moving = np.ones(len(left), dtype=bool)
+    return scales
+
+
+def _starts(group: Array) -> Array:
+    """Return the first row of each group."""
+    starts: Array = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+    return starts

@@ -1,5 +1,6 @@
 """Every policy places new items among IDs in use, and never asks for the vectors of old items."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.collisions import ExtraLevel, KeepCollisions, ReassignLastLevel
-from sidrec.semantic_ids.sinkhorn import SinkhornLastLevel
+from sidrec.semantic_ids.sinkhorn import SinkhornLastLevel, priced
 from sidrec.semantic_ids.stored_policy import load_policy
 from tests.semantic_ids.made import quantiser_of, random_quantiser
 
@@ -149,3 +150,23 @@ def test_policies_of_older_and_unknown_bundles():
         load_policy({"name": "magic"})
     with pytest.raises(DataError, match=r"'none' does not take the stored settings \{'size': 3\}"):
         load_policy({"name": "none", "size": 3})
+
+
+def test_prices_by_hand():
+    errors, group = np.array([[0.0, 1.0], [0.0, 1.0]], dtype=np.float32), np.zeros(2, dtype=int)
+    roomy = priced(errors, group, np.array([[2, 2]]), epsilon=1.0, num_iterations=50)
+    np.testing.assert_array_equal(roomy, errors)
+    # one place each: code 0 costs as much as code 1 once its price is 1, the difference in error
+    tight = priced(errors, group, np.array([[1, 1]]), epsilon=1.0, num_iterations=200)
+    np.testing.assert_allclose(tight, 1, atol=0.02)
+
+
+def test_groups_have_prices_of_their_own():
+    errors = np.random.default_rng(0).random((40, 6), dtype=np.float32)
+    group, room = np.repeat(np.arange(10), 4), np.ones((10, 6), dtype=int)
+    together = priced(errors, group, room, epsilon=0.1, num_iterations=60)
+    alone = [
+        priced(errors[rows], np.zeros(4, dtype=int), room[:1], epsilon=0.1, num_iterations=60)
+        for rows in np.split(np.arange(40), 10)
+    ]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-4)
