@@ -111,18 +111,19 @@ def prefix_purity(groups: Int[Tensor, " item"], attribute: Attribute) -> float |
 
 
 def _attribute(name: str, column: pa.Array, rows: np.ndarray) -> Attribute | None:
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(column.type):
         column = pc.split_pattern(column, "|")
-    if _is_list(column.type):
-        return _dense(name, column.flatten(), rows[pc.list_parent_indices(column).to_numpy()])
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return _dense(name, column, rows)
-    return None
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        owner = rows[pc.list_parent_indices(column).to_numpy()]
+        column = column.flatten()
+    else:
+        owner = rows
+    countable = _is_text(column.type) or pa.types.is_integer(column.type)
+    return _dense(name, column, owner) if countable or pa.types.is_boolean(column.type) else None
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _dense(name: str, values: pa.Array, owner: np.ndarray) -> Attribute | None:

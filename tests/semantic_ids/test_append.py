@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +141,19 @@ def test_decode_ignores_the_level_that_only_counts():
     spread = (bundle.embeddings.vectors - bundle.embeddings.vectors.mean(dim=0)).square().sum()
     assert (lost / spread).item() == pytest.approx(bundle.quality["ids/relative_error"], rel=1e-4)
     assert bundle.decode(codes[:, :1]).shape == (120, 6)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: str(policy.settings()))
+def test_constant_vectors_are_told_apart_or_counted(policy):
+    bundle = fit(torch.ones(60, 4), quantiser=small_settings(8, 16), policy=policy)
+    bundle = append(bundle, torch.ones(5, 4))
+    largest = {"none": 65, "extra_level": 1}.get(policy.settings()["name"])
+    assert bundle.quality["ids/largest_group"] == (largest or policy.capacity)
+    assert bundle.quality["ids/identical_embeddings"] == 1
+    assert bundle.quality["ids/relative_error_before"] == 0
+
+
+def test_a_single_item_has_an_id():
+    settings = {"quantiser": replace(small_settings(2, 2), shrink=True), "policy": POLICIES[2]}
+    bundle = fit(torch.ones(1, 4), **settings)
+    assert bundle.items_of(bundle.semantic_id_of("0")) == ["0"]

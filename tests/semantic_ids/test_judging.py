@@ -78,6 +78,8 @@ def test_attributes_of_a_corpus_are_its_short_lists():
             "brand": ["a|b", None] * 20,
             "year": [1990 + row % 2 for row in range(num)],
             "price": [1.5] * num,
+            "vector": [[0.5, 0.5]] * num,
+            "place": [{"shelf": 1}] * num,
             "blurb": [f"unlike any other {row}" for row in range(num)],
         }
     )
