@@ -12,6 +12,8 @@ from sidrec.errors import DataError
 Task = Literal["search", "recommendation"]
 TASKS: tuple[Task, ...] = ("search", "recommendation")
 
+_CHECKED_ROWS = 4096
+
 
 class Request(NamedTuple):
     """One question to the system, and the items that answer it.
@@ -78,12 +80,24 @@ class ItemEmbeddings:
     corpus_fingerprint: str
 
     def __post_init__(self) -> None:
-        bad = (~torch.isfinite(self.vectors).all(dim=1)).nonzero().flatten().tolist()
+        bad = not_finite_rows(self.vectors)
         if bad:
             raise DataError(
                 f"{len(bad)} of {len(self.vectors)} item embeddings hold NaN or infinity "
                 f"(first: item_index {bad[:5]}); check the encoder's loss, or use bf16 for fp16."
             )
+
+
+def not_finite_rows(vectors: Float[Tensor, "item dim"]) -> list[int]:
+    """Return the rows that hold NaN or infinity; read in parts, so vectors may lie in a file."""
+    return [
+        start + row
+        for start in range(0, len(vectors), _CHECKED_ROWS)
+        for row in (~torch.isfinite(vectors[start : start + _CHECKED_ROWS]).all(dim=1))
+        .nonzero()
+        .flatten()
+        .tolist()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.errors import DataError
@@ -28,6 +29,9 @@ from sidrec.semantic_ids.bundle_files import (
     write_table,
     write_tensors,
 )
+from sidrec.semantic_ids.fitted import load_quantiser
+from sidrec.semantic_ids.float_rows import Vectors, as_tensor
+from sidrec.semantic_ids.quantiser import FittedQuantiser
 from sidrec.types import ItemEmbeddings, SemanticIdTable
 
 SCHEMA_VERSION = 1
@@ -156,6 +160,25 @@ class SemanticIdBundle:
         )
         bundle.__dict__["hash"] = facts["hash"]  # checked by read_description; no need to recompute
         return bundle
+
+    @cached_property
+    def fitted(self) -> FittedQuantiser:
+        """The quantiser as it was fitted."""
+        return load_quantiser(self.quantiser["name"], self.codebooks)
+
+    def encode(self, vectors: Vectors) -> Int[Tensor, "item level"]:
+        """Return codes of any vectors by the frozen codebooks, without a collision policy.
+
+        Items that are to get a Semantic ID of their own go through ``foundry.append``.
+        """
+        return self.fitted.encode(as_tensor(vectors))
+
+    def decode(self, codes: Int[Tensor, "item level"]) -> Float[Tensor, "item dim"]:
+        """Return the vectors that Semantic IDs, or their first levels, stand for.
+
+        A level that only tells items apart (policy ``extra_level``) does not change the vector.
+        """
+        return self.fitted.decode(codes[:, : len(self.fitted.codebook_sizes)])
 
     def semantic_id_of(self, item_id: str) -> tuple[int, ...]:
         """Return the Semantic ID of an item by the user's id.

@@ -14,9 +14,11 @@ from sidrec.corpus.store import Corpus
 from sidrec.encoder.catalogue import encode_catalogue, encoder_hash
 from sidrec.errors import ConfigError, DataError
 from sidrec.run_directory import RunDirectory
+from sidrec.semantic_ids.attributes import attributes_of_items
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.maker import make_semantic_ids, on_rank_zero
+from sidrec.semantic_ids.picture import save_picture
 from sidrec.semantic_ids.quantiser import Quantiser
 from sidrec.semantic_ids.report import quality_table
 
@@ -51,7 +53,7 @@ class SemanticIdCallback(L.Callback):
             bundle = self._kept(run, pl_module, corpus, trainer)
             if bundle is None:
                 bundle = self._make(pl_module, corpus, trainer)
-                on_rank_zero(lambda: bundle.save(run.semantic_ids))
+                on_rank_zero(lambda: _write(bundle, run.semantic_ids))
         for logger in trainer.loggers:
             logger.log_metrics(bundle.quality, step=trainer.global_step)
         if trainer.is_global_zero:
@@ -75,6 +77,7 @@ class SemanticIdCallback(L.Callback):
             titles=corpus.item_titles(),
             source=self._source(trainer),
             device=module.device,
+            attributes=attributes_of_items(corpus.items.data.table),
         )
 
     def _kept(
@@ -101,6 +104,11 @@ class SemanticIdCallback(L.Callback):
 
     def _source(self, trainer: L.Trainer) -> dict[str, Any]:
         return {"max_item_tokens": self.max_item_tokens, "bf16": _in_bf16(trainer)}
+
+
+def _write(bundle: SemanticIdBundle, folder: Path) -> None:
+    bundle.save(folder)
+    save_picture(bundle, folder)
 
 
 def _in_bf16(trainer: L.Trainer) -> bool:

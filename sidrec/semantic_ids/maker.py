@@ -1,12 +1,13 @@
 """From item embeddings to a Semantic-ID bundle: quantise, resolve collisions, judge."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from sidrec.distributed import gather_objects, gather_rows, rank_and_world_size
 from sidrec.errors import SidrecError
+from sidrec.semantic_ids.attributes import Attribute
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy, Resolution
 from sidrec.semantic_ids.quality import quality_of
@@ -26,6 +27,7 @@ def make_semantic_ids(
     titles: list[str],
     source: dict[str, Any],
     device: torch.device,
+    attributes: Sequence[Attribute] = (),
 ) -> SemanticIdBundle:
     """Quantise a catalogue and give every item its Semantic ID.
 
@@ -40,6 +42,7 @@ def make_semantic_ids(
         titles: Titles, row by row.
         source: Where the vectors come from (plain JSON types), for the bundle.
         device: Where to compute.
+        attributes: Of the items, for the purity figures.
 
     Raises:
         DataError: If the vectors are not usable; on every rank.
@@ -52,7 +55,8 @@ def make_semantic_ids(
 
     def resolve() -> tuple[Resolution, dict[str, float]]:
         resolution = policy.resolve(embeddings.vectors, codes, fitted)
-        return resolution, quality_of(embeddings.vectors, codes, resolution, fitted)
+        quality = quality_of(embeddings.vectors, codes, resolution, fitted, attributes=attributes)
+        return resolution, quality
 
     resolution, quality = on_rank_zero(resolve)
     return SemanticIdBundle(

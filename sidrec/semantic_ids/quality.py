@@ -1,11 +1,15 @@
 """How good Semantic IDs are: what they lose, how evenly codes are used, who shares an ID."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sidrec.semantic_ids.attributes import Attribute, prefix_purity
 from sidrec.semantic_ids.collisions import Resolution, group_numbers
+from sidrec.semantic_ids.neighbours import neighbour_preservation, sample_of_items
 from sidrec.semantic_ids.quantiser import FittedQuantiser
 from sidrec.semantic_ids.rows import CHUNK_ROWS
 
@@ -15,6 +19,8 @@ def quality_of(
     codes: Int[Tensor, "item level"],
     resolution: Resolution,
     quantiser: FittedQuantiser,
+    *,
+    attributes: Sequence[Attribute] = (),
 ) -> dict[str, float]:
     """Return the quality figures of a catalogue's Semantic IDs, by metric name.
 
@@ -26,12 +32,18 @@ def quality_of(
     - ``ids/added_distortion``: what the policy added to it.
     - ``ids/usage_level_N`` fraction of codes in use, ``ids/dead_codes_level_N`` the rest, counted;
       ``ids/entropy_level_N`` in bits; ``ids/perplexity_level_N`` is 2 to that power, at most the
-      codebook size.
+      codebook size; ``ids/gini_level_N`` of the items per code: 0 all codes alike, near 1 all
+      items on one.
     - ``ids/collision_rate``: fraction of items that share their ID with another item;
       ``ids/unique_fraction``: distinct IDs over items; ``ids/largest_group``: items on one ID.
     - ``ids/moved_fraction``: items whose codes the policy changed; ``ids/prefix_moved_fraction``:
       in a level before the last.
     - ``ids/identical_embeddings``: fraction of items whose vector equals another item's.
+    - ``ids/neighbour_preservation``: share of an item's 10 nearest neighbours that share its first
+      code, over ``ids/neighbour_queries`` items (``neighbours.sample_of_items``).
+    - ``ids/purity_NAME_level_N``: share of items that have the value of attribute NAME most
+      frequent among the items of their first N codes (``attributes.prefix_purity``); level 0 is
+      the whole catalogue. Levels where every prefix has one item only are left out.
     """
     codes = codes.cpu()
     num_levels = codes.shape[1]
@@ -57,12 +69,17 @@ def quality_of(
     for level, size in enumerate(quantiser.codebook_sizes):
         usage = level_usage(codes[:, level], num_codes=size)
         figures[f"ids/perplexity_level_{level + 1}_before"] = usage["perplexity"]
-    return figures
+    kept = neighbour_preservation(vectors, resolution.codes[:, 0])
+    figures["ids/neighbour_preservation"] = kept
+    figures["ids/neighbour_queries"] = float(len(sample_of_items(len(vectors))))
+    return figures | _purities(after, attributes)
 
 
 def level_usage(codes: Int[Tensor, " item"], *, num_codes: int) -> dict[str, float]:
-    """Return usage, dead codes, entropy (bits) and perplexity of the codes of one level."""
+    """Return usage, dead codes, entropy (bits), perplexity and Gini index of one level's codes."""
     counts = torch.bincount(codes.cpu(), minlength=num_codes).double()
+    place = torch.arange(1, num_codes + 1, dtype=torch.float64)
+    weighted = (place * counts.sort().values).sum().item() / (num_codes * counts.sum().item())
     shares = counts[counts > 0] / counts.sum()
     entropy = -(shares * shares.log2()).sum().item()
     return {
@@ -70,6 +87,7 @@ def level_usage(codes: Int[Tensor, " item"], *, num_codes: int) -> dict[str, flo
         "dead_codes": float(num_codes - len(shares)),
         "entropy": abs(entropy),
         "perplexity": 2**entropy,
+        "gini": 2 * weighted - (num_codes + 1) / num_codes,
     }
 
 
@@ -80,7 +98,10 @@ def relative_error(
 ) -> float:
     """Return squared error over squared deviation from the mean; 0 for constant vectors."""
     lost = spread = 0.0
-    mean = vectors.mean(dim=0, dtype=torch.float64).float()
+    total = torch.zeros(vectors.shape[1], dtype=torch.float64)
+    for chunk in torch.split(vectors, CHUNK_ROWS):
+        total += chunk.double().sum(dim=0).cpu()
+    mean = (total / len(vectors)).float().to(vectors.device)
     for start in range(0, len(vectors), CHUNK_ROWS):
         chunk = vectors[start : start + CHUNK_ROWS].float()
         decoded = quantiser.decode(codes[start : start + CHUNK_ROWS]).to(chunk.device)
@@ -100,6 +121,17 @@ def identical_groups(vectors: Float[Tensor, "item dim"]) -> Int[Tensor, " item"]
         mixed ^= mixed >> np.uint64(29)
         hashes.append((mixed * np.uint64(0x9E3779B97F4A7C15 | 1)).sum(axis=1, dtype=np.uint64))
     return torch.from_numpy(np.unique(np.concatenate(hashes), return_inverse=True)[1])
+
+
+def _purities(codes: Tensor, attributes: Sequence[Attribute]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for level in range(codes.shape[1] + 1 if attributes else 0):
+        groups = group_numbers(codes[:, :level])
+        for attribute in attributes:
+            purity = prefix_purity(groups, attribute)
+            if purity is not None:
+                figures[f"ids/purity_{attribute.name}_level_{level}"] = purity
+    return figures
 
 
 def _shared(groups: Tensor) -> dict[str, float]:

@@ -10,8 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+# From squared errors [row, code], the rows' groups (0, 0, …, 1, …) and the room that codes have
+# [group, code] to costs >= 0, float32 [row, code].
+Reprice = Callable[[Array, Array, Array], Array]
 
-_BATCH_ITEMS = 1 << 15
+_BATCH_CELLS = 1 << 22  # items times codes that are looked at together
 _CODE_BITS = 16
 _CODE_MASK = (1 << _CODE_BITS) - 1
 
@@ -31,6 +34,8 @@ def spread(
     *,
     num_codes: int,
     capacity: int,
+    num_fixed: int = 0,
+    reprice: Reprice | None = None,
 ) -> Int[Tensor, " item"]:
     """Give every item a code so that no code of a group holds more than ``capacity`` items.
 
@@ -39,32 +44,41 @@ def spread(
     next choice (ties: the lower item). Items whose code is not overfull keep it.
 
     Args:
-        groups: Only items of one group compete; dense from 0. A group holds at most
-            ``num_codes * capacity`` items.
+        groups: Only items of one group compete; dense from 0. A group has room for all its
+            items.
         wishes: Code that each item would like, in ``[0, num_codes)``.
         errors: Squared error of each code for the given items, ``>= 0``; asked once per item.
         num_codes: Codes of a group, at most 65,536.
         capacity: Items that a code can hold, ``>= 1``.
+        num_fixed: The first so many items keep their wishes, whatever happens; ``errors`` is
+            never asked about them.
+        reprice: If given, its costs take the place of errors, and the wish has no precedence.
     """
     keys = groups * num_codes + wishes
     _, where, counts = torch.unique(keys, return_inverse=True, return_counts=True)
     contested = (counts[where] > capacity).nonzero().flatten()
+    contested = contested[contested >= num_fixed]
     if len(contested) == 0:
         return wishes
     contested = contested[groups[contested].argsort(stable=True)]
     result = wishes.clone()
-    for batch in _batches(contested, groups[contested]):
+    for batch in _batches(contested, groups[contested], most=max(1, _BATCH_CELLS // num_codes)):
         involved, dense = torch.unique(groups[batch], return_inverse=True)
         room = _room(groups, wishes, involved, batch, num_codes=num_codes, capacity=capacity)
-        contest = _contest(dense, wishes[batch], errors(batch).float().cpu())
+        values = errors(batch).float().cpu().clamp(min=0).numpy()
+        if reprice is None:
+            contest = _contest(dense.numpy(), values, wishes[batch].numpy())
+        else:
+            costs = reprice(values, dense.numpy(), room.reshape(-1, num_codes))
+            contest = _contest(dense.numpy(), costs, None)
         result[batch] = torch.from_numpy(_rounds(contest, room))
     return result
 
 
-def _batches(items: Tensor, groups: Tensor) -> list[Tensor]:
-    """Cut ``items`` (sorted by group) into batches of whole groups of about the same size."""
+def _batches(items: Tensor, groups: Tensor, *, most: int) -> list[Tensor]:
+    """Cut ``items`` (sorted by group) into batches of whole groups of about ``most`` items."""
     _, sizes = torch.unique_consecutive(groups, return_counts=True)
-    number = (sizes.cumsum(dim=0) - sizes) // _BATCH_ITEMS
+    number = (sizes.cumsum(dim=0) - sizes) // most
     per_batch = torch.zeros(int(number[-1]) + 1, dtype=torch.int64).index_add_(0, number, sizes)
     return [part for part in torch.split(items, per_batch.tolist()) if len(part)]
 
@@ -87,14 +101,17 @@ def _room(
     return (capacity - held).numpy()
 
 
-def _contest(group: Tensor, wish: Tensor, errors: Tensor) -> _Contest:
-    values, rows = errors.clamp(min=0).numpy(), np.arange(len(errors))
-    own_error = values[rows, wish.numpy()].copy()
-    ranking = values.view(np.int32).astype(np.int64) << _CODE_BITS
-    ranking |= np.arange(errors.shape[1])
-    ranking[rows, wish.numpy()] = wish.numpy() - _CODE_MASK - 1  # below all others: the wish first
+def _contest(group: Array, costs: Array, wish: Array | None) -> _Contest:
+    rows = np.arange(len(costs))
+    costs = costs + np.float32(0)  # -0.0 becomes 0.0, whose bits sort before all others
+    ranking = costs.view(np.int32).astype(np.int64) << _CODE_BITS
+    ranking |= np.arange(costs.shape[1])
+    own_error = np.zeros(len(costs), dtype=np.float32)
+    if wish is not None:
+        own_error = costs[rows, wish].copy()
+        ranking[rows, wish] = wish - _CODE_MASK - 1  # below all others: the wish first
     ranking.sort(axis=1)
-    return _Contest(group.numpy(), ranking, own_error)
+    return _Contest(group, ranking, own_error)
 
 
 def _rounds(contest: _Contest, room: Array) -> Array:
@@ -119,14 +136,12 @@ def _rounds(contest: _Contest, room: Array) -> Array:
 
 
 def _first_proposals(contest: _Contest, room: Array) -> Array:
-    """Return each row's wish; but of rows with equal errors, the j-th takes its j-th choice.
+    """Return each row's first choice; but rows with equal errors fill their choices in item order.
 
-    That is where the rounds would send them one by one, as long as each code holds one item.
+    That is where the rounds would send them, one code's room after another.
     """
     num_rows, num_codes = contest.ranking.shape
     proposed = np.zeros(num_rows, dtype=np.int64)
-    if room.max() > 1:
-        return proposed
     weights = np.random.default_rng(0).integers(1, 2**63, num_codes, dtype=np.int64)
     fingerprint = (contest.ranking * weights).sum(axis=1)
     order = np.lexsort((fingerprint, contest.group))
@@ -135,8 +150,8 @@ def _first_proposals(contest: _Contest, room: Array) -> Array:
     twin[order] = _position_in_run(pair)
     rows = np.flatnonzero(twin)
     slots = contest.group[rows, None] * num_codes + (contest.ranking[rows] & _CODE_MASK)
-    nth_free = (room[slots] > 0).cumsum(axis=1)
-    proposed[rows] = (nth_free == twin[rows, None] + 1).argmax(axis=1)  # 0, the wish, if too few
+    places = np.maximum(room[slots], 0).cumsum(axis=1)
+    proposed[rows] = (places > twin[rows, None]).argmax(axis=1)  # 0, the wish, if too few
     return proposed
 
 

@@ -1,5 +1,7 @@
 """Anybody's item vectors, from .npy, .safetensors or .parquet."""
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,9 @@ from torch import Tensor
 from sidrec.errors import DataError
 from sidrec.files import sha256_of_file
 from sidrec.semantic_ids.bundle_files import read_tensors
-from sidrec.types import ItemEmbeddings
+from sidrec.semantic_ids.float_rows import as_float_rows, stacked_rows
+from sidrec.semantic_ids.rows import CHUNK_ROWS
+from sidrec.types import ItemEmbeddings, not_finite_rows
 
 _VECTOR_COLUMNS = ("embedding", "embeddings", "vector")
 
@@ -26,19 +30,25 @@ class NamedVectors(NamedTuple):
     titles: list[str]
 
 
-def read_vector_file(source: Path) -> NamedVectors:
+def read_vector_file(source: Path, *, first_id: int = 0) -> NamedVectors:
     """Read one vector per item; rows without ids are numbered, rows without titles have none.
 
     ``.npy`` holds a 2-D array; ``.safetensors`` a 2-D tensor named ``embeddings``, or its only
     2-D tensor; ``.parquet`` a list column ``embedding`` and optionally ``item_id`` and ``title``.
-    The corpus fingerprint of such vectors is the file's sha256.
+    The corpus fingerprint of such vectors is the file's sha256. Float32 arrays and tensors stay
+    memory-mapped, others are converted in parts.
+
+    Args:
+        source: File of vectors.
+        first_id: Number of row 0 where rows are numbered.
 
     Raises:
-        DataError: If the file cannot be read or does not hold one row of finite numbers per item.
+        DataError: If the file cannot be read, does not hold one row of finite numbers per item,
+            or repeats an item_id.
     """
     readers = {".npy": _from_npy, ".safetensors": _from_safetensors}
     if not source.exists():
-        raise DataError(f"{source} does not exist; check the path given to --embeddings.")
+        raise DataError(f"{source} does not exist; check the path of the vectors.")
     item_ids: list[str] | None = None
     titles: list[str] | None = None
     if source.suffix == ".parquet":
@@ -49,26 +59,36 @@ def read_vector_file(source: Path) -> NamedVectors:
         raise DataError(
             f"{source} has type '{source.suffix}', expected .npy, .safetensors or .parquet."
         )
-    if 0 in vectors.shape:
-        raise DataError(
-            f"{source} is empty: shape {tuple(vectors.shape)}; give one vector for every item."
-        )
-    if vectors.ndim != 2:
-        raise DataError(f"{source} has shape {tuple(vectors.shape)}, expected [items, dimensions].")
-    if not vectors.is_floating_point():
-        raise DataError(f"{source} holds {vectors.dtype}, expected floating-point numbers.")
-    vectors = vectors.float()
-    bad = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        raise DataError(
-            f"{source} row {bad[0]}, counted from 0: the vector holds NaN or infinity "
-            f"({len(bad)} such rows); correct or leave out those items."
-        )
+    vectors = checked_rows(vectors, str(source))
     return NamedVectors(
         ItemEmbeddings(vectors, "external", sha256_of_file(source)),
-        item_ids or [str(row) for row in range(len(vectors))],
+        item_ids or [str(first_id + row) for row in range(len(vectors))],
         titles or [""] * len(vectors),
     )
+
+
+def checked_rows(vectors: Tensor, name: str) -> Float[Tensor, "item dim"]:
+    """Return vectors of any floating dtype and strides as float32 rows.
+
+    Raises:
+        DataError: If they are no matrix of finite numbers; begins with ``name``, and names the row.
+    """
+    if 0 in vectors.shape:
+        raise DataError(
+            f"{name} is empty: shape {tuple(vectors.shape)}; give one vector for every item."
+        )
+    if vectors.ndim != 2:
+        raise DataError(f"{name} has shape {tuple(vectors.shape)}, expected [items, dimensions].")
+    if not vectors.is_floating_point():
+        raise DataError(f"{name} holds {vectors.dtype}, expected floating-point numbers.")
+    rows = as_float_rows(vectors)
+    bad = not_finite_rows(rows)
+    if bad:
+        raise DataError(
+            f"{name} row {bad[0]}, counted from 0: the vector holds NaN or infinity "
+            f"({len(bad)} such rows); correct or leave out those items."
+        )
+    return rows
 
 
 def _from_npy(source: Path) -> Tensor:
@@ -93,34 +113,59 @@ def _from_safetensors(source: Path) -> Tensor:
 
 def _from_parquet(source: Path) -> tuple[Tensor, list[str] | None, list[str] | None]:
     try:
-        table = pq.read_table(source)
+        with pq.ParquetFile(source) as file:
+            names = file.schema_arrow.names
+            name = next((column for column in _VECTOR_COLUMNS if column in names), None)
+            if name is None:
+                raise DataError(
+                    f"{source} has columns {names}; expected a list column 'embedding'."
+                )
+            parts = _matrices(file, name, source)
+            first = next(parts, torch.zeros((0, 0)))
+            rows = stacked_rows(_chain(first, parts), file.metadata.num_rows, first.shape[1])
+            ids, titles = (
+                file.read(columns=[column])[column].to_pylist() if column in names else None
+                for column in ("item_id", "title")
+            )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{source} cannot be read as Parquet: {error}") from None
-    name = next((column for column in _VECTOR_COLUMNS if column in table.column_names), None)
-    if name is None:
-        raise DataError(
-            f"{source} has columns {table.column_names}; expected a list column 'embedding'."
-        )
-    ids, titles = (
-        [str(value) for value in table[column].to_pylist()]
-        if column in table.column_names
-        else None
-        for column in ("item_id", "title")
-    )
-    return _matrix(table[name], source), ids, titles
+    if titles is not None:
+        titles = ["" if title is None else str(title) for title in titles]
+    return rows, None if ids is None else _checked_ids(ids, source), titles
 
 
-def _matrix(column: pa.ChunkedArray, source: Path) -> Float[Tensor, "item dim"]:
-    lists = column.combine_chunks()
+def _checked_ids(found: list[object], source: Path) -> list[str]:
+    if None in found:
+        raise DataError(f"{source}, row {found.index(None)}: item_id is missing; give every id.")
+    ids = [str(value) for value in found]
+    if len(set(ids)) < len(ids):
+        twice, count = Counter(ids).most_common(1)[0]
+        raise DataError(f"{source}: item_id '{twice}' occurs {count} times; ids must be unique.")
+    return ids
+
+
+def _chain(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
+    yield first
+    yield from others
+
+
+def _matrices(file: pq.ParquetFile, name: str, source: Path) -> Iterator[Float[Tensor, "row dim"]]:
+    """Yield the vector column as matrices of some thousand rows, all of the first row's width."""
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(is_kind(lists.type) for is_kind in kinds):
-        raise DataError(f"{source}: the vector column has type {lists.type}, expected lists.")
-    lengths = np.array(lists.value_lengths().fill_null(0), dtype=np.int64)
-    wrong = np.flatnonzero(lengths != lengths[:1])
-    if len(wrong):
-        raise DataError(
-            f"{source}, row {wrong[0]}: vector of width {lengths[wrong[0]]}, "
-            f"expected {lengths[0]} as in row 0."
-        )
-    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return torch.from_numpy(flat.reshape(len(lengths), -1))
+    kind = file.schema_arrow.field(name).type
+    if not any(is_kind(kind) for is_kind in kinds):
+        raise DataError(f"{source}: the vector column has type {kind}, expected lists.")
+    number_of_first, width = 0, -1
+    for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=[name]):
+        lists = batch.column(0)
+        lengths = np.array(lists.value_lengths().fill_null(0), dtype=np.int64)
+        width = int(lengths[0]) if width < 0 and len(lengths) else width
+        wrong = np.flatnonzero(lengths != width)
+        if len(wrong):
+            raise DataError(
+                f"{source}, row {number_of_first + wrong[0]}: vector of width {lengths[wrong[0]]}, "
+                f"expected {width} as in row 0."
+            )
+        flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        number_of_first += len(lengths)
+        yield torch.from_numpy(flat.reshape(len(lengths), width))

@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -149,3 +152,36 @@ def test_an_interrupted_write_keeps_the_old_bundle(bundle, tmp_path, monkeypatch
         bundle_of([[0, 0]], (2, 512)).save(tmp_path / "ids")
     assert SemanticIdBundle.load(tmp_path / "ids").hash == bundle.hash
     assert [entry.name for entry in tmp_path.iterdir()] == ["ids"]
+
+
+_SAVE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+import sidrec.semantic_ids.bundle as room
+from tests.semantic_ids.test_bundle import bundle_of
+
+def wait(*_):
+    print("written in part", flush=True)
+    time.sleep(60)
+
+setattr(room, sys.argv[1], wait)
+bundle_of([[0, 0]], (2, 512)).save(Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow  # processes of their own
+@pytest.mark.parametrize("where", ["write_tensors", "write_json"])
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_killed_write_leaves_no_half_bundle(bundle, tmp_path, where, existed):
+    folder = tmp_path / "ids"
+    if existed:
+        bundle.save(folder)
+    command = [sys.executable, "-c", _SAVE_AND_WAIT, where, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "written in part\n"
+        process.send_signal(signal.SIGKILL)
+    assert folder.exists() == existed
+    if existed:
+        assert SemanticIdBundle.load(folder).hash == bundle.hash
+    bundle_of([[0, 0]], (2, 512)).save(folder)  # nothing is in the way of the next write
+    assert len(SemanticIdBundle.load(folder).item_ids) == 1

@@ -3,6 +3,7 @@ from unittest.mock import Mock
 import lightning as L
 import pytest
 import torch
+from datasets import Dataset
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
@@ -65,7 +66,8 @@ class Module(L.LightningModule):
 class Data(L.LightningDataModule):
     def __init__(self):
         super().__init__()
-        self.corpus = Mock(spec=Corpus, fingerprint="f" * 64)
+        items = Dataset.from_dict({"item_id": [""] * NUM_ITEMS, "genre": ["a", "b|a"] * 75})
+        self.corpus = Mock(spec=Corpus, fingerprint="f" * 64, items=items, num_items=NUM_ITEMS)
         self.corpus.item_ids.return_value = [str(row) for row in range(NUM_ITEMS)]
         self.corpus.item_titles.return_value = ["title"] * NUM_ITEMS
 
@@ -113,6 +115,8 @@ def test_bundle_is_written_and_logged_at_the_end(tmp_path, calls, capsys):
     bundle = SemanticIdBundle.load(tmp_path / "semantic_ids", corpus_fingerprint="f" * 64)
     assert torch.equal(bundle.embeddings.vectors, module.tower.weight)
     assert bundle.quality["ids/collision_rate"] == 0
+    assert bundle.quality["ids/purity_genre_level_0"] == 1.0
+    assert (tmp_path / "semantic_ids" / "quality.png").exists()
     assert bundle.source == {"max_item_tokens": 8, "bf16": False}
     assert calls == [(8, 4, False)]
     assert "ids/perplexity_level_3" in (tmp_path / "logs" / "metrics.csv").read_text()

@@ -14,25 +14,9 @@ from sidrec.semantic_ids.collisions import (
     group_numbers,
 )
 from sidrec.semantic_ids.quality import identical_groups, level_usage, quality_of
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from tests.semantic_ids.made import quantiser_of, random_quantiser
 
-
-def quantiser(*codebooks):
-    codebooks = tuple(torch.tensor(codebook) for codebook in codebooks)
-    lengths = (torch.ones(1), *(torch.ones(len(codebook)) for codebook in codebooks[:-1]))
-    return RqKMeans(codebooks, lengths, normalised=False)
-
-
-def random_quantiser(sizes, *, dim=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    books = tuple(
-        torch.randn(size, dim, generator=generator) / 3**level for level, size in enumerate(sizes)
-    )
-    lengths = (torch.ones(1), *(torch.ones(size) for size in sizes[:-1]))
-    return RqKMeans(books, lengths, normalised=False)
-
-
-LINE = quantiser([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
+LINE = quantiser_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
 
 
 def resolve(policy, vectors, fitted):
@@ -70,6 +54,12 @@ def test_extra_level_counts_within_each_group():
 def test_extra_level_too_small_is_refused_with_numbers():
     with pytest.raises(ConfigError, match="3 items share the same codes but the extra level has 2"):
         resolve(ExtraLevel(num_codes=2), torch.zeros(3, 1), LINE)
+
+
+@pytest.mark.parametrize("num_codes", [0, 40_000])
+def test_an_extra_level_that_cannot_be_stored_is_refused(num_codes):
+    with pytest.raises(ConfigError, match=f"num_codes is {num_codes}, expected 1 to 32768"):
+        ExtraLevel(num_codes=num_codes)
 
 
 def test_none_keeps_codes_as_they_are():
@@ -138,7 +128,7 @@ def test_batches_of_groups_do_not_change_the_result(monkeypatch):
     vectors = torch.randn(400, 3)
     fitted = random_quantiser((16, 40))
     _, whole = resolve(ReassignLastLevel(), vectors, fitted)
-    monkeypatch.setattr("sidrec.semantic_ids.spread._BATCH_ITEMS", 20)
+    monkeypatch.setattr("sidrec.semantic_ids.spread._BATCH_CELLS", 800)
     _, parts = resolve(ReassignLastLevel(), vectors, fitted)
     assert torch.equal(whole.codes, parts.codes)
 
@@ -181,7 +171,8 @@ def test_quality_by_hand():
 
 def test_dead_codes_are_counted():
     usage = level_usage(torch.tensor([3, 3, 3]), num_codes=8)
-    assert usage == {"usage": 1 / 8, "dead_codes": 7.0, "entropy": 0.0, "perplexity": 1.0}
+    expected = {"usage": 1 / 8, "dead_codes": 7.0, "entropy": 0.0, "perplexity": 1.0, "gini": 7 / 8}
+    assert usage == pytest.approx(expected)
 
 
 def test_identical_rows_share_a_group_whatever_the_sign_of_zero():

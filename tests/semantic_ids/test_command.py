@@ -29,7 +29,12 @@ def write_npy(vectors, folder):
 
 @pytest.mark.parametrize(
     ("name", "sizes", "collisions"),
-    [("default", (16, 16), 0), ("paper", (16, 16), 1), ("tiger", (16, 16, 256), 0)],
+    [
+        ("default", (16, 16), 0),
+        ("paper", (16, 16), 1),
+        ("tiger", (16, 16, 256), 0),
+        ("lc_rec", (16, 16), 0),
+    ],
 )
 def test_shipped_configs_make_bundles(vectors, tmp_path, capsys, name, sizes, collisions):
     file = write_npy(vectors, tmp_path)
@@ -62,6 +67,56 @@ def test_from_a_finished_run(vectors, tmp_path, capsys):
     )
     assert first.hash == second.hash
     assert capsys.readouterr().out.count("written:") == 2
+
+
+@pytest.mark.parametrize("name", ["default", "paper", "tiger", "lc_rec"])
+def test_append_keeps_ids_and_says_so(vectors, tmp_path, capsys, name):
+    file = write_npy(vectors, tmp_path)
+    old, new = tmp_path / "old", tmp_path / "new"
+    sizes = "--quantiser.codebook_sizes=[16, 32]"
+    main([f"--embeddings={file}", f"--config={CONFIGS / name}.yaml", f"--out={old}", *SMALL, sizes])
+    added = pl.DataFrame(
+        {"embedding": vectors[:9].tolist(), "item_id": [f"n{i}" for i in range(9)]}
+    )
+    added.write_parquet(tmp_path / "added.parquet")
+    append = [f"--append={tmp_path / 'added.parquet'}", f"--from={old}", f"--out={new}"]
+    main(append)
+    first, second = SemanticIdBundle.load(old), SemanticIdBundle.load(new)
+    assert torch.equal(second.table.codes[:200], first.table.codes)
+    assert second.item_ids[200:] == [f"n{i}" for i in range(9)]
+    assert "appended 9 items to 200" in capsys.readouterr().out
+    main(["--diff", str(old), str(new)])
+    shown = capsys.readouterr().out
+    assert "added   9: n0, n1, n2, n3, n4, …" in shown
+    assert "changed 0 of 200" in shown
+    main([f"--append={file}", f"--from={new}", f"--out={tmp_path / 'newer'}"])
+    assert SemanticIdBundle.load(tmp_path / "newer").item_ids[209] == "209"  # numbers go on
+    with pytest.raises(DataError, match=r"'n0' \(row 0 of the new items"):
+        main([*append[:1], f"--from={new}", f"--out={tmp_path / 'x'}"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_other_forms_name_what_is_missing(tmp_path, capsys):
+    for arguments, word in ((["--append=x.npy", "--out=o"], "from"), (["--diff", "a"], "diff")):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert word in line
+    with pytest.raises(RunError, match="does not exist"):
+        main(["--diff", str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+def test_attributes_and_picture(vectors, tmp_path, capsys):
+    file = write_npy(vectors, tmp_path)
+    kinds = pl.DataFrame({"item_id": range(200), "kind": ["good|new", "bad"] * 100})
+    kinds.write_csv(tmp_path / "kinds.csv")
+    out = tmp_path / "ids"
+    rest = [f"--config={CONFIGS / 'default.yaml'}", f"--out={out}", *SMALL]
+    main([f"--embeddings={file}", f"--attributes={tmp_path / 'kinds.csv'}", *rest])
+    assert SemanticIdBundle.load(out).quality["ids/purity_kind_level_0"] == 0.5
+    assert "purity by kind" in capsys.readouterr().out
+    assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sources_are_refused_when_none_or_two_or_missing(tmp_path):
@@ -167,6 +222,56 @@ def _ragged(folder):
     return folder / "x.parquet"
 
 
+def _ragged_late(folder):
+    rows = [[1.0, 2.0]] * 5000 + [[1.0, 2.0, 3.0]]
+    pl.DataFrame({"embedding": rows}).write_parquet(folder / "x.parquet", row_group_size=700)
+    return folder / "x.parquet"
+
+
+def _missing_vector(folder):
+    pl.DataFrame({"embedding": [[1.0, 2.0], None]}).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _missing_number(folder):
+    pl.DataFrame({"embedding": [[1.0, 2.0], [None, 2.0]]}).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _missing_id(folder):
+    table = {"embedding": [[1.0, 2.0]] * 3, "item_id": ["a", "b", None]}
+    pl.DataFrame(table).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _same_id(folder):
+    table = {"embedding": [[1.0, 2.0]] * 3, "item_id": [7, 8, 7]}
+    pl.DataFrame(table).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _no_lists(folder):
+    pl.DataFrame({"embedding": [1.0, 2.0]}).write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _cut_off(folder):
+    pl.DataFrame({"embedding": [[1.0, 2.0]]}).write_parquet(folder / "x.parquet")
+    data = (folder / "x.parquet").read_bytes()
+    (folder / "x.parquet").write_bytes(data[:-20])
+    return folder / "x.parquet"
+
+
+def _no_rows_at_all(folder):
+    pl.DataFrame({"embedding": [[1.0]]}).clear().write_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _too_large(folder):
+    np.save(folder / "x.npy", np.array([[1.0, 1e300]]))
+    return folder / "x.npy"
+
+
 def _no_column(folder):
     pl.DataFrame({"a": [1]}).write_parquet(folder / "x.parquet")
     return folder / "x.parquet"
@@ -188,6 +293,15 @@ def _csv(folder):
         (_garbage, "is no NumPy array"),
         (_two_tensors, r"holds tensors \['a', 'b'\]; expected one 2-D tensor named 'embeddings'"),
         (_ragged, "row 1: vector of width 1, expected 2"),
+        (_ragged_late, "row 5000: vector of width 3, expected 2"),
+        (_missing_vector, "row 1: vector of width 0, expected 2"),
+        (_missing_number, "row 1, counted from 0: the vector holds NaN"),
+        (_missing_id, "row 2: item_id is missing"),
+        (_same_id, "item_id '7' occurs 2 times"),
+        (_no_lists, "the vector column has type double, expected lists"),
+        (_cut_off, "cannot be read as Parquet"),
+        (_no_rows_at_all, "is empty"),
+        (_too_large, "row 0, counted from 0: the vector holds NaN or infinity"),
         (_no_column, "expected a list column 'embedding'"),
         (_csv, "has type '.csv', expected .npy, .safetensors or .parquet"),
     ],

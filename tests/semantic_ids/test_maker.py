@@ -41,7 +41,7 @@ def test_items_keep_their_rows():
     assert bundle.items_of(bundle.semantic_id_of("m77")) == ["m77"]
     assert bundle.quality["ids/collision_rate"] == 0
     assert bundle.quality["ids/collision_rate_before"] > 0
-    assert bundle.policy == {"name": "reassign_last_level"}
+    assert bundle.policy == {"name": "reassign_last_level", "capacity": 1}
 
 
 def _fail():
