@@ -1,4 +1,4 @@
-"""Where k-means starts: k-means++, or solutions in ever more principal dimensions."""
+"""Where k-means starts: near the mean, k-means++, or solved in ever more principal dimensions."""
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,7 @@ from sidrec.distributed import from_rank_zero
 from sidrec.semantic_ids.kmeans import k_means
 from sidrec.semantic_ids.rows import Rows, block_of_rank
 
+CENTRAL_FRACTION = 0.25
 PROGRESSIVE_STEPS = 10
 PROGRESSIVE_ITERATIONS = 10
 
@@ -44,6 +45,19 @@ def plus_plus_start(
         row = min(int(found), len(sample) - 1)
         chosen.append(row)
     return sample[chosen]
+
+
+def central_start(
+    sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
+) -> Float[Tensor, "code dim"]:
+    """Draw rows at random and pull them towards the mean, to a quarter of their distance.
+
+    Near the mean all centroids compete for all rows; none sits on a far row of its own, which
+    is what leaves the codes of later levels uneven (docs/decisions/0009-central-start.md).
+    """
+    mean = sample.mean(dim=0)
+    chosen = torch.randperm(len(sample), generator=generator)[:num_codes]
+    return torch.lerp(mean, sample[chosen.to(sample.device)], CENTRAL_FRACTION)
 
 
 def progressive_start(
