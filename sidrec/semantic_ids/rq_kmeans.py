@@ -79,14 +79,7 @@ class RqKMeansQuantiser(Quantiser):
                 f"codebook_sizes is {list(sizes)}, expected one size per level, each from 2 to "
                 f"{MAX_CODEBOOK_SIZE} (codes are stored as int16); e.g. [256, 256, 256]."
             )
-        if len(self.inits()) != len(sizes):
-            raise ConfigError(
-                f"init has {len(self.init)} values for {len(sizes)} levels, expected one for all "
-                "or one per level."
-            )
-        for init in self.inits():
-            if init not in _STARTS:
-                raise ConfigError(f"init is '{init}', expected one of {', '.join(_STARTS)}.")
+        _check_inits(self.inits(), num_levels=len(sizes))
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend is '{self.backend}', expected {', '.join(BACKENDS)}.")
         counts = ["num_iterations", "num_redo", "sample_rows_per_code", "beam_width"]
@@ -105,14 +98,24 @@ class RqKMeansQuantiser(Quantiser):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain JSON types."""
-        lists = {"codebook_sizes": list(self.codebook_sizes)}
-        if not isinstance(self.init, str):
-            lists["init"] = list(self.init)
+        init = self.init if isinstance(self.init, str) else list(self.init)
+        lists = {"codebook_sizes": list(self.codebook_sizes), "init": init}
         return {"name": "rq_kmeans"} | asdict(self) | lists
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
         """Fit on the vectors of all ranks; every rank passes its block and gets the same result."""
         return fit_rq_kmeans(vectors, self)
+
+
+def _check_inits(inits: tuple[str, ...], *, num_levels: int) -> None:
+    if len(inits) != num_levels:
+        raise ConfigError(
+            f"init has {len(inits)} values for {num_levels} levels, expected one for all or one "
+            "per level."
+        )
+    for init in inits:
+        if init not in _STARTS:
+            raise ConfigError(f"init is '{init}', expected one of {', '.join(_STARTS)}.")
 
 
 def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantiser) -> RqKMeans:

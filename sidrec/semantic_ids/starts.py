@@ -11,6 +11,7 @@ from sidrec.semantic_ids.rows import Rows, block_of_rank
 CENTRAL_FRACTION = 0.25
 PROGRESSIVE_STEPS = 10
 PROGRESSIVE_ITERATIONS = 10
+_PROGRESSIVE_TOLERANCE = 0.01
 
 
 def uniform_sample(
@@ -86,7 +87,7 @@ def progressive_start(
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows in principal coordinates and the axes as columns, strongest first."""
-    covariance = centred.double().T @ centred.double()
+    covariance = (centred.T @ centred).double()
     axes = torch.linalg.eigh(covariance.cpu()).eigenvectors.flip(1).float().to(centred.device)
     axes = from_rank_zero(axes)
     return centred @ axes, axes
@@ -97,4 +98,9 @@ def _solve(points: Tensor, start: Tensor) -> Tensor:
     begin, end = block_of_rank(len(points))
     block = points[begin:end]
     rows = Rows(lambda a, b: block[a:b], len(block), points.shape[1])
-    return k_means(rows, start, num_iterations=PROGRESSIVE_ITERATIONS, tolerance=0.0).centroids
+    return k_means(
+        rows,
+        start,
+        num_iterations=PROGRESSIVE_ITERATIONS,
+        tolerance=_PROGRESSIVE_TOLERANCE,
+    ).centroids
