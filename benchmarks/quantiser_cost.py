@@ -79,7 +79,7 @@ def one_size(options: argparse.Namespace, num_items: int) -> dict:
         "anonymous_mib_before": before,
         "anonymous_mib_peak": peak.stop(),
         "file_gib": array.nbytes / 2**30,
-        "codes_used": [int(len(codes[:, level].unique())) for level in range(3)],
+        "codes_used": [len(codes[:, level].unique()) for level in range(3)],
         "product_flops": 2 * 3 * 256 * DIM * (options.iterations * num_train + num_items),
     }
 

@@ -69,9 +69,9 @@ def k_means(
     """
     centroids = from_rank_zero(start.float())
     objectives: list[float] = []
-    squares: list[Tensor] = []  # per chunk, [row]: filled by the first pass
+    squares = centroids.new_empty(rows.num_local)  # filled by the first pass
     for _ in range(num_iterations):
-        result = _assign(rows, centroids, squares)
+        result = _assign(rows, centroids, squares, is_first=not objectives)
         objectives.append(result.objective)
         if len(objectives) > 1 and objectives[-2] - objectives[-1] <= tolerance * objectives[-2]:
             break
@@ -102,8 +102,14 @@ def _least(scores: Tensor) -> tuple[Tensor, Tensor]:
     return least, inside.add_(group, alpha=_SEARCH_WIDTH)
 
 
-def _assign(rows: Rows, centroids: Tensor, squares: list[Tensor]) -> _Pass:
+def _assign(rows: Rows, centroids: Tensor, squares: Tensor, *, is_first: bool) -> _Pass:
+    """Look at all rows once.
+
+    Nothing small is made to last while chunks come and go: it would settle where the last chunk
+    was, and the next one would need new memory.
+    """
     num_codes = len(centroids)
+    distances = torch.empty_like(squares)
     code_squares = centroids.square().sum(dim=1)
     sums = torch.zeros_like(centroids, dtype=torch.float64)
     counts = torch.zeros(num_codes, dtype=torch.int64, device=centroids.device)
@@ -111,21 +117,18 @@ def _assign(rows: Rows, centroids: Tensor, squares: list[Tensor]) -> _Pass:
     bound = rows.largest + centroids.abs().max().item()
     unit = grid_unit(bound * bound * rows.dim * CHUNK_ROWS, _GRID_BITS)
     sum_unit = grid_unit(rows.largest * CHUNK_ROWS, _GRID_BITS)
-    distances = [centroids.new_zeros(0)]
     for number, chunk in enumerate(rows.chunks()):
-        if number == len(squares):
-            squares.append(chunk.square().sum(dim=1))
+        block = slice(number * CHUNK_ROWS, number * CHUNK_ROWS + len(chunk))
+        if is_first:
+            torch.sum(chunk.square(), dim=1, out=squares[block])
         least, codes = _least_scores(chunk, centroids, code_squares)
-        least.add_(squares[number]).clamp_(min=0)
+        torch.add(least, squares[block], out=distances[block]).clamp_(min=0)
         chunk_sums, chunk_counts = _sums_by_code(chunk, codes, num_codes)
         sums += chunk_sums.double().div_(sum_unit).round_()
         counts += chunk_counts
-        total += (least.sum(dtype=torch.float64) / unit).round_()
-        distances.append(least)
+        total += (distances[block].sum(dtype=torch.float64) / unit).round_()
     objective = sum_over_ranks(total).item() * unit / max(rows.num_rows, 1)
-    return _Pass(
-        sum_over_ranks(sums) * sum_unit, sum_over_ranks(counts), objective, torch.cat(distances)
-    )
+    return _Pass(sum_over_ranks(sums) * sum_unit, sum_over_ranks(counts), objective, distances)
 
 
 def _sums_by_code(chunk: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -74,12 +74,12 @@ class Rows:
         """
         local = indices.cpu() - self.start
         local = local[(local >= 0) & (local < self.num_local)]
-        parts = [self._read(0, 0).float()]
+        taken = self._read(0, 0).new_empty((len(local), self.dim), dtype=torch.float32)
         for number in sorted(set((local // CHUNK_ROWS).tolist())):
-            chunk = self._chunk(number)
-            inside = local[local // CHUNK_ROWS == number] - number * CHUNK_ROWS
-            parts.append(chunk[inside.to(chunk.device)])
-        return gather_rows(torch.cat(parts))
+            chunk, here = self._chunk(number), local // CHUNK_ROWS == number
+            inside = (local[here] - number * CHUNK_ROWS).to(chunk.device)
+            taken[here.to(chunk.device)] = chunk[inside]
+        return gather_rows(taken)
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
         for start in range(0, self.num_local, CHUNK_ROWS):

@@ -191,14 +191,14 @@ def _lengths(vectors: Tensor, codes: Tensor, fitted: RqKMeans, codebook: Tensor)
     if level == 0 or not fitted.normalised:
         return torch.ones(len(fitted.codebooks[-1]) if level else 1, device=vectors.device)
     read = _Residuals(vectors, codes, fitted)
-    products = [vectors.new_zeros((0, 2), dtype=torch.float32)]
+    products = vectors.new_empty((len(vectors), 2), dtype=torch.float32)
     for start in range(0, len(vectors), CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, len(vectors))
         direction = codebook[nearest(read(start, stop), codebook)[1]]
         left = vectors[start:stop].float() - fitted.decode(codes[start:stop])
-        pair = (left * direction).sum(dim=1), direction.square().sum(dim=1)
-        products.append(torch.stack(pair, dim=1))
-    both = torch.cat(products).double()  # [row, 2]: product with the residual, square
+        products[start:stop, 0] = (left * direction).sum(dim=1)  # with the residual
+        products[start:stop, 1] = direction.square().sum(dim=1)
+    both = products.double()
     largest = max(gather_objects(both.abs().max().item() if len(both) else 0.0))
     unit = grid_unit(largest, _SUM_BITS)
     sums = both.new_zeros((len(fitted.codebooks[-1]), 2))
