@@ -90,21 +90,25 @@ def main() -> None:
     parser.add_argument("--train_rows_per_code", type=int)
     parser.add_argument("--output", default="benchmarks/results/quantiser_defaults.json")
     options = parser.parse_args()
-    results: dict[str, dict] = {}
+    target = Path(options.output)
+    results: dict[str, dict] = json.loads(target.read_text())["results"] if target.exists() else {}
     for name in options.sets:
         array = load_set(name, options.scratch, corpus=options.corpus, items=options.items)
         vectors = torch.from_numpy(array.copy())
         records = [r for seed in options.seeds for r in measure(vectors, options, seed)]
-        results[name] = {"shape": list(vectors.shape), "rows": summary(records)}
+        results[name] = {
+            "shape": list(vectors.shape),
+            "train_rows_per_code": options.train_rows_per_code,
+            "rows": summary(records),
+        }
         write_json(
-            Path(options.output),
+            target,
             {
                 "command": "python benchmarks/quantiser_defaults.py --sets "
                 + " ".join(options.sets)
                 + " --seeds "
                 + " ".join(map(str, options.seeds)),
-                "settings": "3 x 256 codes, at most 25 iterations, tolerance 1e-4, "
-                f"train_rows_per_code {options.train_rows_per_code}",
+                "settings": "3 x 256 codes, at most 25 iterations, tolerance 1e-4",
                 "unit": "fit_cpu_s: processor seconds; the rest are fractions or codes",
                 "torch_threads": torch.get_num_threads(),
                 "results": results,

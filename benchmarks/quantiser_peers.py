@@ -1,7 +1,7 @@
 """Residual k-means by others, each level or all levels, brought to one form: codes and codebooks.
 
 Each function takes vectors, a seed and the limit of iterations, and returns codes [item, level]
-and the codebooks; all make 3 x 256 codes. ``all_rows`` takes faiss's limit of 256 training rows a
+and what they decode to; all make 3 x 256 codes. ``all_rows`` takes faiss's limit of 256 training rows a
 code away, which fastkmeans and the others do not have.
 """
 
@@ -11,19 +11,18 @@ import numpy as np
 import torch
 
 LEVELS, CODES = 3, 256
-Answer = tuple[np.ndarray, list[np.ndarray]]
+Answer = tuple[np.ndarray, np.ndarray]
 OneLevel = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def residually(vectors: np.ndarray, one_level: OneLevel) -> Answer:
     """Fit level after level on what the levels before leave over."""
-    left, codes, books = np.array(vectors), [], []
+    left, codes = np.array(vectors), []
     for level in range(LEVELS):
         book, chosen = one_level(left, level)
         codes.append(chosen)
-        books.append(book)
         left -= book[chosen]
-    return np.stack(codes, axis=1), books
+    return np.stack(codes, axis=1), vectors - left
 
 
 def faiss_kmeans(vectors: np.ndarray, seed: int, iterations: int, *, all_rows: bool) -> Answer:
@@ -53,7 +52,8 @@ def faiss_residual_quantizer(
         quantizer.cp.max_points_per_centroid = 10**9
     quantizer.train(vectors)
     codes = quantizer.compute_codes(vectors).astype(np.int64)
-    return codes, list(faiss.vector_to_array(quantizer.codebooks).reshape(LEVELS, CODES, dim))
+    books = faiss.vector_to_array(quantizer.codebooks).reshape(LEVELS, CODES, dim)
+    return codes, sum(books[level][codes[:, level]] for level in range(LEVELS))
 
 
 def sklearn_minibatch(vectors: np.ndarray, seed: int, iterations: int, *, all_rows: bool) -> Answer:
@@ -93,7 +93,8 @@ def semantic_id(vectors: np.ndarray, seed: int, iterations: int, *, all_rows: bo
     del all_rows
     run = RQKMeans(LEVELS, CODES, max_iter=iterations, random_state=seed, n_init=1)
     run.fit(vectors)
-    return run.encode(vectors), list(run.codebooks_)
+    codes = run.encode(vectors)
+    return codes, sum(book[codes[:, level]] for level, book in enumerate(run.codebooks_))
 
 
 def cornac_tiger(vectors: np.ndarray, seed: int, iterations: int, *, all_rows: bool) -> Answer:

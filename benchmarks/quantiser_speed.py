@@ -30,47 +30,53 @@ from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 ITERATIONS, FAISS_ROWS = 25, 256
 MIXED = ("central", "central", "progressive")
 VARIANTS = {
-    "sidrec (default)": {"init": MIXED, "tolerance": 1e-4, "beam_width": 1},
-    "sidrec, beam 5": {"init": MIXED, "tolerance": 1e-4, "beam_width": 5},
-    "sidrec, central": {"init": "central", "tolerance": 1e-4, "beam_width": 1},
-    "sidrec, central, no early stop": {"init": "central", "tolerance": -1.0, "beam_width": 1},
+    "sidrec, mixed start, normalised": {"init": MIXED, "normalise_residuals": True},
+    "sidrec, mixed start, normalised, beam 5": {
+        "init": MIXED,
+        "normalise_residuals": True,
+        "beam_width": 5,
+    },
+    "sidrec, mixed start": {"init": MIXED},
+    "sidrec, central start": {"init": "central"},
+    "sidrec, central start, all 25 iterations": {"init": "central", "tolerance": -1.0},
 }
+PLAIN = {"normalise_residuals": False, "tolerance": 1e-4, "beam_width": 1}
 
 
 def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], Answer]:
     """Return a run with the shape of a peer's."""
 
     def run(vectors: np.ndarray, seed: int) -> Answer:
+        chosen = PLAIN | settings
         quantiser = RqKMeansQuantiser(
             codebook_sizes=(256, 256, 256),
             num_iterations=ITERATIONS,
-            tolerance=max(settings["tolerance"], 0.0),
+            tolerance=max(chosen["tolerance"], 0.0),
             num_redo=1,
-            init=settings["init"],
+            init=chosen["init"],
             sample_rows_per_code=256,
-            normalise_residuals=False,
+            normalise_residuals=chosen["normalise_residuals"],
             seed=seed,
-            beam_width=settings["beam_width"],
+            beam_width=chosen["beam_width"],
             train_rows_per_code=rows,
         )
-        if settings["tolerance"] < 0:  # runs all iterations, as peers without a tolerance do
-            object.__setattr__(quantiser, "tolerance", -1.0)
+        # below 0 no iteration is left out, as in peers that have no tolerance
+        object.__setattr__(quantiser, "tolerance", chosen["tolerance"])
         fitted = quantiser.fit(torch.from_numpy(vectors))
-        codes = fitted.encode(torch.from_numpy(vectors)).numpy()
-        return codes, [book.numpy() for book in fitted.codebooks]
+        codes = fitted.encode(torch.from_numpy(vectors))
+        return codes.numpy(), fitted.decode(codes).numpy()
 
     return run
 
 
 def quality(vectors: np.ndarray, answer: Answer) -> dict[str, float]:
     """Return relative error and unique fraction of codes."""
-    codes, books = answer
+    codes, decoded = answer
     lost = spread = 0.0
     mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     for start in range(0, len(vectors), 65_536):
-        part, chosen = vectors[start : start + 65_536], codes[start : start + 65_536]
-        decoded = sum(book[chosen[:, level]] for level, book in enumerate(books))
-        lost += float(np.square(part - decoded).sum(dtype=np.float64))
+        part = vectors[start : start + 65_536]
+        lost += float(np.square(part - decoded[start : start + 65_536]).sum(dtype=np.float64))
         spread += float(np.square(part - mean).sum(dtype=np.float64))
     groups = group_numbers(torch.from_numpy(np.asarray(codes, dtype=np.int64)))
     return {"error": lost / spread, "unique": (int(groups.max()) + 1) / len(codes)}
@@ -79,7 +85,7 @@ def quality(vectors: np.ndarray, answer: Answer) -> dict[str, float]:
 def unique_after(vectors: np.ndarray, seed: int) -> float:
     """Return distinct IDs over items after ``ReassignLastLevel``."""
     quantiser = RqKMeansQuantiser(
-        (256, 256, 256), ITERATIONS, 1e-4, 1, MIXED, 256, False, seed, train_rows_per_code=256
+        (256, 256, 256), ITERATIONS, 1e-4, 1, MIXED, 256, True, seed, train_rows_per_code=256
     )
     rows = torch.from_numpy(vectors)
     fitted = quantiser.fit(rows)
