@@ -21,8 +21,6 @@ from quantiser_sets import DIM, load_set
 from sidrec.files import write_json
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
-MIXED = ("central", "central", "progressive")
-
 
 def anonymous_mib() -> float:
     """Return the anonymous resident memory of this process, in MiB."""
@@ -57,7 +55,7 @@ def one_size(options: argparse.Namespace, num_items: int) -> dict:
     array = np.load(options.scratch / f"mixture-{num_items}.npy", mmap_mode="c")
     vectors = torch.from_numpy(array)
     quantiser = RqKMeansQuantiser(
-        (256, 256, 256), options.iterations, 1e-4, 1, MIXED, 256, False, 1,
+        (256, 256, 256), options.iterations, 1e-4, 1, "mixed", 256, True, 1,
         train_rows_per_code=None if options.all_rows else 256,
     )  # fmt: skip
     before, peak = anonymous_mib(), Peak()

@@ -21,18 +21,13 @@ from sidrec.semantic_ids.collisions import group_numbers
 from sidrec.semantic_ids.quality import level_usage, relative_error
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
-STARTS = {
-    "progressive": "progressive",
-    "k-means++": "k-means++",
-    "central": "central",
-    "central, last progressive": ("central", "central", "progressive"),
-}
+STARTS = ("progressive", "k-means++", "central", "mixed")
 
 
 def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> list[dict]:
     """Return one record per start, normalisation and beam width."""
     found = []
-    for start, init in STARTS.items():
+    for init in STARTS:
         for normalise in (False, True):
             settings = RqKMeansQuantiser(
                 (256, 256, 256), 25, 1e-4, 1, init, 256, normalise, seed,
@@ -44,7 +39,7 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
             for beam_width in options.beams:
                 codes = replace(fitted, beam_width=beam_width).encode(vectors)
                 record = {
-                    "init": start,
+                    "init": init,
                     "normalise_residuals": normalise,
                     "beam_width": beam_width,
                     "seed": seed,

@@ -21,7 +21,6 @@ from sidrec.files import write_json
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 LEVELS, CODES = 3, 256
-MIXED = ("central", "central", "progressive")
 
 
 def bound_s(options: argparse.Namespace) -> float:
@@ -35,7 +34,7 @@ def bound_s(options: argparse.Namespace) -> float:
 def seconds(vectors: torch.Tensor, options: argparse.Namespace) -> float:
     """Fit on all rows, encode, wait for the card."""
     quantiser = RqKMeansQuantiser(
-        (CODES,) * LEVELS, options.iterations, 0.0, 1, MIXED, 256, False, 1
+        (CODES,) * LEVELS, options.iterations, 0.0, 1, "mixed", 256, False, 1
     )
     torch.cuda.synchronize()
     began = time.perf_counter()

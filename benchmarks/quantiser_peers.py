@@ -1,8 +1,8 @@
 """Residual k-means by others, each level or all levels, brought to one form: codes and codebooks.
 
 Each function takes vectors, a seed and the limit of iterations, and returns codes [item, level]
-and what they decode to; all make 3 x 256 codes. ``all_rows`` takes faiss's limit of 256 training rows a
-code away, which fastkmeans and the others do not have.
+and what they decode to; all make 3 x 256 codes. ``all_rows`` takes away the limit of 256 training
+rows a code that faiss has by default and the others have not.
 """
 
 from collections.abc import Callable

@@ -28,15 +28,14 @@ from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 ITERATIONS, FAISS_ROWS = 25, 256
-MIXED = ("central", "central", "progressive")
 VARIANTS = {
-    "sidrec, mixed start, normalised": {"init": MIXED, "normalise_residuals": True},
+    "sidrec, mixed start, normalised": {"init": "mixed", "normalise_residuals": True},
     "sidrec, mixed start, normalised, beam 5": {
-        "init": MIXED,
+        "init": "mixed",
         "normalise_residuals": True,
         "beam_width": 5,
     },
-    "sidrec, mixed start": {"init": MIXED},
+    "sidrec, mixed start": {"init": "mixed"},
     "sidrec, central start": {"init": "central"},
     "sidrec, central start, all 25 iterations": {"init": "central", "tolerance": -1.0},
 }
@@ -85,7 +84,7 @@ def quality(vectors: np.ndarray, answer: Answer) -> dict[str, float]:
 def unique_after(vectors: np.ndarray, seed: int) -> float:
     """Return distinct IDs over items after ``ReassignLastLevel``."""
     quantiser = RqKMeansQuantiser(
-        (256, 256, 256), ITERATIONS, 1e-4, 1, MIXED, 256, True, seed, train_rows_per_code=256
+        (256, 256, 256), ITERATIONS, 1e-4, 1, "mixed", 256, True, seed, train_rows_per_code=256
     )
     rows = torch.from_numpy(vectors)
     fitted = quantiser.fit(rows)

@@ -22,7 +22,8 @@ from sidrec.semantic_ids.starts import (
 )
 from sidrec.semantic_ids.training_rows import checked_sizes, training_block
 
-Init = Literal["central", "k-means++", "progressive"]
+Init = Literal["mixed", "central", "progressive", "k-means++"]
+INITS: tuple[Init, ...] = ("mixed", "central", "progressive", "k-means++")
 MAX_CODEBOOK_SIZE = 1 << 15  # codes are stored as int16
 _STARTS = {
     "central": central_start,
@@ -42,8 +43,9 @@ class RqKMeansQuantiser(Quantiser):
         tolerance: A level stops when an iteration lowers its objective by less than this
             fraction, ``>= 0``.
         num_redo: Runs per level with different random starts, the best is kept; ``>= 1``.
-        init: ``central`` (random rows pulled to the mean), ``k-means++`` or ``progressive``
-            (growing principal dimensions); one for all levels or one per level.
+        init: ``central`` (random rows pulled to the mean: least error), ``progressive`` (growing
+            principal dimensions: evenest codes), ``mixed`` (central, the last level progressive),
+            or ``k-means++``.
         sample_rows_per_code: The start is found on this many rows per code, drawn uniformly.
         normalise_residuals: Scale every residual to length 1 before the next level.
         seed: Seed of all draws.
@@ -63,7 +65,7 @@ class RqKMeansQuantiser(Quantiser):
     num_iterations: int
     tolerance: float
     num_redo: int
-    init: Init | tuple[Init, ...]
+    init: Init
     sample_rows_per_code: int
     normalise_residuals: bool
     seed: int
@@ -79,7 +81,8 @@ class RqKMeansQuantiser(Quantiser):
                 f"codebook_sizes is {list(sizes)}, expected one size per level, each from 2 to "
                 f"{MAX_CODEBOOK_SIZE} (codes are stored as int16); e.g. [256, 256, 256]."
             )
-        _check_inits(self.inits(), num_levels=len(sizes))
+        if self.init not in INITS:
+            raise ConfigError(f"init is '{self.init}', expected one of {', '.join(INITS)}.")
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend is '{self.backend}', expected {', '.join(BACKENDS)}.")
         counts = ["num_iterations", "num_redo", "sample_rows_per_code", "beam_width"]
@@ -90,32 +93,13 @@ class RqKMeansQuantiser(Quantiser):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}.")
 
-    def inits(self) -> tuple[Init, ...]:
-        """Return the start of each level."""
-        if isinstance(self.init, str):
-            return (self.init,) * len(self.codebook_sizes)
-        return tuple(self.init)
-
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain JSON types."""
-        init = self.init if isinstance(self.init, str) else list(self.init)
-        lists = {"codebook_sizes": list(self.codebook_sizes), "init": init}
-        return {"name": "rq_kmeans"} | asdict(self) | lists
+        return {"name": "rq_kmeans"} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
         """Fit on the vectors of all ranks; every rank passes its block and gets the same result."""
         return fit_rq_kmeans(vectors, self)
-
-
-def _check_inits(inits: tuple[str, ...], *, num_levels: int) -> None:
-    if len(inits) != num_levels:
-        raise ConfigError(
-            f"init has {len(inits)} values for {num_levels} levels, expected one for all or one "
-            "per level."
-        )
-    for init in inits:
-        if init not in _STARTS:
-            raise ConfigError(f"init is '{init}', expected one of {', '.join(_STARTS)}.")
 
 
 def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantiser) -> RqKMeans:
@@ -168,12 +152,15 @@ class _Residuals:
 def _best_run(
     rows: Rows, size: int, level: int, settings: RqKMeansQuantiser, lloyd: Lloyd
 ) -> KMeans:
+    init: str = settings.init
+    if init == "mixed":
+        init = "progressive" if level + 1 == len(settings.codebook_sizes) else "central"
     runs = []
     for redo in range(settings.num_redo):
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + level * 1_009 + redo)
         num_rows = settings.sample_rows_per_code * size
         sample = uniform_sample(rows, sample_rows=num_rows, generator=generator)
-        start = _STARTS[settings.inits()[level]](sample, num_codes=size, generator=generator)
+        start = _STARTS[init](sample, num_codes=size, generator=generator)
         runs.append(
             lloyd(
                 rows,
