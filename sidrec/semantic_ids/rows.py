@@ -1,4 +1,4 @@
-"""The rows of one k-means problem: read in fixed chunks, spread over ranks, summed exactly."""
+"""The rows of one k-means problem: read in fixed chunks, spread over ranks."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,7 +11,6 @@ from sidrec.distributed import gather_objects, gather_rows, rank_and_world_size
 
 CHUNK_ROWS = 4096
 _CACHE_BYTES = 1 << 30
-_GRID_BITS = 23
 
 Chunk = Float[Tensor, "row dim"]
 
@@ -29,17 +28,20 @@ def block_of_rank(num_rows: int) -> tuple[int, int]:
 
 
 class Rows:
-    """This rank's block of rows, on a fixed-point grid, and the size of the whole.
+    """This rank's block of rows and the size of the whole.
 
-    Each number is rounded to 24 significant bits below the largest magnitude of all rows, so that
-    float64 sums of up to 2^29 rows are exact: their order, and with it the number of ranks and
-    threads, cannot change a bit of the result.
+    Up to 1 GiB a rank the rows are read once and kept; larger blocks are read again in every pass,
+    so that a memory-mapped file larger than memory can be clustered.
 
     Args:
         read: ``read(start, stop)`` returns rows of the block as float32, always the same.
         num_local: Rows of this rank's block; a multiple of ``CHUNK_ROWS`` on all ranks but the
             last one that holds any.
         dim: Width of a row.
+
+    Attributes:
+        num_rows: Rows of all ranks; this rank's begin at ``start``.
+        largest: Largest magnitude of all ranks' numbers, the scale of ``grid_unit``.
 
     Raises:
         ValueError: If the blocks were not cut by ``block_of_rank``.
@@ -51,12 +53,11 @@ class Rows:
         rank, _ = rank_and_world_size()
         self.start, self.num_rows = sum(counts[:rank]), sum(counts)
         _check_blocks(counts)
-        largest = max((read(a, b).abs().max().item() for a, b in self._cuts()), default=0.0)
-        self.largest: float = max(gather_objects(largest))
-        self._unit = grid_unit(self.largest, _GRID_BITS)
         self._cache: list[Tensor] | None = None
         if num_local * dim * 4 <= _CACHE_BYTES:
-            self._cache = [self._rounded(a, b) for a, b in self._cuts()]
+            self._cache = [read(a, b) for a, b in self._cuts()]
+        largest = max((_magnitude(chunk) for chunk in self.chunks()), default=0.0)
+        self.largest: float = max(gather_objects(largest))
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the block's rows in order, ``CHUNK_ROWS`` at a time."""
@@ -64,7 +65,7 @@ class Rows:
             yield from self._cache
             return
         for start, stop in self._cuts():
-            yield self._rounded(start, stop)
+            yield self._read(start, stop)
 
     def take(self, indices: Int[Tensor, " taken"]) -> Float[Tensor, "taken dim"]:
         """Return rows of all ranks by their number in the whole, in the order given.
@@ -73,19 +74,22 @@ class Rows:
         """
         local = indices.cpu() - self.start
         local = local[(local >= 0) & (local < self.num_local)]
-        parts = []
-        for number, chunk in enumerate(self.chunks()):
-            inside = local[local // CHUNK_ROWS == number] - number * CHUNK_ROWS
-            parts.append(chunk[inside.to(chunk.device)])
-        empty = self._read(0, 0).float()
-        return gather_rows(torch.cat([empty, *parts]))
+        taken = self._read(0, 0).new_empty((len(local), self.dim), dtype=torch.float32)
+        for number in sorted(set((local // CHUNK_ROWS).tolist())):
+            chunk, here = self._chunk(number), local // CHUNK_ROWS == number
+            inside = (local[here] - number * CHUNK_ROWS).to(chunk.device)
+            taken[here.to(chunk.device)] = chunk[inside]
+        return gather_rows(taken)
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
         for start in range(0, self.num_local, CHUNK_ROWS):
             yield start, min(start + CHUNK_ROWS, self.num_local)
 
-    def _rounded(self, start: int, stop: int) -> Tensor:
-        return (self._read(start, stop) / self._unit).round_().mul_(self._unit)
+    def _chunk(self, number: int) -> Tensor:
+        if self._cache is not None:
+            return self._cache[number]
+        start = number * CHUNK_ROWS
+        return self._read(start, min(start + CHUNK_ROWS, self.num_local))
 
 
 def grid_unit(largest: float, bits: int) -> float:
@@ -93,6 +97,11 @@ def grid_unit(largest: float, bits: int) -> float:
     if largest == 0:
         return 1.0
     return math.ldexp(1.0, max(math.frexp(largest)[1] - bits, -120))
+
+
+def _magnitude(chunk: Tensor) -> float:
+    least, most = chunk.aminmax()
+    return max(abs(least.item()), abs(most.item()))
 
 
 def _check_blocks(counts: list[int]) -> None:

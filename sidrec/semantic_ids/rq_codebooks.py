@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,11 +25,15 @@ class RqKMeans:
             With it, codebooks hold directions and this is the stored norm: the least-squares
             length of the residuals in cell ``k``, so that codes alone decode to a vector.
         normalised: Whether residuals are scaled to length 1 before the next level looks at them.
+        beam_width: Prefixes kept per item while it is encoded, ``>= 1``. With 1 each level takes
+            the centroid nearest to the (normalised) residual; with more, each level keeps the
+            prefixes that decode with the least error, and the best whole code wins.
     """
 
     codebooks: tuple[Float[Tensor, "_ dim"], ...]
     lengths: tuple[Float[Tensor, " _"], ...]
     normalised: bool
+    beam_width: int = 1
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -36,7 +41,7 @@ class RqKMeans:
         return tuple(len(codebook) for codebook in self.codebooks)
 
     def encode(self, vectors: Float[Tensor, "item dim"]) -> Int[Tensor, "item level"]:
-        """Return per level the centroid nearest to the (normalised) residual; ties: lowest code.
+        """Return the codes of each vector (see ``beam_width``); ties: the lowest code.
 
         Works in chunks, in float32, whatever the input's dtype and strides; codes are int64 on
         the codebooks' device.
@@ -62,10 +67,26 @@ class RqKMeans:
             part = codes[start : start + CHUNK_ROWS]
             chunk = vectors[start : start + CHUNK_ROWS].to(device, torch.float32)
             refuse_not_finite(chunk, first_row=start)
+            if self.beam_width > 1:
+                part[:] = self._best_of_beams(chunk, part[:, : prefix.shape[1]])
+                continue
             for level in range(prefix.shape[1], len(self.codebooks)):
                 rows = self.residual(chunk, part[:, :level])
                 part[:, level] = nearest(rows, self.codebooks[level])[1]
         return codes
+
+    def _best_of_beams(self, chunk: Tensor, prefix: Tensor) -> Tensor:
+        beams = prefix.unsqueeze(1)  # [row, beam, level], best first
+        for level in range(prefix.shape[1], len(self.codebooks)):
+            num_rows, width, _ = beams.shape
+            rows = chunk.repeat_interleave(width, dim=0)
+            errors = self.candidate_errors(rows, beams.flatten(0, 1)).view(num_rows, -1)
+            kept = min(self.beam_width if level + 1 < len(self.codebooks) else 1, errors.shape[1])
+            best = errors.topk(kept, dim=1, largest=False).indices
+            size = len(self.codebooks[level])
+            parents = (best // size).unsqueeze(2).expand(-1, -1, level)
+            beams = torch.cat([beams.gather(1, parents), (best % size).unsqueeze(2)], dim=2)
+        return beams[:, 0]
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
         """Return the vectors that the codes, or their first levels alone, stand for."""
@@ -73,7 +94,7 @@ class RqKMeans:
         codes = codes.to(codebook.device, torch.int64)
         total = codebook.new_zeros((len(codes), codebook.shape[1]))
         for level in range(codes.shape[1]):
-            part = self.codebooks[level][codes[:, level]]
+            part = F.embedding(codes[:, level], self.codebooks[level])
             if self.normalised and level > 0:
                 part = part * self.lengths[level][codes[:, level - 1]].unsqueeze(1)
             total += part
@@ -110,16 +131,19 @@ class RqKMeans:
         """Return ``level_N.codebook`` and ``level_N.lengths``, levels counted from 1."""
         named = {f"level_{n}.codebook": t for n, t in enumerate(self.codebooks, start=1)}
         named |= {f"level_{n}.lengths": t for n, t in enumerate(self.lengths, start=1)}
-        return named | {"normalised": torch.tensor(self.normalised)}
+        settings = {"normalised": self.normalised, "beam_width": self.beam_width}
+        return named | {name: torch.tensor(value) for name, value in settings.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "RqKMeans":
-        """Build the quantiser from what ``tensors`` returned."""
-        levels = range(1, (len(tensors) - 1) // 2 + 1)
+        """Build the quantiser from what ``tensors`` returned; without ``beam_width`` it is 1."""
+        normalised = bool(tensors["normalised"])
+        levels = range(1, sum(name.endswith(".codebook") for name in tensors) + 1)
         return cls(
             codebooks=tuple(tensors[f"level_{n}.codebook"] for n in levels),
             lengths=tuple(tensors[f"level_{n}.lengths"] for n in levels),
-            normalised=bool(tensors["normalised"]),
+            normalised=normalised,
+            beam_width=int(tensors.get("beam_width", torch.tensor(1))),
         )
 
 

@@ -1,6 +1,6 @@
 """Residual-quantised k-means: each level clusters what the levels before it leave over."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -8,16 +8,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sidrec.distributed import gather_objects, sum_over_ranks
-from sidrec.errors import ConfigError, DataError
-from sidrec.semantic_ids.kmeans import KMeans, k_means, nearest
+from sidrec.errors import ConfigError
+from sidrec.semantic_ids.backends import BACKENDS, Backend, Lloyd, lloyd_of
+from sidrec.semantic_ids.kmeans import KMeans, nearest
 from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
 from sidrec.semantic_ids.rows import CHUNK_ROWS, Rows, grid_unit
 from sidrec.semantic_ids.rq_codebooks import RqKMeans
-from sidrec.semantic_ids.starts import plus_plus_start, progressive_start, uniform_sample
+from sidrec.semantic_ids.starts import (
+    central_start,
+    plus_plus_start,
+    progressive_start,
+    uniform_sample,
+)
+from sidrec.semantic_ids.training_rows import checked_sizes, training_block
 
-Init = Literal["k-means++", "progressive"]
+Init = Literal["mixed", "central", "progressive", "k-means++"]
+INITS: tuple[Init, ...] = ("mixed", "central", "progressive", "k-means++")
 MAX_CODEBOOK_SIZE = 1 << 15  # codes are stored as int16
-_STARTS = {"k-means++": plus_plus_start, "progressive": progressive_start}
+_STARTS = {
+    "central": central_start,
+    "k-means++": plus_plus_start,
+    "progressive": progressive_start,
+}
 _SUM_BITS = 29
 
 
@@ -31,11 +43,19 @@ class RqKMeansQuantiser(Quantiser):
         tolerance: A level stops when an iteration lowers its objective by less than this
             fraction, ``>= 0``.
         num_redo: Runs per level with different random starts, the best is kept; ``>= 1``.
-        init: ``k-means++`` or ``progressive`` (growing principal dimensions).
+        init: ``central`` (random rows pulled to the mean: least error), ``progressive`` (growing
+            principal dimensions: evenest codes), ``mixed`` (central, the last level progressive),
+            or ``k-means++``.
         sample_rows_per_code: The start is found on this many rows per code, drawn uniformly.
         normalise_residuals: Scale every residual to length 1 before the next level.
         seed: Seed of all draws.
         shrink: With fewer items than codes, use as many codes as items instead of refusing.
+        beam_width: Prefixes kept per item when encoding, ``>= 1`` (see ``RqKMeans``); 1 is
+            greedy. With residual normalisation, more than 1 goes by the error after scaling back.
+        train_rows_per_code: Codebooks are fitted on at most this many rows per code of the
+            largest level, drawn uniformly (faiss.Kmeans takes 256); null fits on all.
+        backend: Who runs the iterations: ``torch``, ``faiss``, or ``auto`` (see ``backends``).
+            Starts, residuals and encoding are torch's either way.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -50,6 +70,9 @@ class RqKMeansQuantiser(Quantiser):
     normalise_residuals: bool
     seed: int
     shrink: bool = False
+    beam_width: int = 1
+    train_rows_per_code: int | None = None
+    backend: Backend = "torch"
 
     def __post_init__(self) -> None:
         sizes = self.codebook_sizes
@@ -58,9 +81,13 @@ class RqKMeansQuantiser(Quantiser):
                 f"codebook_sizes is {list(sizes)}, expected one size per level, each from 2 to "
                 f"{MAX_CODEBOOK_SIZE} (codes are stored as int16); e.g. [256, 256, 256]."
             )
-        if self.init not in _STARTS:
-            raise ConfigError(f"init is '{self.init}', expected one of {', '.join(_STARTS)}.")
-        counts = ("num_iterations", "num_redo", "sample_rows_per_code")
+        if self.init not in INITS:
+            raise ConfigError(f"init is '{self.init}', expected one of {', '.join(INITS)}.")
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"backend is '{self.backend}', expected {', '.join(BACKENDS)}.")
+        counts = ["num_iterations", "num_redo", "sample_rows_per_code", "beam_width"]
+        if self.train_rows_per_code is not None:
+            counts.append("train_rows_per_code")
         for name in (*counts, "tolerance"):
             least = 1 if name in counts else 0
             if not getattr(self, name) >= least:
@@ -94,18 +121,22 @@ def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantise
         residuals against the hourglass effect (https://arxiv.org/abs/2407.21488). Differs: the
         residual is taken after scaling back, so each level repairs what decoding really leaves.
     """
-    sizes = _checked_sizes(vectors, settings)
+    sizes = checked_sizes(vectors, settings.codebook_sizes, shrink=settings.shrink)
+    lloyd = lloyd_of(settings.backend, vectors.device)
+    per_code = settings.train_rows_per_code
+    num_rows = None if per_code is None else per_code * max(sizes)
+    vectors = training_block(vectors, num_rows=num_rows, seed=settings.seed)
     codebooks: list[Tensor] = []
     lengths: list[Tensor] = []
     codes = torch.zeros((len(vectors), 0), dtype=torch.int64, device=vectors.device)
     for level, size in enumerate(sizes):
         fitted = RqKMeans(tuple(codebooks), tuple(lengths), settings.normalise_residuals)
         rows = Rows(_Residuals(vectors, codes, fitted), len(vectors), vectors.shape[1])
-        codebooks.append(_best_run(rows, size, level, settings).centroids)
+        codebooks.append(_best_run(rows, size, level, settings, lloyd).centroids)
         lengths.append(_lengths(vectors, codes, fitted, codebooks[-1]))
         fitted = RqKMeans(tuple(codebooks), tuple(lengths), settings.normalise_residuals)
         codes = fitted.complete(vectors, codes)
-    return fitted
+    return replace(fitted, beam_width=settings.beam_width)
 
 
 class _Residuals:
@@ -118,46 +149,20 @@ class _Residuals:
         return self.fitted.residual(self.vectors[start:stop].float(), self.codes[start:stop])
 
 
-def _checked_sizes(vectors: Tensor, settings: RqKMeansQuantiser) -> tuple[int, ...]:
-    """Look at all ranks' rows before the first sum, so that every rank raises or none does."""
-    bad = [
-        start + int(row)
-        for start in range(0, len(vectors), CHUNK_ROWS)
-        for row in (~torch.isfinite(vectors[start : start + CHUNK_ROWS]).all(dim=1)).nonzero()
-    ]
-    facts: list[tuple[int, list[int]]] = gather_objects((len(vectors), bad))
-    first_rows = [sum(n for n, _ in facts[:rank]) for rank in range(len(facts))]
-    named = [
-        first + row for first, (_, rows) in zip(first_rows, facts, strict=True) for row in rows
-    ]
-    if named:
-        raise DataError(
-            f"{len(named)} vectors hold NaN or infinity (first rows: {named[:5]}); "
-            "remove those items or encode them again."
-        )
-    num_items, sizes = sum(n for n, _ in facts), settings.codebook_sizes
-    if num_items == 0:
-        raise DataError("There are no vectors to fit on; the catalogue is empty.")
-    if settings.shrink:
-        return tuple(min(size, num_items) for size in sizes)
-    if num_items < max(sizes):
-        raise ConfigError(
-            f"The catalogue has {num_items} items, fewer than the {max(sizes)} codes of "
-            f"codebook_sizes {list(sizes)}; choose smaller sizes, e.g. about the square root of "
-            f"the number of items, or set shrink: true to use at most {num_items} codes a level."
-        )
-    return sizes
-
-
-def _best_run(rows: Rows, size: int, level: int, settings: RqKMeansQuantiser) -> KMeans:
+def _best_run(
+    rows: Rows, size: int, level: int, settings: RqKMeansQuantiser, lloyd: Lloyd
+) -> KMeans:
+    init: str = settings.init
+    if init == "mixed":
+        init = "progressive" if level + 1 == len(settings.codebook_sizes) else "central"
     runs = []
     for redo in range(settings.num_redo):
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + level * 1_009 + redo)
         num_rows = settings.sample_rows_per_code * size
         sample = uniform_sample(rows, sample_rows=num_rows, generator=generator)
-        start = _STARTS[settings.init](sample, num_codes=size, generator=generator)
+        start = _STARTS[init](sample, num_codes=size, generator=generator)
         runs.append(
-            k_means(
+            lloyd(
                 rows,
                 start,
                 num_iterations=settings.num_iterations,
@@ -173,14 +178,14 @@ def _lengths(vectors: Tensor, codes: Tensor, fitted: RqKMeans, codebook: Tensor)
     if level == 0 or not fitted.normalised:
         return torch.ones(len(fitted.codebooks[-1]) if level else 1, device=vectors.device)
     read = _Residuals(vectors, codes, fitted)
-    products = [vectors.new_zeros((0, 2), dtype=torch.float32)]
+    products = vectors.new_empty((len(vectors), 2), dtype=torch.float32)
     for start in range(0, len(vectors), CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, len(vectors))
         direction = codebook[nearest(read(start, stop), codebook)[1]]
         left = vectors[start:stop].float() - fitted.decode(codes[start:stop])
-        pair = (left * direction).sum(dim=1), direction.square().sum(dim=1)
-        products.append(torch.stack(pair, dim=1))
-    both = torch.cat(products).double()  # [row, 2]: product with the residual, square
+        products[start:stop, 0] = (left * direction).sum(dim=1)  # with the residual
+        products[start:stop, 1] = direction.square().sum(dim=1)
+    both = products.double()
     largest = max(gather_objects(both.abs().max().item() if len(both) else 0.0))
     unit = grid_unit(largest, _SUM_BITS)
     sums = both.new_zeros((len(fitted.codebooks[-1]), 2))

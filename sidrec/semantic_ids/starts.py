@@ -1,4 +1,4 @@
-"""Where k-means starts: k-means++, or solutions in ever more principal dimensions."""
+"""Where k-means starts: near the mean, k-means++, or solved in ever more principal dimensions."""
 
 import torch
 from jaxtyping import Float
@@ -8,8 +8,10 @@ from sidrec.distributed import from_rank_zero
 from sidrec.semantic_ids.kmeans import k_means
 from sidrec.semantic_ids.rows import Rows, block_of_rank
 
+CENTRAL_FRACTION = 0.25
 PROGRESSIVE_STEPS = 10
 PROGRESSIVE_ITERATIONS = 10
+_PROGRESSIVE_TOLERANCE = 0.01
 
 
 def uniform_sample(
@@ -46,6 +48,19 @@ def plus_plus_start(
     return sample[chosen]
 
 
+def central_start(
+    sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
+) -> Float[Tensor, "code dim"]:
+    """Draw rows at random and pull them towards the mean, to a quarter of their distance.
+
+    Near the mean all centroids compete for all rows; none sits on a far row of its own, which
+    is what leaves the codes of later levels uneven (docs/decisions/0009-central-start.md).
+    """
+    mean = sample.mean(dim=0)
+    chosen = torch.randperm(len(sample), generator=generator)[:num_codes]
+    return torch.lerp(mean, sample[chosen.to(sample.device)], CENTRAL_FRACTION)
+
+
 def progressive_start(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
@@ -72,7 +87,7 @@ def progressive_start(
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows in principal coordinates and the axes as columns, strongest first."""
-    covariance = centred.double().T @ centred.double()
+    covariance = (centred.T @ centred).double()
     axes = torch.linalg.eigh(covariance.cpu()).eigenvectors.flip(1).float().to(centred.device)
     axes = from_rank_zero(axes)
     return centred @ axes, axes
@@ -83,4 +98,9 @@ def _solve(points: Tensor, start: Tensor) -> Tensor:
     begin, end = block_of_rank(len(points))
     block = points[begin:end]
     rows = Rows(lambda a, b: block[a:b], len(block), points.shape[1])
-    return k_means(rows, start, num_iterations=PROGRESSIVE_ITERATIONS, tolerance=0.0).centroids
+    return k_means(
+        rows,
+        start,
+        num_iterations=PROGRESSIVE_ITERATIONS,
+        tolerance=_PROGRESSIVE_TOLERANCE,
+    ).centroids

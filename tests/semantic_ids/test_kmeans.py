@@ -3,9 +3,15 @@ import math
 import pytest
 import torch
 
+from sidrec.semantic_ids import rows as rows_module
 from sidrec.semantic_ids.kmeans import k_means, nearest
 from sidrec.semantic_ids.rows import Rows, block_of_rank, grid_unit
-from sidrec.semantic_ids.starts import plus_plus_start, progressive_start, uniform_sample
+from sidrec.semantic_ids.starts import (
+    central_start,
+    plus_plus_start,
+    progressive_start,
+    uniform_sample,
+)
 
 
 def rows_of(vectors):
@@ -52,12 +58,34 @@ def test_nearest_takes_the_lowest_code_on_ties():
     assert (distances.tolist(), codes.tolist()) == ([1.0], [0])
 
 
-def test_sums_on_the_grid_do_not_depend_on_order():
+def test_many_codes_are_searched_as_few():
+    rows, centroids = torch.randn(3000, 5), torch.randn(96, 5)
+    centroids[70] = centroids[3]  # a tie between two groups of the search
+    distances, codes = nearest(rows, centroids)
+    all_distances = (rows.unsqueeze(1) - centroids).square().sum(dim=2)
+    torch.testing.assert_close(distances, all_distances.min(dim=1).values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(all_distances.gather(1, codes[:, None])[:, 0], distances)
+    assert (codes == 3).any()
+    assert not (codes == 70).any()
+
+
+def test_means_are_those_of_float64():
     vectors = torch.randn(9000, 3) * torch.logspace(-4, 4, 3)
-    chunk = torch.cat(list(rows_of(vectors).chunks())).double()
-    order = torch.randperm(9000)
-    assert torch.equal(chunk.sum(dim=0), chunk[order].sum(dim=0))
-    torch.testing.assert_close(chunk.float(), vectors, atol=1e4 * 2**-21, rtol=0)
+    start = vectors[:40].clone()
+    moved = k_means(rows_of(vectors), start, num_iterations=1, tolerance=0.0).centroids
+    codes = nearest(vectors, start)[1]
+    means = [vectors[codes == code].double().mean(dim=0) for code in range(40)]
+    torch.testing.assert_close(moved.double(), torch.stack(means), rtol=1e-5, atol=1e-3)
+
+
+def test_rows_that_are_read_again_give_what_kept_rows_give(monkeypatch):
+    vectors = torch.randn(9000, 3)
+    kept = k_means(rows_of(vectors), vectors[:40], num_iterations=5, tolerance=0.0)
+    monkeypatch.setattr(rows_module, "_CACHE_BYTES", 0)
+    rows = rows_of(vectors)
+    again = k_means(rows, vectors[:40], num_iterations=5, tolerance=0.0)
+    assert torch.equal(kept.centroids, again.centroids)
+    assert torch.equal(rows.take(torch.tensor([5, 8999])), vectors[[5, 8999]])
 
 
 @pytest.mark.parametrize("largest", [1e-20, 0.3, 1.0, 7e8])
@@ -70,7 +98,7 @@ def test_grid_unit_is_a_power_of_two_of_the_right_size(largest):
 def test_take_returns_rows_in_order():
     vectors = torch.arange(10_000.0).unsqueeze(1)
     taken = rows_of(vectors).take(torch.tensor([0, 4095, 4096, 9999]))
-    assert taken.flatten().tolist() == pytest.approx([0, 4095, 4096, 9999], abs=0.01)
+    assert taken.flatten().tolist() == [0, 4095, 4096, 9999]
 
 
 def test_one_rank_holds_all_rows():
@@ -87,11 +115,17 @@ def test_starts_find_separated_clusters(start):
     assert nearest(centres, result.centroids)[1].unique().numel() == 6
 
 
-@pytest.mark.parametrize("start", [plus_plus_start, progressive_start])
+@pytest.mark.parametrize("start", [central_start, plus_plus_start, progressive_start])
 def test_starts_survive_fewer_distinct_rows_than_codes(start):
     vectors = torch.ones(8, 3)
     found = start(vectors, num_codes=4, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(found, torch.ones(4, 3))
+
+
+def test_central_start_lies_a_quarter_of_the_way_from_the_mean():
+    sample = torch.tensor([[0.0, 8.0], [4.0, 0.0], [8.0, 4.0]])  # mean (4, 4)
+    start = central_start(sample, num_codes=3, generator=torch.Generator().manual_seed(1))
+    assert sorted(start.tolist()) == [[3.0, 5.0], [4.0, 3.0], [5.0, 4.0]]
 
 
 def test_sample_has_no_row_twice():

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sidrec.distributed import gather_rows
 from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.quality import level_usage, relative_error
 from sidrec.semantic_ids.rows import CHUNK_ROWS, block_of_rank
@@ -62,7 +63,7 @@ def test_fitted_lengths_are_the_mean_norm_where_directions_are_exact():
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("init", ["k-means++", "progressive"])
+@pytest.mark.parametrize("init", ["mixed", "k-means++", "progressive"])
 def test_encode_agrees_with_definition_and_decode_gets_nearer(normalise, init):
     vectors = torch.randn(300, 6)
     settings = replace(SETTINGS, normalise_residuals=normalise, init=init)
@@ -82,6 +83,41 @@ def test_candidate_errors_are_those_of_decoding(normalise):
     tried = torch.cat([codes[:, :1], torch.full((200, 1), 5)], dim=1)
     expected = (vectors - fitted.decode(tried)).square().sum(dim=1)
     torch.testing.assert_close(errors[:, 5], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_beam_as_wide_as_all_prefixes_finds_the_best_code():
+    vectors = torch.randn(60, 4)
+    few = replace(SETTINGS, codebook_sizes=(4, 3, 5), beam_width=12)
+    for normalise in (False, True):
+        fitted = fit_rq_kmeans(vectors, replace(few, normalise_residuals=normalise))
+        every = torch.cartesian_prod(torch.arange(4), torch.arange(3), torch.arange(5))
+        errors = torch.cdist(vectors, fitted.decode(every))
+        best = errors.min(dim=1).values
+        codes = fitted.encode(vectors)
+        torch.testing.assert_close(
+            (vectors - fitted.decode(codes)).norm(dim=1), best, rtol=0, atol=3e-3
+        )
+        tied = fitted.complete(vectors, codes[:, :1].roll(1, 0))
+        assert tied[:, 0].equal(codes[:, 0].roll(1))
+
+
+def test_wider_beams_lose_less_and_are_stored():
+    vectors = torch.randn(500, 6)
+    lost = []
+    for width in (1, 2, 8):
+        fitted = fit_rq_kmeans(vectors, replace(SETTINGS, beam_width=width))
+        again = RqKMeans.from_tensors(fitted.tensors())
+        codes = again.encode(vectors)
+        assert codes.equal(fitted.encode(vectors))
+        lost.append(relative_error(vectors, codes, fitted))
+    assert lost[0] > lost[1] > lost[2]
+
+
+def test_tensors_of_older_bundles_are_greedy():
+    fitted = fit_rq_kmeans(torch.randn(50, 6), replace(SETTINGS, beam_width=3))
+    older = {name: t for name, t in fitted.tensors().items() if name != "beam_width"}
+    again = RqKMeans.from_tensors(older)
+    assert (again.beam_width, again.codebook_sizes) == (1, (16, 12, 8))
 
 
 def test_same_seed_same_codebooks_other_seed_others():
@@ -128,13 +164,24 @@ def test_stored_tensors_build_the_same_quantiser():
     fitted = fit_rq_kmeans(vectors, replace(SETTINGS, normalise_residuals=True))
     again = RqKMeans.from_tensors(fitted.tensors())
     assert again.normalised
+    assert again.beam_width == 1
     assert torch.equal(again.decode(fitted.encode(vectors)), fitted.decode(again.encode(vectors)))
 
 
-def test_levels_stay_even_on_clustered_vectors():
+def test_a_mixed_start_differs_from_a_central_one_at_the_last_level():
+    vectors = torch.randn(300, 6)
+    mixed, central = (
+        fit_rq_kmeans(vectors, replace(SETTINGS, init=n)) for n in ("mixed", "central")
+    )
+    assert all(mixed.codebooks[level].equal(central.codebooks[level]) for level in (0, 1))
+    assert not mixed.codebooks[2].equal(central.codebooks[2])
+
+
+@pytest.mark.parametrize("init", ["central", "progressive"])
+def test_levels_stay_even_on_clustered_vectors(init):
     centres = torch.randn(8, 32) * 4
     vectors = centres[torch.randint(8, (3000,))] + torch.randn(3000, 32)
-    fitted = fit_rq_kmeans(vectors, replace(SETTINGS, codebook_sizes=(32, 32, 32)))
+    fitted = fit_rq_kmeans(vectors, replace(SETTINGS, codebook_sizes=(32, 32, 32), init=init))
     codes = fitted.encode(vectors)
     perplexities = [level_usage(codes[:, n], num_codes=32)["perplexity"] for n in range(3)]
     assert min(perplexities) > 20
@@ -171,7 +218,10 @@ def test_empty_catalogue_and_wrong_width_are_refused():
         ({"codebook_sizes": (256, 40_000)}, "from 2 to 32768"),
         ({"num_iterations": 0}, "num_iterations is 0"),
         ({"tolerance": -0.1}, "tolerance is -0.1"),
-        ({"init": "pca"}, r"init is 'pca', expected one of k-means\+\+, progressive"),
+        ({"init": "pca"}, r"init is 'pca', expected one of mixed, central, progressive"),
+        ({"beam_width": 0}, "beam_width is 0, expected at least 1"),
+        ({"train_rows_per_code": 0}, "train_rows_per_code is 0"),
+        ({"backend": "jax"}, "backend is 'jax', expected auto, torch, faiss"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):
@@ -198,26 +248,38 @@ def _vectors():
 def _fit_block(rank, world_size, tmp_path):
     vectors = _vectors()
     start, stop = block_of_rank(len(vectors))
-    assert 0 < stop - start < len(vectors)
+    assert stop - start < len(vectors)
     for number, settings in enumerate(_varied()):
         fitted = fit_rq_kmeans(vectors[start:stop], settings)
-        torch.save(fitted.tensors(), tmp_path / f"{world_size}-{rank}-{number}.pt")
+        found = fitted.tensors() | {"codes": gather_rows(fitted.encode(vectors[start:stop]))}
+        torch.save(found, tmp_path / f"{rank}-{number}.pt")
     with pytest.raises(ValueError, match="cut them with block_of_rank"):
         fit_rq_kmeans(vectors[rank * 100 : rank * 100 + 100], SETTINGS)
+    with pytest.raises(ConfigError, match=f"backend is 'faiss', but there are {world_size} ranks"):
+        fit_rq_kmeans(vectors[start:stop], replace(SETTINGS, backend="faiss"))
     vectors[CHUNK_ROWS * 2 + 7] = torch.nan
     with pytest.raises(DataError, match=rf"first rows: \[{CHUNK_ROWS * 2 + 7}\]"):
         fit_rq_kmeans(vectors[start:stop], SETTINGS)  # every rank raises, none waits
 
 
 def _varied():
-    few = replace(SETTINGS, num_iterations=4)
-    return [few, replace(few, init="k-means++", normalise_residuals=True)]
+    few = replace(SETTINGS, num_iterations=4, init="central")
+    return [
+        replace(few, beam_width=2),
+        replace(few, init="progressive", train_rows_per_code=300),  # 4,800 of 8,692 rows
+        replace(few, init="k-means++", normalise_residuals=True),
+    ]
 
 
-def test_two_ranks_give_the_codebooks_of_one(tmp_path):
-    run_on_ranks(_fit_block, tmp_path)
+@pytest.mark.parametrize(
+    "world_size",
+    [2, pytest.param(4, marks=pytest.mark.slow)],  # of four, one holds no row
+)
+def test_ranks_give_the_codes_of_one(tmp_path, world_size):
+    run_on_ranks(_fit_block, tmp_path, world_size=world_size)
     for number, settings in enumerate(_varied()):
-        alone = fit_rq_kmeans(_vectors(), settings).tensors()
-        for rank in range(2):
-            found = torch.load(tmp_path / f"2-{rank}-{number}.pt")
+        fitted = fit_rq_kmeans(_vectors(), settings)
+        alone = fitted.tensors() | {"codes": fitted.encode(_vectors())}
+        for rank in range(world_size):
+            found = torch.load(tmp_path / f"{rank}-{number}.pt")
             assert all(torch.equal(found[name], alone[name]) for name in alone)

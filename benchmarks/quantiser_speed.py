@@ -1,0 +1,205 @@
+"""Residual k-means beside its peers: processor time, error, unique Semantic IDs, one process.
+
+Use: python benchmarks/quantiser_speed.py --scratch FOLDER --corpus CORPUS --sets movies
+Needs: pip install fastkmeans semantic-id cornac scikit-learn faiss-cpu (those missing are named).
+
+3 x 256 codes. Systems take turns; figures are medians over rounds, each with its own seed. Time is
+processor time of fit and encoding over all threads, which other work on the machine disturbs less
+than the clock. Error and unique are those of the codes before collisions are resolved; for sidrec
+also the distinct IDs after it. ``iterations``: at most 25 a level; ``rows``: training rows a code.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from quantiser_peers import PEERS, Answer
+from quantiser_sets import load_set
+
+from sidrec.files import write_json
+from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
+from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+
+ITERATIONS, FAISS_ROWS = 25, 256
+VARIANTS = {
+    "sidrec, mixed start, normalised": {"init": "mixed", "normalise_residuals": True},
+    "sidrec, mixed start, normalised, beam 5": {
+        "init": "mixed",
+        "normalise_residuals": True,
+        "beam_width": 5,
+    },
+    "sidrec, mixed start": {"init": "mixed"},
+    "sidrec, central start": {"init": "central"},
+    "sidrec, central start, all 25 iterations": {"init": "central", "tolerance": -1.0},
+}
+PLAIN = {"normalise_residuals": False, "tolerance": 1e-4, "beam_width": 1}
+
+
+def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], Answer]:
+    """Return a run with the shape of a peer's."""
+
+    def run(vectors: np.ndarray, seed: int) -> Answer:
+        chosen = PLAIN | settings
+        quantiser = RqKMeansQuantiser(
+            codebook_sizes=(256, 256, 256),
+            num_iterations=ITERATIONS,
+            tolerance=max(chosen["tolerance"], 0.0),
+            num_redo=1,
+            init=chosen["init"],
+            sample_rows_per_code=256,
+            normalise_residuals=chosen["normalise_residuals"],
+            seed=seed,
+            beam_width=chosen["beam_width"],
+            train_rows_per_code=rows,
+        )
+        # below 0 no iteration is left out, as in peers that have no tolerance
+        object.__setattr__(quantiser, "tolerance", chosen["tolerance"])
+        fitted = quantiser.fit(torch.from_numpy(vectors))
+        codes = fitted.encode(torch.from_numpy(vectors))
+        return codes.numpy(), fitted.decode(codes).numpy()
+
+    return run
+
+
+def quality(vectors: np.ndarray, answer: Answer) -> dict[str, float]:
+    """Return relative error and unique fraction of codes."""
+    codes, decoded = answer
+    lost = spread = 0.0
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    for start in range(0, len(vectors), 65_536):
+        part = vectors[start : start + 65_536]
+        lost += float(np.square(part - decoded[start : start + 65_536]).sum(dtype=np.float64))
+        spread += float(np.square(part - mean).sum(dtype=np.float64))
+    groups = group_numbers(torch.from_numpy(np.asarray(codes, dtype=np.int64)))
+    return {"error": lost / spread, "unique": (int(groups.max()) + 1) / len(codes)}
+
+
+def unique_after(vectors: np.ndarray, seed: int) -> float:
+    """Return distinct IDs over items after ``ReassignLastLevel``."""
+    quantiser = RqKMeansQuantiser(
+        (256, 256, 256), ITERATIONS, 1e-4, 1, "mixed", 256, True, seed, train_rows_per_code=256
+    )
+    rows = torch.from_numpy(vectors)
+    fitted = quantiser.fit(rows)
+    resolved = ReassignLastLevel().resolve(rows, fitted.encode(rows), fitted)
+    return (int(group_numbers(resolved.codes).max()) + 1) / len(rows)
+
+
+def systems(names: list[str], *, all_rows: bool) -> dict[str, Callable[[np.ndarray, int], Answer]]:
+    """Return the runs to compare."""
+    rows = None if all_rows else FAISS_ROWS
+    chosen = {name: sidrec_run(settings, rows) for name, settings in VARIANTS.items()}
+    for name, peer in PEERS.items():
+        chosen[name] = lambda vectors, seed, peer=peer: peer(
+            vectors, seed, ITERATIONS, all_rows=all_rows
+        )
+    return {name: run for name, run in chosen.items() if not names or name in names}
+
+
+def compare(vectors: np.ndarray, options: argparse.Namespace, *, all_rows: bool) -> dict:
+    """Return per system the median figures over rounds."""
+    runs = systems(options.systems, all_rows=all_rows)
+    found: dict[str, list[dict]] = {name: [] for name in runs}
+    for seed in range(1, options.rounds + 1):
+        for name, run in runs.items():
+            began, clock = time.process_time(), time.perf_counter()
+            try:
+                answer = run(vectors, seed)
+            except ImportError as error:
+                found[name].append({"missing": str(error)})
+                continue
+            record = {"cpu_s": time.process_time() - began, "wall_s": time.perf_counter() - clock}
+            found[name].append(record | quality(vectors, answer))
+            print(name, seed, json.dumps(found[name][-1]), file=sys.stderr)
+    return {name: medians(records) for name, records in found.items()}
+
+
+def medians(records: list[dict]) -> dict:
+    """Return the median of each figure, and the range of the times."""
+    if "missing" in records[0]:
+        return records[0]
+    figures = {key: median(record[key] for record in records) for key in records[0]}
+    return figures | {"cpu_s_all": [record["cpu_s"] for record in records]}
+
+
+def verdict(rows: dict[str, dict]) -> dict:
+    """Compare each sidrec variant with the best peer in each figure."""
+    peers = [row for name, row in rows.items() if not name.startswith("sidrec") and "error" in row]
+    if not peers:
+        return {}
+    fastest = min(row["cpu_s"] for row in peers)
+    error, unique = min(row["error"] for row in peers), max(row["unique"] for row in peers)
+    return {
+        name: {
+            "cpu_over_fastest_peer": row["cpu_s"] / fastest,
+            "error_over_best_peer": row["error"] / error,
+            "unique_minus_best_peer": row["unique"] - unique,
+        }
+        for name, row in rows.items()
+        if name.startswith("sidrec")
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the systems."""
+    found = {}
+    for name in ("torch", "faiss-cpu", "scikit-learn", "fastkmeans", "semantic-id", "cornac"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def main() -> None:
+    """Measure the sets and add them to the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--items", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["movies", "mixture-100000"])
+    parser.add_argument("--systems", nargs="*", default=[])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--all_rows", action="store_true", help="no limit of training rows")
+    parser.add_argument("--output", default="benchmarks/results/quantiser_speed.json")
+    options = parser.parse_args()
+    target = Path(options.output)
+    results = json.loads(target.read_text())["results"] if target.exists() else {}
+    for name in options.sets:
+        array = load_set(name, options.scratch, corpus=options.corpus, items=options.items)
+        vectors = np.array(array)
+        rows = compare(vectors, options, all_rows=options.all_rows)
+        num_train = len(vectors) if options.all_rows else min(len(vectors), FAISS_ROWS * 256)
+        dim = vectors.shape[1]
+        flops = 2 * 3 * 256 * dim * (ITERATIONS * num_train + len(vectors))
+        key = f"{name}, {'all rows' if options.all_rows else '256 rows a code'}"
+        results[key] = {
+            "shape": list(vectors.shape),
+            "rounds": options.rounds,
+            "product_flops_at_25_iterations": flops,
+            "systems": rows,
+            "sidrec_against_peers": verdict(rows),
+            "unique_after_reassigning": unique_after(vectors, 1),
+        }
+        write_json(
+            target,
+            {
+                "command": "python benchmarks/quantiser_speed.py --sets NAMES [--all_rows]",
+                "unit": "cpu_s: processor seconds of fit and encoding, medians over rounds; "
+                "error: squared error over squared deviation from the mean",
+                "torch_threads": torch.get_num_threads(),
+                "versions": versions(),
+                "results": results,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
