@@ -10,6 +10,8 @@ from sidrec.semantic_ids.quantiser import FittedQuantiser
 
 _CLASSES = {
     "rq_kmeans": "sidrec.semantic_ids.rq_codebooks.RqKMeans",
+    "random": "sidrec.semantic_ids.controls.RandomCodes",
+    "atomic": "sidrec.semantic_ids.controls.AtomicCodes",
 }
 
 
