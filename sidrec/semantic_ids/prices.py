@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sidrec.semantic_ids.rows import CHUNK_ROWS
-
-_ROUNDS = 1000
+_DEMAND_ROUNDS = 400
+_AUCTION_ROUNDS = 600
 
 
 class _TwoBest(NamedTuple):
@@ -22,7 +21,8 @@ def cheapest(
     prices: Float[Tensor, " code"],
 ) -> Int[Tensor, " row"]:
     """Return the code with the least squared distance plus price; ties: the lowest code."""
-    return _costs(rows, centroids, prices).argmin(dim=1)
+    squares = centroids.square().sum(dim=1) + prices
+    return torch.addmm(squares, rows, centroids.T, alpha=-2).argmin(dim=1)
 
 
 def capacity_prices(
@@ -34,31 +34,56 @@ def capacity_prices(
 ) -> Float[Tensor, " code"]:
     """Return prices at which no code is chosen by more than ``capacity`` rows.
 
-    An auction, all codes at once: a code that too many rows choose raises its price until only
-    ``capacity`` of them still prefer it to their next choice, the others go there, and so on.
-    Prices only rise. Equal rows go together, so where more than ``capacity`` rows are equal, or
-    after 1,000 rounds, codes stay overfull.
+    First all prices follow the demand, up and down, by ever smaller steps; then, if codes still
+    are overfull, an auction: each raises its price until only ``capacity`` rows still prefer it to
+    their next choice, the others go there, and so on. Both end as soon as no code is overfull.
+    Equal rows go together, so where more than ``capacity`` of them are equal, or clusters lie so
+    far apart that a thousand rounds do not do, some codes stay overfull.
 
     Args:
         rows: What is to be spread.
         centroids: float32.
         capacity: Rows that a code may hold; ``capacity * code >= row``.
-        step: Least rise of a price, as a fraction of the mean squared distance of a row to its
-            nearest centroid, ``> 0``: so much is a row's choice worse than its best at these
-            prices, at most; smaller is slower.
+        step: Last and least change of a price, as a fraction of the mean squared distance of a
+            row to its nearest centroid, ``> 0``; smaller is slower, and errs less.
 
     Source:
-        Bertsekas 1988, auction with ε-complementary slackness
-        (https://doi.org/10.1007/BF02186476), with capacities; a code's rows are a cell of a
-        power diagram (Aurenhammer et al. 1998, https://doi.org/10.1007/PL00009187).
+        Subgradient ascent on the prices of a transport problem, and Bertsekas 1988, auction with
+        ε-complementary slackness (https://doi.org/10.1007/BF02186476), with capacities; a code's
+        rows are a cell of a power diagram (Aurenhammer et al. 1998,
+        https://doi.org/10.1007/PL00009187).
     """
     if capacity * len(centroids) < len(rows):
         raise ValueError(f"{len(centroids)} codes of {capacity} rows cannot hold {len(rows)} rows")
-    prices = torch.zeros(len(centroids), device=centroids.device)
-    best = _two_best(rows, centroids, prices)
-    squares = rows.square().sum(dim=1)
-    rise = step * max((best.costs[:, 0] + squares).mean().item(), 1e-12)
-    for _ in range(_ROUNDS):
+    products = rows @ centroids.T
+    costs = centroids.square().sum(dim=1) - 2 * products  # [row, code], less the row's square
+    error = (costs.amin(dim=1) + rows.square().sum(dim=1)).mean().clamp(min=1e-12).item()
+    prices, found = _follow_demand(costs, capacity, first=error, last=step * error)
+    return prices if found else _auction(costs, prices, capacity, rise=step * error)
+
+
+def _follow_demand(
+    costs: Tensor, capacity: int, *, first: float, last: float
+) -> tuple[Tensor, bool]:
+    """Return the best prices met on the way, and whether they leave no code overfull."""
+    prices = costs.new_zeros(costs.shape[1])
+    best, fullest = prices, len(costs) + 1
+    for turn in range(_DEMAND_ROUNDS):
+        counts = torch.bincount((costs + prices).argmin(dim=1), minlength=len(prices))
+        if int(counts.max()) < fullest:
+            best, fullest = prices, int(counts.max())
+        if fullest <= capacity:
+            return best, True
+        change = first * (last / first) ** (turn / _DEMAND_ROUNDS)
+        excess = ((counts - capacity) / capacity).clamp(max=1)
+        prices = (prices + change * excess).clamp(min=0)
+    return best, False
+
+
+def _auction(costs: Tensor, prices: Tensor, capacity: int, *, rise: float) -> Tensor:
+    """Raise prices of overfull codes until none is."""
+    best = _two_best(costs, prices)
+    for _ in range(_AUCTION_ROUNDS):
         overfull = torch.bincount(best.codes[:, 0], minlength=len(prices)) > capacity
         if not overfull.any():
             break
@@ -66,8 +91,7 @@ def capacity_prices(
             overfull, prices + _first_out(best, capacity, len(prices)) + rise, prices
         )
         stale = overfull[best.codes].any(dim=1).nonzero().flatten()  # other prices did not move
-        renewed = _two_best(rows[stale], centroids, prices)
-        best.costs[stale], best.codes[stale] = renewed
+        best.costs[stale], best.codes[stale] = _two_best(costs[stale], prices)
     return prices
 
 
@@ -81,17 +105,12 @@ def _first_out(best: _TwoBest, capacity: int, num_codes: int) -> Tensor:
     return margins[order[place.clamp(max=len(order) - 1)]]
 
 
-def _two_best(rows: Tensor, centroids: Tensor, prices: Tensor) -> _TwoBest:
+def _two_best(costs: Tensor, prices: Tensor) -> _TwoBest:
     """Return each row's least and second least cost and their codes."""
-    costs, codes = [], []
-    for start in range(0, len(rows), CHUNK_ROWS):
-        every = _costs(rows[start : start + CHUNK_ROWS], centroids, prices)
-        first = every.min(dim=1)
-        second = every.scatter(1, first.indices.unsqueeze(1), torch.inf).min(dim=1)
-        costs.append(torch.stack([first.values, second.values], dim=1))
-        codes.append(torch.stack([first.indices, second.indices], dim=1))
-    return _TwoBest(torch.cat(costs), torch.cat(codes))
-
-
-def _costs(rows: Tensor, centroids: Tensor, prices: Tensor) -> Tensor:
-    return torch.addmm(centroids.square().sum(dim=1) + prices, rows, centroids.T, alpha=-2)
+    every = costs + prices
+    first = every.min(dim=1)
+    second = every.scatter(1, first.indices.unsqueeze(1), torch.inf).min(dim=1)
+    return _TwoBest(
+        torch.stack([first.values, second.values], dim=1),
+        torch.stack([first.indices, second.indices], dim=1),
+    )
