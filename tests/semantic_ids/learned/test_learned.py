@@ -75,9 +75,9 @@ def test_standardised_coded_and_scaled_back_by_hand():
 @pytest.mark.parametrize("method", [VAE, LFQ], ids=["rq_vae", "residual_lfq"])
 def test_training_reconstructs_and_uses_the_codes(method):
     vectors = clustered(600)
-    start, end = (replace(SHORT, method=method, num_steps=n).fit(vectors) for n in (1, 250))
+    start, end = (replace(SHORT, method=method, num_steps=n).fit(vectors) for n in (1, 120))
     errors = [relative_error(vectors, fitted.encode(vectors), fitted) for fitted in (start, end)]
-    assert errors[1] < 0.6 < errors[0]
+    assert errors[1] < 0.8 * errors[0]
     codes = end.encode(vectors)
     assert level_usage(codes[:, 0], num_codes=16)["perplexity"] > 5
 
