@@ -156,13 +156,7 @@ class LfqCore(nn.Module):
         self.temperature, self.commitment_weight = temperature, commitment_weight
         self.residual = ResidualLFQ(
             dim=num_bits, num_quantizers=num_levels, codebook_size=1 << num_bits
-        ).eval()
-
-    def train(self, mode: bool = True) -> "LfqCore":
-        """Leave the library's layers in evaluation mode."""
-        super().train(mode)
-        self.residual.eval()
-        return self
+        ).train()  # its layers share a module, which others may have put into evaluation mode
 
     def start(self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int) -> None:
         """Do nothing: codes are signs, there is nothing to place."""
@@ -172,6 +166,7 @@ class LfqCore(nn.Module):
     ) -> Quantised:
         """Quantise; nothing but the network learns."""
         del batch_size, learn
+        self.residual.eval()
         with torch.no_grad():
             summed, codes, _ = self.residual(latents.unsqueeze(0))
         summed, codes = summed.squeeze(0), codes.squeeze(0).long()

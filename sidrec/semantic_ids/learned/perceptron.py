@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Layer = tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]  # weight, bias
+Layer = tuple[Float[Tensor, "_ _"], Float[Tensor, " _"]]  # weight [out, in], bias [out]
 
 
 def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ from sidrec.semantic_ids.learned.codebooks import LearnedCodebooks
 from sidrec.semantic_ids.learned.methods import LearnedMethod
 from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
 from sidrec.semantic_ids.starts import uniform_sample
+
+_REMARKS = (
+    ".*does not have many workers",
+    ".*isinstance.treespec, LeafSpec.*",
+    "The `srun` command is available",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,7 @@ class Trained(Quantiser):
 @contextmanager
 def _by_itself(seed: int) -> Iterator[None]:
     """Train without a trace: own random numbers, gradients on, Lightning's remarks off."""
+    import_module("lightning")  # first: importing it sets its logger's level
     lightning = logging.getLogger("lightning.pytorch")
     level = lightning.level
     lightning.setLevel(logging.ERROR)
@@ -135,8 +143,8 @@ def _by_itself(seed: int) -> Iterator[None]:
             torch.enable_grad(),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", message=".*does not have many workers")
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            for remark in _REMARKS:
+                warnings.filterwarnings("ignore", message=remark)
             torch.manual_seed(seed)
             yield
     finally:

@@ -124,4 +124,3 @@ def test_lookup_free_loss_is_its_parts():
         expected += 0.1 * (both.of_rows - 2.0 * both.of_mean)
         left = left - book[quantised.codes[:, level]]
     torch.testing.assert_close(quantised.loss, expected)
-    assert not core.train().residual.training

@@ -41,7 +41,7 @@ SHORT = LearnedQuantiser(
     method=VAE,
     num_steps=5,
     batch_size=64,
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     weight_decay=0.0,
     warmup_fraction=0.0,
     sample_rows=10_000,
@@ -75,7 +75,7 @@ def test_standardised_coded_and_scaled_back_by_hand():
 @pytest.mark.parametrize("method", [VAE, LFQ], ids=["rq_vae", "residual_lfq"])
 def test_training_reconstructs_and_uses_the_codes(method):
     vectors = clustered(600)
-    start, end = (replace(SHORT, method=method, num_steps=n).fit(vectors) for n in (1, 120))
+    start, end = (replace(SHORT, method=method, num_steps=n).fit(vectors) for n in (1, 60))
     errors = [relative_error(vectors, fitted.encode(vectors), fitted) for fitted in (start, end)]
     assert errors[1] < 0.8 * errors[0]
     codes = end.encode(vectors)

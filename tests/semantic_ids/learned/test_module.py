@@ -28,8 +28,6 @@ MODEL = {
 }
 DATA = {"batch_size": 20, "seed": 1, "pairs_per_batch": 16, "window": 3, "cap": 10}
 
-pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
-
 
 def train(bundle, corpus, *, folder=None, every=None, stop=None, resume=None, **settings):
     """Train 3 epochs of 3 steps; return trainer and module."""
