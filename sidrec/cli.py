@@ -142,10 +142,13 @@ class SidrecCLI(LightningCLI):
     def _checkpoints(self, config: dict[str, Any]) -> list[L.Callback]:
         if config.get("enable_checkpointing") is False:
             return []
+        monitor = getattr(self.model, "monitor", MONITOR)
+        if monitor is None:
+            return [LastCheckpoint(self.run, every_s=CHECKPOINT_EVERY_S)]
         best = ModelCheckpoint(
             dirpath=self.run.best_checkpoint.parent,
             filename="best",
-            monitor=MONITOR,
+            monitor=monitor,
             mode="max",
             enable_version_counter=False,
         )

@@ -39,8 +39,9 @@ def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
 def arguments_from_run(command: str, arguments: list[str]) -> list[str]:
     """Replace ``--from RUN`` by what the stage reads from that run; explicit flags win.
 
-    ``fit`` (generator) takes the run's corpus, its Semantic IDs and its encoder; the other
-    commands take the run's own resolved configuration.
+    ``fit`` (generator, quantiser) takes the run's corpus, its Semantic IDs and its encoder; of a
+    quantiser's run the encoder is the one that it was trained on. The other commands take the
+    run's own resolved configuration.
 
     Raises:
         RunError: If the run is missing, unfinished, or made by the wrong stage.
@@ -52,18 +53,22 @@ def arguments_from_run(command: str, arguments: list[str]) -> list[str]:
     run.finished_checkpoint()
     if command != "fit":
         return ["--config", str(run.config), "--run_dir", str(source), *rest]
-    if run.stage() != "encoder":
+    stage = run.stage()
+    if stage not in ("encoder", "quantiser"):
         raise RunError(
-            f"{source} was made by stage '{run.stage()}'; `sidrec fit --from` needs an encoder run."
+            f"{source} was made by stage '{stage}'; `sidrec fit --from` needs an encoder run, or "
+            "a quantiser's."
         )
-    corpus = read_config(run.config)["data"]["init_args"]["corpus"]
+    config = read_config(run.config)
+    encoder = source if stage == "encoder" else config["model"]["init_args"]["encoder_run"]
     wanted = {
-        "--data.corpus": str(corpus),
-        "--model.semantic_ids": str(run.semantic_ids),
-        "--model.encoder_run": str(source),
+        "--data.corpus": config["data"]["init_args"]["corpus"],
+        "--model.semantic_ids": run.semantic_ids,
+        "--model.encoder_run": encoder,
     }
     given = {argument.split("=")[0].replace(".init_args.", ".") for argument in rest}
-    extra = [word for flag, value in wanted.items() if flag not in given for word in (flag, value)]
+    missing = [flag for flag, value in wanted.items() if value is not None and flag not in given]
+    extra = [word for flag in missing for word in (flag, str(wanted[flag]))]
     return [*rest, *extra]
 
 

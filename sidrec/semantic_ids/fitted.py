@@ -10,6 +10,14 @@ from sidrec.semantic_ids.quantiser import FittedQuantiser
 
 _CLASSES = {
     "rq_kmeans": "sidrec.semantic_ids.rq_codebooks.RqKMeans",
+    "balanced_rq_kmeans": "sidrec.semantic_ids.balanced_codebooks.BalancedRqKMeans",
+    "rq_vae": "sidrec.semantic_ids.learned.codebooks.LearnedCodebooks",
+    "residual_lfq": "sidrec.semantic_ids.learned.codebooks.LearnedCodebooks",
+    "dictionary": "sidrec.semantic_ids.atoms.DictionaryAtoms",
+    "pq": "sidrec.semantic_ids.product_codebooks.ProductCodebooks",
+    "opq": "sidrec.semantic_ids.product_codebooks.ProductCodebooks",
+    "random": "sidrec.semantic_ids.controls.RandomCodes",
+    "atomic": "sidrec.semantic_ids.controls.AtomicCodes",
 }
 
 

@@ -1,0 +1,235 @@
+"""Training loop of quantisers that are networks."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch import Tensor
+
+from sidrec.encoder.learning_rate import Decay
+from sidrec.encoder.loss import contrastive_loss
+from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
+from sidrec.errors import ConfigError
+from sidrec.pairs.permutation import key_of
+from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.codebook_sizes import refuse_few_items
+from sidrec.semantic_ids.learned.batches import PairedVectors, VectorBatch
+from sidrec.semantic_ids.learned.codebooks import LearnedCodebooks
+from sidrec.semantic_ids.learned.methods import LearnedMethod
+from sidrec.semantic_ids.learned.perceptron import layers_of, perceptron
+from sidrec.semantic_ids.rows import CHUNK_ROWS
+
+_START_ROWS_PER_CODE = 256
+
+
+class QuantiserModule(L.LightningModule):
+    """Train an autoencoder with codes in the middle on the vectors of a Semantic-ID bundle.
+
+    Args:
+        method: ``RqVae`` or ``ResidualLfq``, with its settings.
+        learning_rate: Peak of AdamW's learning rate.
+        weight_decay: Of AdamW; biases have none.
+        warmup_fraction: Share of all steps over which the learning rate rises from 0.
+        decay: How it falls afterwards: ``linear``, ``cosine`` or ``constant``.
+        collaborative_weight: Factor of a contrastive loss that draws the quantised latent vectors
+            of items together which users had near each other (PLUM); 0 switches it off.
+        collaborative_temperature: Of that loss, unitless, ``> 0``.
+        semantic_ids: Bundle whose embeddings are quantised; ``--from`` gives the encoder run's.
+        encoder_run: Run directory of the bi-encoder, for the generator; ``--from`` gives it.
+
+    Source:
+        Collaborative term: PLUM, sec. 3 (https://arxiv.org/abs/2510.07784). Differs: pairs are
+        neighbours in train histories, negatives those of the batch that are no known positives.
+    """
+
+    stage = "quantiser"
+    monitor = None  # no validation figure chooses a checkpoint: the last weights are the result
+
+    def __init__(
+        self,
+        method: LearnedMethod,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_fraction: float,
+        decay: Decay,
+        collaborative_weight: float,
+        collaborative_temperature: float,
+        semantic_ids: str | None = None,
+        encoder_run: str | None = None,
+    ) -> None:
+        super().__init__()
+        if collaborative_weight < 0:
+            raise ConfigError(
+                f"collaborative_weight is {collaborative_weight}, expected 0 or more."
+            )
+        self.method, self.origin = method, semantic_ids or ""
+        self.encoder_run = encoder_run
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_fraction, self.decay = warmup_fraction, decay
+        self.collaborative_weight = collaborative_weight
+        self.collaborative_temperature = collaborative_temperature
+        self._bundle: SemanticIdBundle | None = None
+        self._vectors: Tensor | None = None
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether a term asks for pairs of items."""
+        return self.collaborative_weight > 0
+
+    @property
+    def bundle(self) -> SemanticIdBundle:
+        """The bundle whose embeddings are quantised, loaded when first asked for."""
+        if self._bundle is None:
+            if not self.origin:
+                raise ConfigError("model.semantic_ids names no bundle; give --from RUN.")
+            self._bundle = SemanticIdBundle.load(Path(self.origin))
+        return self._bundle
+
+    @property
+    def vectors(self) -> Float[Tensor, "item dim"]:
+        """What is quantised: vectors that were handed over, else the bundle's."""
+        return self.bundle.embeddings.vectors if self._vectors is None else self._vectors
+
+    @vectors.setter
+    def vectors(self, vectors: Tensor) -> None:
+        self._vectors = vectors
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the corpus whose items the vectors are; empty for vectors handed over."""
+        return self.bundle.corpus_fingerprint if self._vectors is None else ""
+
+    def configure_model(self) -> None:
+        """Build the network and its standardisation for the width of the vectors."""
+        if hasattr(self, "core"):
+            return
+        vectors = self.vectors
+        refuse_few_items(len(vectors), self.method.codebook_sizes)
+        sizes = (vectors.shape[1], *self.method.hidden_sizes, self.method.width)
+        self.encoder, self.decoder = perceptron(sizes), perceptron(sizes[::-1])
+        self.core = self.method.core(synchronise=self.trainer.world_size > 1)
+        mean, spread = vectors.new_zeros(sizes[0]), vectors.new_ones(sizes[0])
+        if self.method.standardise:
+            mean, spread = _mean_and_spread(vectors)
+        self.register_buffer("mean", mean)
+        self.register_buffer("spread", spread)
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Place the codebooks where the untrained encoder puts the catalogue."""
+        if self.global_step > 0 or not self.method.starts_from_data:
+            return
+        seed = self._data().seed
+        generator = torch.Generator().manual_seed(key_of(seed, "start") >> 1)
+        count = _START_ROWS_PER_CODE * max(self.method.codebook_sizes)
+        chosen = torch.randperm(len(self.vectors), generator=generator)[:count].sort().values
+        latents = self.encoder(self._standard(self.vectors[chosen].to(self.device)))
+        self.core.start(latents, batch_size=self._batch_size(), seed=seed)
+
+    def on_train_batch_start(self, batch: VectorBatch, batch_idx: int) -> None:
+        """Make the draws of dead codes a function of seed, step and rank."""
+        del batch
+        rank = self.trainer.global_rank
+        torch.manual_seed(key_of(self._data().seed, self.current_epoch, batch_idx, rank, "codes"))
+
+    def training_step(self, batch: VectorBatch, batch_idx: int) -> Tensor:
+        """Return reconstruction, commitment and entropy terms, and the collaborative one."""
+        del batch_idx
+        rows = self._standard(batch.vectors)
+        quantised = self.core(self.encoder(rows), batch_size=self._batch_size(), learn=True)
+        reconstruction = F.mse_loss(self.decoder(quantised.vectors), rows)
+        loss: Tensor = reconstruction + quantised.loss
+        if batch.pairs is not None:
+            together = self._collaborative(batch.pairs)
+            self.log("train/collaborative_loss", together.detach(), batch_size=len(rows))
+            loss = loss + self.collaborative_weight * together
+        self.log("train/reconstruction_loss", reconstruction.detach(), batch_size=len(rows))
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW and its schedule."""
+        return adamw_with_schedule(
+            self.parameters(),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            total_steps=total_steps_of(self.trainer, batches_per_epoch=len(self._data().batches)),
+            warmup_fraction=self.warmup_fraction,
+            decay=self.decay,
+        )
+
+    def fitted(self) -> LearnedCodebooks:
+        """Return what the training has made, as fixed tensors."""
+        return LearnedCodebooks(
+            mean=self.mean,
+            spread=self.spread,
+            encoder=layers_of(self.encoder),
+            codebooks=self.core.codebooks(),
+            decoder=layers_of(self.decoder),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return name and settings of method and training as plain JSON types, for the bundle."""
+        names = ("learning_rate", "weight_decay", "warmup_fraction", "decay")
+        both = ("collaborative_weight", "collaborative_temperature")
+        return self.method.settings() | {name: getattr(self, name) for name in (*names, *both)}
+
+    def _collaborative(self, pairs: PairedVectors) -> Tensor:
+        latents = self.encoder(self._standard(torch.cat([pairs.left, pairs.right])))
+        codes = self.core(latents, batch_size=self._batch_size(), learn=False).vectors
+        left, right = F.normalize(codes, dim=1).chunk(2)
+        return contrastive_loss(
+            left,
+            right,
+            temperature=self.collaborative_temperature,
+            right_item=pairs.right_item,
+            known_positives=pairs.known_positives,
+            right_log_frequency=None,
+            symmetric=False,
+        )
+
+    def _standard(self, vectors: Tensor) -> Tensor:
+        standard: Tensor = (vectors - self.mean) / self.spread
+        return standard
+
+    def _batch_size(self) -> int:
+        batches = self._data().batches
+        return int(batches.items_per_rank * batches.world_size)
+
+    def _data(self) -> Any:  # noqa: ANN401
+        return self.trainer.datamodule
+
+
+def train_alone(
+    module: QuantiserModule, data: L.LightningDataModule, *, num_steps: int, device: torch.device
+) -> None:
+    """Train in this process, whatever other ranks there are, and write nothing to disk."""
+    trainer = L.Trainer(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        plugins=[LightningEnvironment()],  # not what started the ranks outside
+        max_steps=num_steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=data)
+
+
+def _mean_and_spread(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each dimension; 1 where nothing varies."""
+    mean = vectors.mean(dim=0, dtype=torch.float64)
+    square = torch.zeros_like(mean)
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        chunk = vectors[start : start + CHUNK_ROWS].double()
+        square += (chunk - mean).square().sum(dim=0)
+    spread = (square / len(vectors)).sqrt()
+    is_constant = spread <= 1e-6 * mean.abs() + 1e-12
+    return mean.float(), torch.where(is_constant, 1.0, spread).float()

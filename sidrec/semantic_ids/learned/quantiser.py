@@ -1,0 +1,151 @@
+"""A network as a quantiser: fitting it is a whole training, inside one call."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidrec.distributed import from_rank_zero
+from sidrec.errors import ConfigError
+from sidrec.semantic_ids.checked_rows import rows_to_fit
+from sidrec.semantic_ids.codebook_sizes import refuse_few_items
+from sidrec.semantic_ids.learned.codebooks import LearnedCodebooks
+from sidrec.semantic_ids.learned.methods import LearnedMethod
+from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.starts import uniform_sample
+
+_REMARKS = (
+    ".*does not have many workers",
+    ".*isinstance.treespec, LeafSpec.*",
+    "The `srun` command is available",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedQuantiser(Quantiser):
+    """RQ-VAE or Residual-LFQ, trained from anybody's vectors.
+
+    Every rank trains the same network on the same sample, side by side, and rank 0's result is
+    everybody's: so it does not depend on the number of ranks. A long training on many devices is
+    ``sidrec fit`` with a configuration of its own.
+
+    Attributes:
+        method: ``RqVae`` or ``ResidualLfq``, with its settings.
+        num_steps: Optimiser steps, ``>= 1``.
+        batch_size: Items per step, ``>= 1``.
+        learning_rate: Peak of AdamW's learning rate.
+        weight_decay: Of AdamW.
+        warmup_fraction: Share of the steps over which the learning rate rises from 0.
+        sample_rows: The network sees at most this many items.
+        seed: Of weights, shuffles and draws.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    method: LearnedMethod
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_fraction: float
+    sample_rows: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "sample_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1.")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of method and training as plain JSON types."""
+        training = {key: value for key, value in asdict(self).items() if key != "method"}
+        return self.method.settings() | training
+
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+        """Train on a sample of all ranks' rows; every rank gets the same result.
+
+        Raises:
+            DataError: If a value is not finite (names rows).
+            ConfigError: If there are fewer items than codes.
+        """
+        rows = rows_to_fit(vectors)
+        refuse_few_items(min(rows.num_rows, self.sample_rows), self.method.codebook_sizes)
+        generator = torch.Generator().manual_seed(self.seed)
+        sample = uniform_sample(rows, sample_rows=self.sample_rows, generator=generator)
+        with _by_itself(self.seed):
+            trained = self._train(sample.cpu().clone(), vectors.device)
+        tensors = trained.tensors()
+        shared = {
+            name: from_rank_zero(tensors[name].to(vectors.device)) for name in sorted(tensors)
+        }
+        return LearnedCodebooks.from_tensors(shared)
+
+    def _train(self, sample: Tensor, device: torch.device) -> LearnedCodebooks:
+        from sidrec.semantic_ids.learned.datamodule import VectorDataModule
+        from sidrec.semantic_ids.learned.module import QuantiserModule, train_alone
+
+        module = QuantiserModule(
+            self.method,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup_fraction=self.warmup_fraction,
+            decay="cosine",
+            collaborative_weight=0.0,
+            collaborative_temperature=1.0,
+        )
+        module.vectors = sample
+        data = VectorDataModule(self.batch_size, self.seed)
+        train_alone(module, data, num_steps=self.num_steps, device=device)
+        return module.fitted()
+
+
+@dataclass(frozen=True, slots=True)
+class Trained(Quantiser):
+    """A quantiser that already is fitted, for a bundle's maker.
+
+    Attributes:
+        facts: Its name and settings.
+        fitted: What it learned.
+    """
+
+    facts: dict[str, Any]
+    fitted: FittedQuantiser
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that it was trained with."""
+        return self.facts
+
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+        """Return what was learned."""
+        del vectors
+        return self.fitted
+
+
+@contextmanager
+def _by_itself(seed: int) -> Iterator[None]:
+    """Train without a trace: own random numbers, gradients on, Lightning's remarks off."""
+    import_module("lightning")  # first: importing it sets its logger's level
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.ERROR)
+    try:
+        with (
+            torch.random.fork_rng(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
+            for remark in _REMARKS:
+                warnings.filterwarnings("ignore", message=remark)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        lightning.setLevel(level)
