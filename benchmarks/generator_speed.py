@@ -213,18 +213,18 @@ class Race:
         loss: Tensor = self.peer(**self.plain[number]._asdict()).loss
         return loss
 
-    def seconds(self, name: str, precision: str) -> float:
-        """Train on all examples once; return how long it took."""
+    def seconds(self, name: str, precision: str) -> tuple[float, float]:
+        """Train on all examples once; return seconds by the clock and by the processor."""
         for model in (self.model, self.items, self.peer):
             model.train()
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         for number in range(len(self.batches)):
             with autocast(precision):
                 loss = self.steps[name](number)
             self.optimizers[name].zero_grad()
             loss.backward()
             self.optimizers[name].step()
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - started_cpu
 
     def counts(self) -> dict[str, float]:
         """Count positions, padding and forward operations per example: the ratio's reasons."""
@@ -259,15 +259,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     difference = max(same_function(race.model, one, width=race.width) for one in race.batches[:2])
     counts = race.counts()
     times: dict[str, list[float]] = {}
+    cpu_times: dict[str, list[float]] = {}
     load = []
     for turn in range(arguments.rounds + 1):  # the first one warms up
         load.append(os.getloadavg()[0])
         for precision, name in product(PRECISIONS, race.steps):
-            taken = race.seconds(name, precision)
+            taken, taken_cpu = race.seconds(name, precision)
             if turn:
                 times.setdefault(f"{name}_{precision}", []).append(taken)
+                cpu_times.setdefault(f"{name}_{precision}", []).append(taken_cpu)
     examples = arguments.batches * arguments.batch
     rate = {name: examples / statistics.median(taken) for name, taken in times.items()}
+    cpu = {name: statistics.median(taken) for name, taken in cpu_times.items()}
     return {
         "settings": {
             key: value for key, value in vars(arguments).items() if key not in ("out", "corpus")
@@ -284,7 +287,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
             f"{name}_{precision}": rate[f"{name}_{precision}"] / rate[f"transformers_{precision}"]
             for name, precision in product(("sidrec", "sidrec_items"), PRECISIONS)
         },
+        "cpu_ratio": {  # of processor time, which other work on the machine disturbs less
+            f"{name}_{precision}": cpu[f"transformers_{precision}"] / cpu[f"{name}_{precision}"]
+            for name, precision in product(("sidrec", "sidrec_items"), PRECISIONS)
+        },
         "seconds": times,
+        "cpu_seconds": cpu_times,
     }
 
 
@@ -323,7 +331,7 @@ def main() -> None:
     write_json(arguments.out, result)
     for name, rate in result["examples_per_s"].items():
         print(f"{name:24s} {rate:8.1f} examples/s")
-    print(f"ratio {result['ratio']}")
+    print(f"ratio {result['ratio']}\ncpu_ratio {result['cpu_ratio']}")
     for name, value in result["counts_per_example"].items():
         print(f"{name:30s} {value:10.2f}")
 
