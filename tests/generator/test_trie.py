@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sidrec.errors import DataError
 from sidrec.generator.allowed import AllItemsBut, OnlyItems
+from sidrec.generator.children import ChildTable
 from sidrec.generator.trie import SemanticIdTrie, pack, unpack
 from sidrec.types import SemanticIdTable
 from tests.generator.catalogues import catalogues, table_of, unhurried
@@ -31,10 +32,26 @@ def test_three_items_by_hand():
     assert trie.keys.tolist() == [2, 3, 3]
     assert trie.items.tolist() == [1, 2, 0]  # item 2 is more popular than item 0
     assert trie.position.tolist() == [2, 0, 1]
-    assert [t.tolist() for t in trie.tables] == [[0, 1, 3], [0, 0, 0, 1, 3, 3, 3]]
+    above, below = trie.children
+    assert above.bounds.tolist() == [[0, 1, 3], [0, 0, 0]]
+    assert below.bounds.tolist() == [[0, 0, 0, 1], [1, 3, 3, 3], [0, 0, 0, 0]]
+    assert below.row_of.tolist() == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("max_dense_entries", [0, 5, 1 << 20])
+def test_a_level_without_a_table_lists_its_children():
+    table = SemanticIdTable(torch.tensor([[1, 0], [0, 2], [1, 0], [1, 2]]), (2, 3))
+    trie = SemanticIdTrie.from_table(table, None, max_dense_entries=9)
+    assert isinstance(trie.children[0], ChildTable)
+    listed = trie.children[1]
+    assert listed.codes.tolist() == [2, 0, 2]
+    assert listed.starts.tolist() == [0, 1, 3, 4]
+    assert listed.most == 2
+    lo, hi = torch.tensor([[1, 0, 0]]).int(), torch.tensor([[4, 1, 0]]).int()
+    bounds = trie.child_bounds(lo, hi, level=1)
+    assert bounds.tolist() == [[[1, 3, 3, 4], [0, 0, 0, 1], [0, 0, 0, 0]]]
+
+
+@pytest.mark.parametrize("max_dense_entries", [0, 12, 1 << 20])
 @unhurried
 @given(catalogue=catalogues())
 def test_only_real_items_can_be_reached(max_dense_entries, catalogue):
@@ -101,7 +118,8 @@ def test_rank_of_a_semantic_id():
 def test_moving_keeps_everything():
     table = SemanticIdTable(torch.tensor([[1], [0]]), (2,))
     moved = SemanticIdTrie.from_table(table, None).to("meta")
-    assert all(t.device.type == "meta" for t in (moved.keys, moved.items, *moved.tables))
+    assert all(t.device.type == "meta" for t in (moved.keys, moved.items, moved.position))
+    assert all(level.bounds.device.type == "meta" for level in moved.children)
     assert moved.codebook_sizes == (2,)
 
 
