@@ -11,7 +11,7 @@ from sidrec.generator.decoder import NormaliseOver
 
 
 class Seq2SeqDecoder:
-    """Step-wise decoding with any ``AutoModelForSeq2SeqLM``: BART, mT5, Pegasus, T5 …
+    """Step-wise decoding with any ``AutoModelForSeq2SeqLM``, such as BART, mT5 or Pegasus.
 
     The model's own forward runs once a step, on every beam as a row of the batch, with its
     ``EncoderDecoderCache`` reordered as beams change places. So the source is copied for every
@@ -108,7 +108,7 @@ class Seq2SeqSteps:
             use_cache=True,
         )
         self._cache, self._num_beams = output.past_key_values, num_beams
-        logits = output.logits[:, -1].float().view(num_requests, num_beams, -1)
+        logits: Tensor = output.logits[:, -1].float().view(num_requests, num_beams, -1)
         own = logits[..., self._level_token_ids[level]]
         if self._normalise_over == "vocabulary":
             return own - logits.logsumexp(dim=-1, keepdim=True)
