@@ -5,10 +5,8 @@ import itertools
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from sidrec.errors import DataError
-from sidrec.generator.allowed import AllItemsBut, OnlyItems
 from sidrec.generator.children import ChildTable
 from sidrec.generator.trie import SemanticIdTrie, pack, unpack
 from sidrec.types import SemanticIdTable
@@ -74,29 +72,6 @@ def test_packing_keeps_order_and_comes_back(catalogue):
     by_key = sorted(range(len(keys)), key=lambda i: (int(keys[i]), i))
     by_code = sorted(range(len(keys)), key=lambda i: (table.codes[i].tolist(), i))
     assert by_key == by_code
-
-
-@unhurried
-@given(catalogue=catalogues(), data=st.data())
-def test_allowed_items_count_and_find(catalogue, data):
-    table = table_of(catalogue)
-    num_items = len(table.codes)
-    trie = SemanticIdTrie.from_table(table, None)
-    item = st.integers(-1, num_items - 1)
-    rows = data.draw(st.lists(st.lists(item, min_size=3, max_size=3), min_size=1, max_size=3))
-    bitmap = torch.ones((len(rows), num_items), dtype=torch.bool)
-    for row, chosen in enumerate(rows):
-        bitmap[row, [c for c in chosen if c >= 0]] = False
-    everywhere = torch.arange(num_items + 1).expand(len(rows), -1).contiguous()
-    for allowed in (AllItemsBut.of(trie, torch.tensor(rows)), OnlyItems.of(trie, bitmap)):
-        before = allowed.before(everywhere)
-        for row in range(len(rows)):
-            positions = [p for p in range(num_items) if bitmap[row, trie.items[p]]]
-            assert before[row].tolist() == [
-                sum(p < end for p in positions) for end in range(num_items + 1)
-            ]
-            found = allowed.position_of(torch.arange(len(positions)).expand(len(rows), -1))
-            assert found[row].tolist() == positions
 
 
 def test_ended_beam_has_no_children():
