@@ -18,7 +18,7 @@ def search(decoding, *, num_beams, top_k):
     trie = SemanticIdTrie.from_table(SemanticIdTable(every, SIZES), None)
     nothing = torch.zeros((2, 0), dtype=torch.long)
     return decoding.search(
-        lambda: TableSteps(SIZES, 2, seed=5),
+        lambda: TableSteps(SIZES, 2, seed=0),
         trie,
         AllItemsBut.of(trie, nothing),
         num_requests=2,
@@ -30,10 +30,10 @@ def search(decoding, *, num_beams, top_k):
 
 def test_exact_takes_no_notice_of_the_width():
     wide = search(Decoding(), num_beams=12, top_k=12).ranked
-    narrow = search(Decoding(), num_beams=2, top_k=2).ranked
-    exact = search(Decoding("exact"), num_beams=2, top_k=12).ranked
+    narrow = search(Decoding(), num_beams=1, top_k=1).ranked
+    exact = search(Decoding("exact"), num_beams=1, top_k=12).ranked
     assert torch.equal(exact.items, wide.items)
-    assert not torch.equal(narrow.items, wide.items[:, :2]), "the oracle must have work to do"
+    assert not torch.equal(narrow.items, wide.items[:, :1])  # greed errs here
 
 
 def test_diverse_rounds_the_width_up_to_its_groups():
@@ -47,7 +47,6 @@ def test_diverse_rounds_the_width_up_to_its_groups():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("greedy",), "must be beam, diverse or exact, got 'greedy'"),
         (("beam", 30), r"num_groups \(30\) and .* need decoding: diverse, got 'beam'"),
         (("exact", 1, 0.25), r"diversity_penalty \(0.25\) need decoding: diverse"),
     ],
