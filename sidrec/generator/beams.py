@@ -15,7 +15,6 @@ from sidrec.types import RankedItems
 _LOWEST = float("-inf")
 _LEAST_MASS = 1e-30  # of a child with items, where rounding has left nothing
 _NO_ITEM = -1e30  # finite, so that a beam that has ended stays free of NaN
-_BITS_OF_LOWEST = torch.tensor(_LOWEST).view(torch.int32).item()
 _BITS_OF_NO_ITEM = torch.tensor(_NO_ITEM).view(torch.int32).item()
 
 
@@ -207,7 +206,7 @@ def over_children(
     flat = bounds.flatten(1).long()
     mass = mass_before.gather(1, flat).view(bounds.shape).diff(dim=-1)
     weighed = logits.float() + mass.float().clamp(min=_LEAST_MASS).log()
-    empty = bounds.diff(dim=-1).sub_(1).bitwise_right_shift_(31)  # as in candidate_scores
+    empty = bounds.diff(dim=-1).sub_(1).clamp_(max=0)  # as in candidate_scores
     return (weighed + empty.bitwise_and_(_BITS_OF_NO_ITEM).view(torch.float32)).log_softmax(dim=-1)
 
 
@@ -218,9 +217,10 @@ def candidate_scores(
 ) -> Float[Tensor, "request beam code"]:
     """Score every child of every beam, -inf where it holds no allowed item or the model NaN."""
     # a comparison and a fill take ten times as long as arithmetic on the float's bits
-    closed = num_allowed.sub(1).bitwise_right_shift_(31)  # -1 where closed, else 0
-    total = log_probabilities.float() + closed.bitwise_and_(_BITS_OF_LOWEST).view(torch.float32)
-    return total.add_(scores[..., None]).nan_to_num_(nan=_LOWEST, posinf=-_LOWEST, neginf=_LOWEST)
+    closed = num_allowed.sub(1).clamp_(max=0)  # -1 where closed, else 0: all bits, or none
+    total = log_probabilities.float() + scores[..., None]
+    total.view(torch.int32).bitwise_or_(closed)  # all bits set are NaN
+    return total.nan_to_num_(nan=_LOWEST, posinf=-_LOWEST, neginf=_LOWEST)
 
 
 def best_columns(
@@ -232,9 +232,9 @@ def best_columns(
     none: the float's bits, made monotone, above the reversed column.
     """
     bits = candidates.add(0.0).view(torch.int32)  # -0.0 becomes 0.0: equal must look equal
-    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))  # monotone
     column = torch.arange(candidates.shape[1] - 1, -1, -1, device=candidates.device)
-    ordered = (monotone.long() << 32) + column
+    ordered = bits.long().bitwise_left_shift_(32).add_(column)
     best = ordered.topk(width, dim=1, sorted=False).values
     return (candidates.shape[1] - 1 - (best & 0xFFFFFFFF)).sort(dim=1).values
 

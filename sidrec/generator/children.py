@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -36,42 +36,48 @@ class ChildTable:
 
 @dataclass(frozen=True, slots=True)
 class ChildList:
-    """Only the children that exist, one after another, for levels whose table would not fit.
+    """Only the children that exist, for levels whose table would not fit.
+
+    Most prefixes of such a level have few children, some have many. Those with many have a row of
+    a table all the same; the others list their children one after another.
 
     Attributes:
+        many: Of the prefixes with more than ``few`` children.
         child_of: Child to which the item at each position belongs, numbered in their order.
         starts: First position of each child, and one end more.
         codes: Code of each child.
-        codebook_size: Number of codes at this level.
-        most: Children that a prefix has at most: a constant, so that shapes stay static.
+        few: Children that a listed prefix has at most: a constant, so that shapes stay static.
     """
 
+    many: ChildTable
     child_of: Int[Tensor, " position"]
     starts: Int[Tensor, " child_end"]
     codes: Int[Tensor, " child"]
-    codebook_size: int
-    most: int
+    few: int
 
     def of(
         self, lo: Int[Tensor, "request beam"], hi: Int[Tensor, "request beam"]
     ) -> Int[Tensor, "request beam bound"]:
         """Return the bounds of the children of the prefixes that own the ranges ``[lo, hi)``."""
-        places = torch.arange(self.most, device=lo.device, dtype=lo.dtype)
+        listed = (lo < hi) & (self.many.row_of[lo] == len(self.many.bounds) - 1)
+        places = torch.arange(self.few, device=lo.device, dtype=lo.dtype)
         child = self.child_of[lo][..., None] + places  # [request, beam, place]
         real = child < len(self.codes)
         child = torch.where(real, child, 0)
         start, end = self.starts[child], self.starts[1:][child]
-        own = real & (start < hi[..., None])
-        num_items = torch.where(own, end - start, 0)
-        sums = lo.new_zeros((*lo.shape, self.codebook_size + 1), dtype=torch.int32)
-        sums[..., 0] = torch.where(lo < hi, lo, 0)
-        sums.scatter_add_(2, torch.where(own, self.codes[child] + 1, 0).long(), num_items)
-        return sums.cumsum(dim=2, dtype=torch.int32)
+        own = real & (start < hi[..., None]) & listed[..., None]
+        bounds = self.many.of(lo, hi)  # 0 for those that list their children
+        steps = torch.zeros_like(bounds)
+        steps[..., 0] = torch.where(listed, lo, 0)
+        code = torch.where(own, self.codes[child] + 1, 0).long()
+        steps.scatter_add_(2, code, torch.where(own, end - start, 0))
+        return bounds.add_(steps.cumsum(dim=2, dtype=torch.int32))
 
     def to(self, device: torch.device | str) -> "ChildList":
         """Return the same list on ``device``."""
         return replace(
             self,
+            many=self.many.to(device),
             child_of=self.child_of.to(device),
             starts=self.starts.to(device),
             codes=self.codes.to(device),
@@ -104,21 +110,47 @@ def children_of_levels(
         starts = new.nonzero()[:, 0]
         child_of[-1] = len(starts)
         if (num_rows + 1) * (size + 1) <= max_entries:
-            levels.append(_table(row_of, num_rows, codes, size))
+            every = torch.ones(num_rows, dtype=torch.bool, device=keys.device)
+            levels.append(_table(row_of, every, codes, size))
         else:
-            most = int(torch.bincount(row_of[starts]).max())
             ends = torch.cat([starts, starts.new_tensor([len(keys)])]).int()
-            levels.append(ChildList(child_of, ends, codes[starts].int(), size, most))
+            num_children = torch.bincount(row_of[starts], minlength=num_rows)
+            few = _few(num_children, size, max_entries)
+            many = _table(row_of, num_children > few, codes, size)
+            levels.append(ChildList(many, child_of, ends, codes[starts].int(), few))
         row_of, num_rows = child_of, len(starts)
     return tuple(levels)
 
 
+def _few(num_children: Int[Tensor, " row"], size: int, max_entries: int) -> int:
+    """Return the least power of two such that all prefixes with more children fit in a table."""
+    few = 1
+    while few < size and (int((num_children > few).sum()) + 1) * (size + 1) > max_entries:
+        few *= 2
+    return min(few, size)
+
+
 def _table(
-    row_of: Int[Tensor, " position"], num_rows: int, codes: Int[Tensor, " item"], size: int
+    row_of: Int[Tensor, " position"],
+    chosen: Bool[Tensor, " row"],
+    codes: Int[Tensor, " item"],
+    size: int,
 ) -> ChildTable:
-    cells = row_of[:-1].long() * size + codes
-    ends = torch.bincount(cells, minlength=num_rows * size).cumsum(dim=0).int()
-    bounds = ends.new_zeros((num_rows + 1, size + 1))
-    bounds[:-1, 1:] = ends.view(num_rows, size)
-    bounds[1:-1, 0] = bounds[:-2, -1]  # a row begins where the row before ends
-    return ChildTable(row_of, bounds)
+    """Return a table of the chosen prefixes; the items of all others have its last row."""
+    num_chosen = int(chosen.sum())
+    number = torch.where(chosen, chosen.cumsum(dim=0) - 1, num_chosen)
+    own = torch.full_like(row_of, num_chosen)
+    own[:-1] = number[row_of[:-1]].int()
+    inside = own[:-1] < num_chosen
+    position = inside.nonzero()[:, 0]
+    cells = own[position].long() * size + codes[position]
+    counts = own.new_zeros(num_chosen * size)
+    counts.scatter_add_(0, cells, torch.ones_like(own[:-1])[: len(cells)])
+    bounds = own.new_zeros((num_chosen + 1, size + 1))
+    if num_chosen:
+        first = torch.full((num_chosen,), len(codes), device=codes.device)
+        first.scatter_reduce_(0, own[position].long(), position, "amin")
+        bounds[:-1, 0] = first.int()
+        ends = counts.view(num_chosen, size).cumsum(dim=1, dtype=torch.int32)
+        torch.add(ends, bounds[:-1, :1], out=bounds[:-1, 1:])
+    return ChildTable(own, bounds)

@@ -36,14 +36,16 @@ def test_three_items_by_hand():
     assert below.row_of.tolist() == [0, 1, 1, 2]
 
 
-def test_a_level_without_a_table_lists_its_children():
+@pytest.mark.parametrize(("max_dense_entries", "few"), [(7, 2), (9, 1)])
+def test_a_level_without_a_table_lists_its_children(max_dense_entries, few):
     table = SemanticIdTable(torch.tensor([[1, 0], [0, 2], [1, 0], [1, 2]]), (2, 3))
-    trie = SemanticIdTrie.from_table(table, None, max_dense_entries=9)
+    trie = SemanticIdTrie.from_table(table, None, max_dense_entries=max_dense_entries)
     assert isinstance(trie.children[0], ChildTable)
     listed = trie.children[1]
     assert listed.codes.tolist() == [2, 0, 2]
     assert listed.starts.tolist() == [0, 1, 3, 4]
-    assert listed.most == 2
+    assert listed.few == few  # with room for one row, prefix 1 and its two children have it
+    assert len(listed.many.bounds) == 1 + (few == 1)
     lo, hi = torch.tensor([[1, 0, 0]]).int(), torch.tensor([[4, 1, 0]]).int()
     bounds = trie.child_bounds(lo, hi, level=1)
     assert bounds.tolist() == [[[1, 3, 3, 4], [0, 0, 0, 1], [0, 0, 0, 0]]]
