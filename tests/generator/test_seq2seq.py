@@ -131,6 +131,25 @@ def test_a_task_has_codes_of_its_own(kind):
     assert not torch.allclose(first, second)
 
 
+@torch.no_grad()
+def test_padding_and_neighbours_do_not_matter():
+    codes, ids = random_codes(30), level_token_ids(SIZES)
+    decoder = Seq2SeqDecoder(tiny_bart(), ids, normalise_over="level")
+    states, mask = sources(3)
+    trie = SemanticIdTrie.from_table(SemanticIdTable(codes, SIZES), None)
+    nothing = torch.zeros((3, 0), dtype=torch.long)
+    step = decoder.start(states, mask)
+    together = beam_search(step, trie, num_beams=5, top_k=5, excluded=nothing)
+    for row in range(3):
+        length = int(mask[row].sum())
+        step = decoder.start(states[row : row + 1, :length], mask[row : row + 1, :length])
+        alone = beam_search(step, trie, num_beams=5, top_k=5, excluded=nothing[:1])
+        assert torch.equal(alone.ranked.items[0], together.ranked.items[row])
+        torch.testing.assert_close(
+            alone.ranked.scores[0], together.ranked.scores[row], atol=1e-5, rtol=0
+        )
+
+
 def test_training_mode_is_refused():
     decoder = Seq2SeqDecoder(tiny_bart().train(), level_token_ids(SIZES), normalise_over="level")
     with pytest.raises(RuntimeError, match=r"needs model.eval\(\)"):
