@@ -140,6 +140,6 @@ def allowed_in_children(
         bounds: From ``SemanticIdTrie.child_bounds``.
         level: Level of the children's codes.
     """
-    if isinstance(allowed, AllItemsBut):
+    if isinstance(allowed, AllItemsBut) and allowed.excluded.shape[1] <= bounds.shape[2]:
         return allowed.num_allowed(trie, bounds, level=level)
     return allowed.before(bounds).diff(dim=-1).int()

@@ -77,7 +77,8 @@ def test_children_count_their_allowed_items(catalogue, data):
     hi = lo + trie.num_items
     for level, size in enumerate(trie.codebook_sizes):
         bounds = trie.child_bounds(lo, hi, level=level)
-        found = allowed_in_children(allowed, trie, bounds, level=level)
+        found = allowed.num_allowed(trie, bounds, level=level)
         assert torch.equal(found, allowed.before(bounds).diff(dim=-1))
+        assert torch.equal(found, allowed_in_children(allowed, trie, bounds, level=level))
         lo, hi = bounds[..., :-1].reshape(1, -1), bounds[..., 1:].reshape(1, -1)
         assert lo.shape[1] == size * bounds.shape[1]
