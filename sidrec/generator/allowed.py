@@ -1,5 +1,6 @@
 """Which items a request may get, as counts over the trie's sorted positions."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -61,6 +62,24 @@ class AllItemsBut:
         missing = torch.searchsorted(self.excluded, flat, out_int32=True)
         return position - missing.view(position.shape)
 
+    def num_allowed(
+        self, trie: SemanticIdTrie, bounds: Int[Tensor, "request beam bound"], *, level: int
+    ) -> Int[Tensor, "request beam code"]:
+        """Return how many allowed items each child holds: all, less the excluded ones in it.
+
+        Counts of the few excluded items are cheaper than a look-up for each of many bounds.
+        """
+        counts = bounds.diff(dim=-1)
+        if not self.excluded.shape[1]:
+            return counts
+        sizes = trie.codebook_sizes
+        key = trie.keys[self.excluded.clamp(max=trie.num_items - 1).long()]  # [request, excluded]
+        code = key // math.prod(sizes[level + 1 :]) % sizes[level]
+        position = self.excluded[:, None]  # padding lies beyond every range
+        inside = (position >= bounds[..., :1]) & (position < bounds[..., -1:])
+        code = code[:, None].expand(inside.shape)
+        return counts.scatter_add_(2, code, -inside.to(counts.dtype))
+
     def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
         """Return the position of the allowed item that has ``count`` allowed ones before it."""
         num_excluded = self.excluded.shape[1]
@@ -104,3 +123,23 @@ class OnlyItems:
         """Return the position of the allowed item that has ``count`` allowed ones before it."""
         first = torch.searchsorted(self.counts, count.int(), right=True, out_int32=True) - 1
         return first.clamp(max=self.counts.shape[1] - 2)
+
+
+def allowed_in_children(
+    allowed: AllowedItems,
+    trie: SemanticIdTrie,
+    bounds: Int[Tensor, "request beam bound"],
+    *,
+    level: int,
+) -> Int[Tensor, "request beam code"]:
+    """Return how many allowed items every child of every beam holds.
+
+    Args:
+        allowed: Items each request may get.
+        trie: The catalogue.
+        bounds: From ``SemanticIdTrie.child_bounds``.
+        level: Level of the children's codes.
+    """
+    if isinstance(allowed, AllItemsBut) and allowed.excluded.shape[1] <= bounds.shape[2]:
+        return allowed.num_allowed(trie, bounds, level=level)
+    return allowed.before(bounds).diff(dim=-1).int()

@@ -54,19 +54,23 @@ class T5Decoder:
         self,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
+        *,
+        level_token_ids: list[Int[Tensor, " _"]] | None = None,
     ) -> "T5Steps":
         """Read the encoder's output of a batch and return its first step.
 
         Args:
             source: Last hidden states of the encoder.
             source_mask: True on tokens, False on padding; at least one True in each row.
+            level_token_ids: Tokens of this batch's own code space, where tasks have codes of their
+                own, as long as the trie that is searched has levels; None takes the decoder's.
 
         Raises:
             RuntimeError: If the model is in training mode: dropout would be on.
         """
         if self.model.training:
             raise RuntimeError("T5Decoder needs model.eval(): dropout is on in training mode.")
-        return T5Steps(self, source, source_mask)
+        return T5Steps(self, source, source_mask, level_token_ids or self.level_token_ids)
 
 
 class T5Steps:
@@ -77,10 +81,11 @@ class T5Steps:
         decoder: T5Decoder,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
+        level_token_ids: list[Int[Tensor, " _"]],
     ) -> None:
         model = decoder.model
         self._model, self._normalise_over = model, decoder.normalise_over
-        self._level_token_ids = [ids.to(source.device) for ids in decoder.level_token_ids]
+        self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
         self._blocks = list(model.decoder.block)
         self._heads = self._blocks[0].layer[0].SelfAttention.n_heads
         self._source_mask = source_mask[:, None, None, :]  # [request, 1, 1, token]

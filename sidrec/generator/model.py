@@ -9,10 +9,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from sidrec.encoder.tower import TextTower
+from sidrec.generator.allowed import AllItemsBut
 from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.beams import Decoded, beam_search, over_children
+from sidrec.generator.beams import Decoded, over_children
 from sidrec.generator.decoder import T5Decoder
 from sidrec.generator.inputs import InputSettings, RequestEmbedder
+from sidrec.generator.modes import Decoding
 from sidrec.generator.prior import CodebookPrior
 from sidrec.generator.t5_forward import read_positions, write_tokens
 from sidrec.generator.trie import SemanticIdTrie
@@ -25,7 +27,8 @@ class GeneratorModel(nn.Module):
 
     The probabilities of a step are normalised over the codes that the catalogue goes on with, each
     weighed by its items (``beams.over_children``), in training as in decoding: the probabilities
-    of all Semantic IDs sum to one. TIGER normalises over the whole vocabulary.
+    of all Semantic IDs sum to one. TIGER normalises over the whole vocabulary. The attribute
+    ``decoding`` says how answers are searched for; beams, unless it is set.
 
     Args:
         t5: ``T5ForConditionalGeneration`` whose vocabulary holds the codes.
@@ -56,7 +59,7 @@ class GeneratorModel(nn.Module):
     ) -> None:
         super().__init__()
         self.t5, self.vocabulary, self.popularity = t5, vocabulary, popularity
-        self.prior = prior
+        self.prior, self.decoding = prior, Decoding()
         codes = table.codes.long()
         tokens = t5.get_input_embeddings()
         self.embedder = RequestEmbedder(
@@ -139,13 +142,13 @@ class GeneratorModel(nn.Module):
             ConfigError: If ``num_beams`` is smaller than ``top_k``.
         """
         source, mask, mass_before = self.read(batch)
-        steps = self.decoder.start(source, mask)
-        return beam_search(
-            steps,
+        return self.decoding.search(
+            lambda: self.decoder.start(source, mask),
             self.trie,
+            AllItemsBut.of(self.trie, batch.excluded),
+            num_requests=len(source),
             num_beams=num_beams,
             top_k=top_k,
-            excluded=batch.excluded,
             mass_before=mass_before,
         )
 

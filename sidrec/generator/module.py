@@ -19,6 +19,7 @@ from sidrec.generator.batches import GeneratorBatch
 from sidrec.generator.datamodule import GeneratorDataModule
 from sidrec.generator.inputs import HistoryInput, InputSettings, TextInput
 from sidrec.generator.model import GeneratorModel
+from sidrec.generator.modes import Decoding, DecodingMode
 from sidrec.generator.predictions import predictions_of, write_predictions
 from sidrec.generator.text_states import store_text_states
 from sidrec.metrics import Prediction, evaluate, harmonic_mean
@@ -61,6 +62,9 @@ class JointGenerator(L.LightningModule):
         recommendation_weight: Factor of the recommendation loss.
         num_beams: Width of the search when answering.
         top_k: Length of the lists.
+        decoding: ``beam``, ``diverse`` or ``exact``, with its next two: see ``modes.Decoding``.
+        num_groups: Groups of beams that avoid each other's codes; divides ``num_beams``.
+        diversity_penalty: For each beam of an earlier group with the same code, in nats.
         revision: Of ``t5`` on the hub.
     """
 
@@ -91,21 +95,21 @@ class JointGenerator(L.LightningModule):
         recommendation_weight: float,
         num_beams: int,
         top_k: int,
+        decoding: DecodingMode = "beam",
+        num_groups: int = 1,
+        diversity_penalty: float = 0.0,
         encoder_run: str | None = None,
         revision: str | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= top_k <= num_beams:
-            raise ConfigError(
-                f"model.num_beams ({num_beams}) must be at least model.top_k ({top_k}); raise it."
-            )
+        self.decoding = Decoding(decoding, num_groups, diversity_penalty)
+        self.decoding.check_width(num_beams=num_beams, top_k=top_k)
         if text_input == "encoder_states" and encoder_run is None:
             raise ConfigError("text_input encoder_states needs model.encoder_run; give --from RUN.")
         self.save_hyperparameters()
         self.settings: Any = self.hparams
-        self.inputs = InputSettings(
-            **{name: self.hparams[name] for name in InputSettings.__dataclass_fields__}
-        )
+        names = InputSettings.__dataclass_fields__
+        self.inputs = InputSettings(**{name: self.hparams[name] for name in names})
         self.weights = {"search": search_weight, "recommendation": recommendation_weight}
         self._predictions: list[Prediction] = []
         self._ddp_params_and_buffers_to_ignore = [  # constants: DDP would send them at every step
@@ -146,6 +150,7 @@ class JointGenerator(L.LightningModule):
             popularity=popularity(data.corpus.train_interactions(), data.corpus.num_items),
             encoder_run=self.settings.encoder_run,
         )
+        self.model.decoding = self.decoding
 
     def on_fit_start(self) -> None:
         """Encode the training queries once: the encoder is frozen."""
@@ -203,11 +208,9 @@ class JointGenerator(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
         figures = evaluate(self._gathered(), self.model.popularity.cpu())
-        recalls = {task: figures.get(f"{task}/recall@{_DEEPEST}") for task in TASKS}
-        mean = harmonic_mean([float(value) for value in recalls.values() if value is not None])
-        wanted = {
-            key: value for key, value in figures.items() if "recall@" in key and "_" not in key
-        }
+        recalls = [figures.get(f"{task}/recall@{_DEEPEST}") for task in TASKS]
+        mean = harmonic_mean([float(value) for value in recalls if value is not None])
+        wanted = {k: v for k, v in figures.items() if "recall@" in k and "_" not in k}
         wanted |= {"recall_harmonic_mean": mean}
         self.log_dict({f"val/{key}": float(value) for key, value in wanted.items()}, batch_size=1)
 
@@ -219,17 +222,15 @@ class JointGenerator(L.LightningModule):
             run = RunDirectory(Path(self.trainer.default_root_dir))
             write_predictions(run.predictions, predictions)
             write_json(run.metrics, figures)
-        self.log_dict(
-            {key: float(value) for key, value in figures.items() if key.startswith(TASKS)},
-            batch_size=1,
-        )
+        logged = {k: float(v) for k, v in figures.items() if k.startswith(TASKS)}
+        self.log_dict(logged, batch_size=1)
 
     def on_predict_epoch_end(self) -> None:
         """Write ``predictions.parquet`` into the run directory."""
         predictions = self._gathered()
         if self.trainer.is_global_zero:
-            run = RunDirectory(Path(self.trainer.default_root_dir))
-            write_predictions(run.predictions, predictions)
+            root = Path(self.trainer.default_root_dir)
+            write_predictions(RunDirectory(root).predictions, predictions)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights that train, and its schedule by optimiser step."""
@@ -269,13 +270,12 @@ class JointGenerator(L.LightningModule):
                 bundle=self.bundle,
                 encoder_run=self.settings.encoder_run,
             )
+        self.model.decoding = self.decoding
 
     def _load_bundle(self) -> SemanticIdBundle:
-        attached = self._trainer is not None
-        return SemanticIdBundle.load(
-            Path(self.settings.semantic_ids),
-            corpus_fingerprint=self._data().corpus.fingerprint if attached else None,
-        )
+        folder, attached = Path(self.settings.semantic_ids), self._trainer is not None
+        fingerprint = self._data().corpus.fingerprint if attached else None
+        return SemanticIdBundle.load(folder, corpus_fingerprint=fingerprint)
 
     def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> list[Prediction]:
         decoded = self.model.answer(

@@ -8,9 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sidrec.errors import DataError
+from sidrec.generator.children import Children, children_of_levels
 from sidrec.types import SemanticIdTable
 
-_MAX_DENSE_ENTRIES = 1 << 25  # 128 MiB of int32; three levels of 256 codes need half of it
+_MAX_DENSE_ENTRIES = 1 << 25  # 128 MiB of int32; the third level of 256 codes needs half of it
 _MAX_KEY = 2**63 - 1
 
 
@@ -28,19 +29,19 @@ class SemanticIdTrie:
             item_index: an order that never looks at the answer.
         position: Position of each item, the inverse of ``items``.
         codebook_sizes: Number of codes at each level.
-        tables: ``tables[level][prefix * size + code]`` is the first position at or after that
-            prefix and code, for the first levels, as far as they fit; the rest is searched.
+        children: How the prefixes of each level go on: a table with one row a prefix as far as
+            that fits, the list of existing children below.
 
     Source:
-        The mask of STATIC (arXiv 2602.22647) without its CSR: ranges come from a dense table or
-        from a binary search over the keys.
+        STATIC (arXiv 2602.22647): dense masks above, CSR below. Differs: what is stored are
+        positions, not states, so a beam's range at the leaf *is* its items.
     """
 
     keys: Int[Tensor, " item"]
     items: Int[Tensor, " item"]
     position: Int[Tensor, " item"]
     codebook_sizes: tuple[int, ...]
-    tables: tuple[Int[Tensor, " _"], ...]
+    children: tuple[Children, ...]
 
     @classmethod
     def from_table(
@@ -56,8 +57,8 @@ class SemanticIdTrie:
             table: Semantic ID of every item.
             popularity: Train interactions of each item, for the order of items that share a
                 Semantic ID; None orders them by item_index alone.
-            max_dense_entries: Largest dense table, in int32 entries, per level. Costs memory for
-                speed and never changes a result.
+            max_dense_entries: Largest table of children, in int32 entries, per level. Costs
+                memory for speed and never changes a result.
 
         Raises:
             DataError: If the table is empty, or its Semantic IDs do not fit in 63 bits.
@@ -77,8 +78,8 @@ class SemanticIdTrie:
         items = items[torch.argsort(keys[items], stable=True)]
         keys = keys[items]
         position = torch.empty_like(items).scatter_(0, items, torch.arange(len(items)).to(items))
-        tables = _dense_tables(keys, sizes, max_dense_entries)
-        return cls(keys, items, position, sizes, tables)
+        children = children_of_levels(keys, sizes, max_entries=max_dense_entries)
+        return cls(keys, items, position, sizes, children)
 
     @property
     def num_items(self) -> int:
@@ -97,7 +98,7 @@ class SemanticIdTrie:
             keys=self.keys.to(device),
             items=self.items.to(device),
             position=self.position.to(device),
-            tables=tuple(table.to(device) for table in self.tables),
+            children=tuple(level.to(device) for level in self.children),
         )
 
     def child_bounds(
@@ -117,15 +118,7 @@ class SemanticIdTrie:
             hi: End of each range, exclusive.
             level: Level of the codes that come next, from 0.
         """
-        size = self.codebook_sizes[level]
-        span = math.prod(self.codebook_sizes[level + 1 :])  # keys below one code of this level
-        first = self.keys[lo.long().clamp(max=self.num_items - 1)] // (span * size)
-        cells = first[..., None] * size + torch.arange(size + 1, device=lo.device)
-        if level < len(self.tables):
-            bounds = self.tables[level][cells]
-        else:
-            bounds = torch.searchsorted(self.keys, cells * span, out_int32=True)
-        return torch.where((lo < hi)[..., None], bounds, 0)
+        return self.children[level].of(lo, hi)
 
     def semantic_id_ranks(
         self, keys: Int[Tensor, "request beam"], items: Int[Tensor, "request answer"]
@@ -158,18 +151,3 @@ def unpack(keys: Int[Tensor, "*any"], sizes: tuple[int, ...]) -> Int[Tensor, "*a
         codes.append(keys % size)
         keys = keys // size
     return torch.stack(codes[::-1], dim=-1)
-
-
-def _dense_tables(
-    keys: Int[Tensor, " item"], sizes: tuple[int, ...], max_entries: int
-) -> tuple[Int[Tensor, " _"], ...]:
-    tables = []
-    for level in range(len(sizes)):
-        num_prefixes = math.prod(sizes[: level + 1])
-        if num_prefixes + 1 > max_entries:
-            break
-        counts = torch.bincount(keys // math.prod(sizes[level + 1 :]), minlength=num_prefixes)
-        table = counts.new_zeros(num_prefixes + 1, dtype=torch.int32)
-        torch.cumsum(counts, dim=0, dtype=torch.int32, out=table[1:])
-        tables.append(table)
-    return tuple(tables)

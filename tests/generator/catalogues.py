@@ -18,7 +18,13 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 def catalogues(draw, *, max_items=12, max_levels=4, max_codes=4):
     """Draw (codes, codebook sizes): random depth, skew and shared IDs."""
     sizes = tuple(draw(st.lists(st.integers(1, max_codes), min_size=1, max_size=max_levels)))
-    code = st.tuples(*(st.integers(0, size - 1) for size in sizes))
+    skewed = draw(st.booleans())  # most items share their first codes
+
+    def code_below(size):
+        drawn = st.integers(0, size * size - 1)
+        return drawn.map(lambda x: max(0, x // size - x % size) if skewed else x % size)
+
+    code = st.tuples(*(code_below(size) for size in sizes))
     rows = draw(st.lists(code, min_size=1, max_size=max_items))
     return rows, sizes
 

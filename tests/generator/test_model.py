@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError
+from sidrec.generator.modes import Decoding
 from tests.generator.made import SIZES, histories, searches, tiny_generator
 
 BATCH = searches("a heist film in paris", "rain", "space opera", answers=[3, 0, 7])
@@ -108,6 +109,22 @@ def test_answers_do_not_depend_on_the_batch():
     for row, query in enumerate(queries):
         alone = model.answer(searches(query), num_beams=10, top_k=5)
         assert torch.equal(alone.ranked.items[0], together.ranked.items[row])
+
+
+def test_every_mode_answers():
+    model = tiny_generator()
+    batch = searches("a heist film in paris", "rain")
+    wide = model.answer(batch, num_beams=30, top_k=20)
+    model.decoding = Decoding("exact")
+    exact = model.answer(batch, num_beams=1, top_k=20)
+    assert torch.equal(exact.ranked.items, wide.ranked.items)
+    torch.testing.assert_close(exact.ranked.scores, wide.ranked.scores)
+    model.decoding = Decoding("diverse", 5, 0.5)
+    diverse = model.answer(batch, num_beams=10, top_k=10)
+    assert not torch.equal(diverse.ranked.items, wide.ranked.items[:, :10])
+    for row in diverse.ranked.items.tolist():
+        found = [item for item in row if item >= 0]
+        assert 5 <= len(found) == len(set(found))
 
 
 def test_more_items_than_beams_are_refused():

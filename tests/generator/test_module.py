@@ -30,6 +30,16 @@ def test_interrupted_and_resumed_equals_undisturbed(
     assert equal(resumed[1], expected)
 
 
+def test_a_checkpoint_answers_in_the_mode_that_is_asked_for(semantic_ids, undisturbed):
+    file = next(undisturbed[2].glob("*.ckpt"))
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    older = {"semantic_ids": semantic_ids, **MODEL}  # from before there were modes
+    for settings, expected in ((older, "beam"), (older | {"decoding": "exact"}, "exact")):
+        loaded = JointGenerator(**settings)
+        loaded.on_load_checkpoint(checkpoint)
+        assert loaded.model.decoding.mode == expected
+
+
 def test_validation_logs_both_tasks(corpus, semantic_ids, tmp_path):
     settings = {"max_steps": 2, "max_epochs": 1, "limit_val_batches": 1.0}
     trainer, _ = train(str(corpus.folder), semantic_ids, tmp_path, **settings)
@@ -92,6 +102,8 @@ def test_nan_is_refused_with_the_step(corpus, semantic_ids, tmp_path):
     ("model", "data", "message"),
     [
         ({"num_beams": 3}, {}, r"num_beams \(3\) must be at least model\.top_k \(10\)"),
+        ({"decoding": "diverse", "num_groups": 4}, {}, r"num_groups \(4\) must divide num_beams"),
+        ({"num_groups": 5}, {}, r"need decoding: diverse, got 'beam'"),
         ({"text_input": "encoder_states"}, {}, r"needs model\.encoder_run; give --from RUN"),
         ({}, {"max_history_items": 9}, r"data\.max_history_items \(9\) exceeds"),
     ],

@@ -5,10 +5,9 @@ import itertools
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from sidrec.errors import DataError
-from sidrec.generator.allowed import AllItemsBut, OnlyItems
+from sidrec.generator.children import ChildTable
 from sidrec.generator.trie import SemanticIdTrie, pack, unpack
 from sidrec.types import SemanticIdTable
 from tests.generator.catalogues import catalogues, table_of, unhurried
@@ -31,10 +30,28 @@ def test_three_items_by_hand():
     assert trie.keys.tolist() == [2, 3, 3]
     assert trie.items.tolist() == [1, 2, 0]  # item 2 is more popular than item 0
     assert trie.position.tolist() == [2, 0, 1]
-    assert [t.tolist() for t in trie.tables] == [[0, 1, 3], [0, 0, 0, 1, 3, 3, 3]]
+    above, below = trie.children
+    assert above.bounds.tolist() == [[0, 1, 3], [0, 0, 0]]
+    assert below.bounds.tolist() == [[0, 0, 0, 1], [1, 3, 3, 3], [0, 0, 0, 0]]
+    assert below.row_of.tolist() == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("max_dense_entries", [0, 5, 1 << 20])
+@pytest.mark.parametrize(("max_dense_entries", "few"), [(7, 2), (9, 1)])
+def test_a_level_without_a_table_lists_its_children(max_dense_entries, few):
+    table = SemanticIdTable(torch.tensor([[1, 0], [0, 2], [1, 0], [1, 2]]), (2, 3))
+    trie = SemanticIdTrie.from_table(table, None, max_dense_entries=max_dense_entries)
+    assert isinstance(trie.children[0], ChildTable)
+    listed = trie.children[1]
+    assert listed.codes.tolist() == [2, 0, 2]
+    assert listed.starts.tolist() == [0, 1, 3, 4]
+    assert listed.few == few  # with room for one row, prefix 1 and its two children have it
+    assert len(listed.many.bounds) == 1 + (few == 1)
+    lo, hi = torch.tensor([[1, 0, 0]]).int(), torch.tensor([[4, 1, 0]]).int()
+    bounds = trie.child_bounds(lo, hi, level=1)
+    assert bounds.tolist() == [[[1, 3, 3, 4], [0, 0, 0, 1], [0, 0, 0, 0]]]
+
+
+@pytest.mark.parametrize("max_dense_entries", [0, 12, 1 << 20])
 @unhurried
 @given(catalogue=catalogues())
 def test_only_real_items_can_be_reached(max_dense_entries, catalogue):
@@ -59,29 +76,6 @@ def test_packing_keeps_order_and_comes_back(catalogue):
     assert by_key == by_code
 
 
-@unhurried
-@given(catalogue=catalogues(), data=st.data())
-def test_allowed_items_count_and_find(catalogue, data):
-    table = table_of(catalogue)
-    num_items = len(table.codes)
-    trie = SemanticIdTrie.from_table(table, None)
-    item = st.integers(-1, num_items - 1)
-    rows = data.draw(st.lists(st.lists(item, min_size=3, max_size=3), min_size=1, max_size=3))
-    bitmap = torch.ones((len(rows), num_items), dtype=torch.bool)
-    for row, chosen in enumerate(rows):
-        bitmap[row, [c for c in chosen if c >= 0]] = False
-    everywhere = torch.arange(num_items + 1).expand(len(rows), -1).contiguous()
-    for allowed in (AllItemsBut.of(trie, torch.tensor(rows)), OnlyItems.of(trie, bitmap)):
-        before = allowed.before(everywhere)
-        for row in range(len(rows)):
-            positions = [p for p in range(num_items) if bitmap[row, trie.items[p]]]
-            assert before[row].tolist() == [
-                sum(p < end for p in positions) for end in range(num_items + 1)
-            ]
-            found = allowed.position_of(torch.arange(len(positions)).expand(len(rows), -1))
-            assert found[row].tolist() == positions
-
-
 def test_ended_beam_has_no_children():
     table = SemanticIdTable(torch.tensor([[1, 0], [1, 1]]), (2, 2))
     trie = SemanticIdTrie.from_table(table, None)
@@ -101,7 +95,8 @@ def test_rank_of_a_semantic_id():
 def test_moving_keeps_everything():
     table = SemanticIdTable(torch.tensor([[1], [0]]), (2,))
     moved = SemanticIdTrie.from_table(table, None).to("meta")
-    assert all(t.device.type == "meta" for t in (moved.keys, moved.items, *moved.tables))
+    assert all(t.device.type == "meta" for t in (moved.keys, moved.items, moved.position))
+    assert all(level.bounds.device.type == "meta" for level in moved.children)
     assert moved.codebook_sizes == (2,)
 
 
