@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from sidrec.encoder.tower import TextTower
+from sidrec.generator.allowed import AllItemsBut, AllowedItems
 from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.beams import Decoded, beam_search, over_children
+from sidrec.generator.beams import Decoded, over_children, search_allowed
 from sidrec.generator.decoder import T5Decoder
 from sidrec.generator.inputs import InputSettings, RequestEmbedder
 from sidrec.generator.prior import CodebookPrior
@@ -139,20 +140,36 @@ class GeneratorModel(nn.Module):
         return read, reading.mask, self.prior(reading.vector, task=batch.task)
 
     @torch.no_grad()
-    def answer(self, batch: GeneratorBatch, *, num_beams: int, top_k: int) -> Decoded:
+    def answer(
+        self,
+        batch: GeneratorBatch,
+        *,
+        num_beams: int,
+        top_k: int,
+        allowed: AllowedItems | None = None,
+    ) -> Decoded:
         """Decode a batch under the trie: real items only, none twice, none excluded.
+
+        Args:
+            batch: Requests of one task.
+            num_beams: Width of the search.
+            top_k: Length of the lists.
+            allowed: Items each request may get; None: all but ``batch.excluded``.
 
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``.
         """
         source, mask, mass_before = self.read(batch)
         steps = self.decoder.start(source, mask)
-        return beam_search(
+        if allowed is None:
+            allowed = AllItemsBut.of(self.trie, batch.excluded)
+        return search_allowed(
             steps,
             self.trie,
+            allowed,
+            num_requests=batch.num_requests,
             num_beams=num_beams,
             top_k=top_k,
-            excluded=batch.excluded,
             mass_before=mass_before,
         )
 
