@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sidrec.encoder.tower import TextTower
 from sidrec.generator.allowed import AllItemsBut, AllowedItems
 from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.beams import Decoded, over_children, search_allowed
+from sidrec.generator.beams import Decoded, Step, over_children, search_allowed
 from sidrec.generator.decoder import T5Decoder
 from sidrec.generator.inputs import InputSettings, RequestEmbedder
+from sidrec.generator.prefix_mass import WeighedSteps
 from sidrec.generator.prior import CodebookPrior
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.generator.vocabulary import CodeVocabulary
@@ -130,14 +131,27 @@ class GeneratorModel(nn.Module):
         Float[Tensor, "request bound"],
     ]:
         """Return T5's encoder output, its mask, and the mass before each position of the trie."""
+        read, mask, vector = self._read(batch)
+        if self.prior is None or vector is None:
+            return read, mask, self._even_mass(len(read))
+        return read, mask, self.prior(vector, task=batch.task)
+
+    def _read(
+        self, batch: GeneratorBatch
+    ) -> tuple[
+        Float[Tensor, "request position dim"],
+        Bool[Tensor, "request position"],
+        Float[Tensor, "request _"] | None,
+    ]:
         reading = self.embedder(batch)
         read = self.t5.encoder(
             inputs_embeds=reading.positions, attention_mask=reading.mask.long()
         ).last_hidden_state
-        if self.prior is None or reading.vector is None:
-            even = torch.arange(self.trie.num_items + 1, device=read.device).double()
-            return read, reading.mask, even.expand(len(read), -1)
-        return read, reading.mask, self.prior(reading.vector, task=batch.task)
+        return read, reading.mask, reading.vector
+
+    def _even_mass(self, num_requests: int) -> Float[Tensor, "request bound"]:
+        even = torch.arange(self.trie.num_items + 1, device=self.trie.items.device).double()
+        return even.expand(num_requests, -1)
 
     @torch.no_grad()
     def answer(
@@ -159,8 +173,13 @@ class GeneratorModel(nn.Module):
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``.
         """
-        source, mask, mass_before = self.read(batch)
-        steps = self.decoder.start(source, mask)
+        source, mask, vector = self._read(batch)
+        steps: Step = self.decoder.start(source, mask)
+        mass_before: Tensor | None = None
+        if self.prior is None or vector is None:
+            mass_before = self._even_mass(batch.num_requests)
+        else:
+            steps = WeighedSteps(steps, self.trie, self.prior.masses(vector, task=batch.task))
         if allowed is None:
             allowed = AllItemsBut.of(self.trie, batch.excluded)
         return search_allowed(
