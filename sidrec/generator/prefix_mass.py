@@ -20,13 +20,14 @@ class PrefixTree:
     """Distinct prefixes of each depth, from 0 (the root) to one level less than an ID has.
 
     Attributes:
-        prefix_at: Per depth: the prefix to which the item at each position of the trie belongs.
+        prefix_at: Per depth: the prefix to which the item at each position of the trie belongs,
+            and 0 behind the last.
         first_child: Per depth: each prefix's first child, a prefix of the next depth; at the last
             depth the first item.
         child_codes: Per depth: the last code of every child, in their order.
     """
 
-    prefix_at: tuple[Int[Tensor, " item"], ...]
+    prefix_at: tuple[Int[Tensor, " bound"], ...]
     first_child: tuple[Int[Tensor, " _"], ...]
     child_codes: tuple[Int[Tensor, " _"], ...]
 
@@ -46,10 +47,11 @@ class PrefixTree:
             begins[1:] |= codes[1:, level] != codes[:-1, level]
             starts.append(begins.nonzero().flatten())
             prefix_at.append(begins.cumsum(dim=0, dtype=torch.int32) - 1)
+        behind = prefix_at[0].new_zeros(1)  # where the range behind the last item begins
         child_codes = [codes[rows, depth] for depth, rows in enumerate(starts[1:])]
         first_child = [prefix_at[depth + 1][rows] for depth, rows in enumerate(starts[:-1])]
         return cls(
-            tuple(prefix_at),
+            tuple(torch.cat([rows, behind]) for rows in prefix_at),
             (*(rows.long() for rows in first_child), starts[-1]),
             (*child_codes, codes[:, -1].contiguous()),
         )
@@ -100,16 +102,16 @@ class PrefixMass:
             prefix_scores: Sum of ``scores`` over the beam's codes.
             bounds: Children of each beam, from ``SemanticIdTrie.child_bounds``.
         """
-        num_items = len(self._tree.child_codes[-1])
         counts = bounds.diff(dim=-1)
         if level + 1 < len(self._below):
-            prefix = self._tree.prefix_at[level + 1][bounds[..., :-1].clamp(max=num_items - 1)]
-            below = self._below[level + 1].T.gather(1, prefix.flatten(1).long()).view(prefix.shape)
+            first = bounds[..., :-1].flatten()
+            prefix = self._tree.prefix_at[level + 1].index_select(0, first).view(len(bounds), -1)
+            below = self._below[level + 1].T.gather(1, prefix.long()).view(counts.shape)
         else:
             below = counts.double()
         share = (prefix_scores - self._log_total[:, None]).exp() * (1 - EVEN_SHARE)
-        mass = below * self._weights[level][:, None] * share[..., None]
-        return mass + counts * (EVEN_SHARE / num_items)
+        below.mul_(self._weights[level][:, None]).mul_(share[..., None])
+        return below.add_(counts, alpha=EVEN_SHARE / len(self._tree.child_codes[-1]))
 
 
 class WeighedSteps:
@@ -141,8 +143,9 @@ class WeighedSteps:
         bounds = self._trie.child_bounds(low, high, level=level)
         self._bounds, self._prefix_scores = bounds, scores
         mass = self._mass.of_children(level, scores, bounds)
-        weighed = logits.float() + mass.clamp(min=_LEAST_MASS).log().float()
-        return weighed.masked_fill(bounds[..., 1:] <= bounds[..., :-1], _NO_ITEM).log_softmax(-1)
+        weighed = mass.float().clamp_(min=_LEAST_MASS).log_().add_(logits)
+        empty = bounds[..., 1:] <= bounds[..., :-1]
+        return weighed.masked_fill_(empty, _NO_ITEM).log_softmax(dim=-1)
 
     def _ranges(
         self, level: int, parent: Int[Tensor, "request beam"], codes: Int[Tensor, "request beam"]

@@ -18,7 +18,7 @@ CODES = torch.tensor([[0, 0], [0, 1], [0, 1], [2, 1]])
 
 def test_the_tree_by_hand():
     tree = PrefixTree.of(CODES)
-    assert [one.tolist() for one in tree.prefix_at] == [[0, 0, 0, 0], [0, 0, 0, 1]]
+    assert [one.tolist() for one in tree.prefix_at] == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
     assert [one.tolist() for one in tree.first_child] == [[0], [0, 3]]
     assert [one.tolist() for one in tree.child_codes] == [[0, 2], [0, 1, 1, 1]]
 
