@@ -32,6 +32,8 @@ def top_up(
         allowed: Items each request may get.
         fill_order: Every item_index of the catalogue once: train popularity, then item_index.
     """
+    if bool((ranked.items >= 0).all()):
+        return ranked
     items, scores = ranked.items.clone(), ranked.scores.clone()
     num_requests, top_k = items.shape
     ends = torch.full((num_requests, 1), trie.num_items, dtype=torch.int32, device=items.device)

@@ -84,7 +84,7 @@ def test_half_a_line_is_dropped(places):
     source, target, whole = places
     interrupted(source, target)
     with target.with_name("out.jsonl.part").open("ab") as stream:
-        stream.write(whole.splitlines(keepends=True)[32] + b'{"id": "33", "ite')
+        stream.write(whole.splitlines(keepends=True)[32] + b'{"id": "33", "ite' + b"m" * len(whole))
     answer(source, target)
     assert target.read_bytes() == whole
 
