@@ -16,7 +16,7 @@ from sidrec.generator.loading import device_named, load_generator
 from sidrec.generator.module import JointGenerator
 from sidrec.generator.out_of_memory import FittingBatches, is_out_of_memory
 from sidrec.generator.request_lines import beginning_of
-from sidrec.generator.subsets import Restriction, allowed_items
+from sidrec.generator.subsets import Restriction, SharedSet, allowed_items
 from sidrec.generator.top_up import popular_first, top_up
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import read_config
@@ -184,9 +184,10 @@ class Retriever:
             raise ConfigError(
                 f"top_k and batch_size must be at least 1, got {top_k} and {batch_size}."
             )
-        shared = None if allowed is None else self._mask_of(allowed)
+        mask = None if allowed is None else self._mask_of(allowed)
+        shared = None if mask is None else SharedSet.of(self.generator.model.trie, mask)
         own = [
-            self._restriction(request, given, shared)
+            self._restriction(request, given, mask)
             for request, given in zip(
                 requests, restrictions or [_FREE] * len(requests), strict=True
             )
@@ -206,33 +207,32 @@ class Retriever:
     def _mask_of(self, allowed: AllowedSet) -> Bool[Tensor, " item"]:
         num_items = len(self._rows)
         if isinstance(allowed, Tensor):
-            mask = allowed.to(self.device)
+            mask = allowed.cpu()
             if len(mask) != num_items:
                 raise DataError(f"allowed has {len(mask)} entries for {num_items} items; give all.")
         else:
             mask = torch.zeros(num_items, dtype=torch.bool)
             mask[list(self.known(allowed).items)] = True
-            mask = mask.to(self.device)
         if not bool(mask.any()):
             raise DataError("allowed holds no item of the catalogue; give one, or None for all.")
         return mask
 
     def _restriction(
-        self, request: Request, given: Restriction, shared: Bool[Tensor, " item"] | None
+        self, request: Request, given: Restriction, mask: Bool[Tensor, " item"] | None
     ) -> Restriction:
         """Add the history's own items, and apply the shared set to a list."""
         listed, excluded = given
         if self.exclude_history:
             excluded = (*excluded, *request.history)
-        if listed is not None and shared is not None:
-            listed = tuple(item for item in listed if shared[item])
+        if listed is not None and mask is not None:
+            listed = tuple(item for item in listed if mask[item])
         return Restriction(listed, excluded)
 
     def _decode(
         self,
         requests: list[Request],
         restrictions: list[Restriction],
-        shared: Bool[Tensor, " item"] | None,
+        shared: SharedSet | None,
         top_k: int,
     ) -> RankedItems:
         model = self.generator.model

@@ -58,70 +58,75 @@ class ListedItems:
         return self.positions.gather(1, count.long().clamp(max=last))
 
 
+class SharedSet(NamedTuple):
+    """One set of items, counted over the trie's positions.
+
+    Attributes:
+        is_inside: True at the positions of the set's items.
+        counts: ``counts[p]`` items of the set stand before position ``p``.
+        positions: Positions of the set's items, ascending.
+    """
+
+    is_inside: Bool[Tensor, " item"]
+    counts: Int[Tensor, " bound"]
+    positions: Int[Tensor, " allowed"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, allowed: Bool[Tensor, " item"]) -> "SharedSet":
+        """Count the items where ``allowed``, by item_index, is True; at least one."""
+        inside = allowed.to(trie.items.device)[trie.items]
+        counts = torch.nn.functional.pad(inside.cumsum(dim=0, dtype=torch.int32), (1, 0))
+        return cls(inside, counts, inside.nonzero().flatten().int())
+
+
 @dataclass(frozen=True, slots=True)
 class SharedItems:
     """One set for all requests, such as what is in stock, without a short list of each.
 
-    The set is counted once, however many requests there are; what a request excludes is looked up
-    among the set's own ranks.
+    What a request excludes is looked up among the set's own ranks.
 
     Attributes:
-        counts: ``counts[p]`` items of the set stand before position ``p``.
-        positions: Positions of the set's items, ascending.
+        shared: The set.
         but: Ranks within the set that each request must not get.
     """
 
-    counts: Int[Tensor, " bound"]
-    positions: Int[Tensor, " allowed"]
+    shared: SharedSet
     but: AllItemsBut
 
     @classmethod
     def of(
-        cls,
-        trie: SemanticIdTrie,
-        allowed: Bool[Tensor, " item"],
-        excluded: Int[Tensor, "request excluded"],
+        cls, trie: SemanticIdTrie, shared: SharedSet, excluded: Int[Tensor, "request excluded"]
     ) -> "SharedItems":
-        """Look the items up in the trie.
-
-        Args:
-            trie: The catalogue.
-            allowed: True at the item_index of the set; on the trie's device.
-            excluded: item_index to leave out, repetitions allowed; -1 on padding.
-        """
-        inside = allowed[trie.items]
-        counts = torch.nn.functional.pad(inside.cumsum(dim=0, dtype=torch.int32), (1, 0))
-        positions = inside.nonzero().flatten().int()
-        beyond = len(positions) + excluded.shape[1]
-        items = excluded.clamp(min=0)
-        counted = (excluded >= 0) & allowed[items]
-        rank = torch.where(counted, counts[trie.position[items]], beyond).sort(dim=1).values
+        """Look the excluded items up; repetitions are allowed, -1 is padding."""
+        beyond = len(shared.positions) + excluded.shape[1]
+        position = trie.position[excluded.clamp(min=0)]
+        counted = (excluded >= 0) & shared.is_inside[position]
+        rank = torch.where(counted, shared.counts[position], beyond).sort(dim=1).values
         again = torch.zeros_like(counted)
         again[:, 1:] = rank[:, 1:] == rank[:, :-1]
-        rank = rank.masked_fill(again, beyond).sort(dim=1).values.int()
-        return cls(counts, positions, AllItemsBut(rank))
+        return cls(shared, AllItemsBut(rank.masked_fill(again, beyond).sort(dim=1).values.int()))
 
     def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
         """Return how many allowed items stand before each position."""
-        return self.but.before(self.counts[position.long()])
+        return self.but.before(self.shared.counts[position.long()])
 
     def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
         """Return the position of the allowed item that has ``count`` allowed ones before it."""
         rank = self.but.position_of(count).long()
-        return self.positions[rank.clamp(min=0, max=len(self.positions) - 1)]
+        return self.shared.positions[rank.clamp(min=0, max=len(self.shared.positions) - 1)]
 
 
 def allowed_items(
     trie: SemanticIdTrie,
     restrictions: Sequence[Restriction],
-    shared: Bool[Tensor, " item"] | None,
+    shared: SharedSet | None,
 ) -> AllowedItems:
     """Return what the requests of a batch may get.
 
     Args:
         trie: The catalogue.
         restrictions: One per request; either all have a list of allowed items or none has.
-        shared: A set that limits all requests; at least one item.
+        shared: A set that limits all requests without a list.
     """
     if restrictions and restrictions[0].allowed is not None:
         return ListedItems.of(trie, restrictions)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sidrec.generator.allowed import AllItemsBut, OnlyItems
 from sidrec.generator.batches import pad_items
-from sidrec.generator.subsets import ListedItems, Restriction, SharedItems, allowed_items
+from sidrec.generator.subsets import ListedItems, Restriction, SharedItems, SharedSet, allowed_items
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.types import SemanticIdTable
 from tests.generator.catalogues import catalogues, table_of, unhurried
@@ -32,7 +32,7 @@ def test_lists_by_hand():
 
 
 def test_a_shared_set_without_a_history_by_hand():
-    shared = torch.tensor([True, False, True, True])
+    shared = SharedSet.of(small_trie(), torch.tensor([True, False, True, True]))
     found = allowed_items(small_trie(), [Restriction(), Restriction(None, (2, 1, 2))], shared)
     assert isinstance(found, SharedItems)
     assert found.before(bounds(2, 4)).tolist() == [[0, 0, 1, 2, 3], [0, 0, 1, 1, 2]]
@@ -65,7 +65,7 @@ def test_all_ways_agree(case):
         expected[row, out] = False
     plain = OnlyItems.of(trie, expected)
     listed = ListedItems.of(trie, [Restriction(tuple(allowed), tuple(out)) for out in excluded])
-    together = SharedItems.of(trie, shared, pad_items(excluded))
+    together = SharedItems.of(trie, SharedSet.of(trie, shared), pad_items(excluded))
     positions = bounds(len(excluded), trie.num_items)
     fewest = int(plain.before(positions)[:, -1].min())
     slots = torch.arange(fewest).expand(len(excluded), -1).contiguous()
