@@ -138,7 +138,7 @@ def main() -> None:
         found = measure(arguments, num_items)
         found["peak_mib"] = {name: peak_mib(arguments, num_items, name) for name in WAYS}
         shape = "x".join(map(str, arguments.codebook_sizes))
-        results[f"{num_items} items, {shape}"] = found | {
+        results[f"{num_items} items, {shape}, batch {arguments.batch}"] = found | {
             "settings": {k: v for k, v in vars(arguments).items() if k not in ("out", "alone")},
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "load_average": os.getloadavg()[0],
