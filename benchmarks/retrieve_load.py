@@ -5,7 +5,7 @@
 Makes a synthetic catalogue, trains both stages for a few steps with tiny models (speed does not
 depend on how well they learned), then answers the same kind of requests, first few, then many, each
 in a process of its own: half searches, half recommendations, 1 % of the lines broken. Memory is the
-peak of the whole process. At the end the long run is killed half way and gone on with: the bytes
+peak of the whole process. The run in the middle is also killed half way and gone on with: the bytes
 must be those of the undisturbed run. Run it from the repository's root.
 """
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--items", type=int, default=10_000)
-    parser.add_argument("--requests", type=int, nargs=2, default=[1_000, 10_000])
+    parser.add_argument("--requests", type=int, nargs=3, default=[1_000, 2_500, 10_000])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -146,10 +146,10 @@ def main() -> None:
             target = folder / f"{num_requests}.out"
             results[str(num_requests)] = answered(run, source, target, num_bad)
             print(num_requests, results[str(num_requests)])
-        again = folder / "again.out"
-        kept = killed_and_gone_on(run, source, again)
-        same = again.read_bytes() == target.read_bytes()
-    few, many = (results[str(count)]["peak_mib"] for count in arguments.requests)
+        middle = folder / f"{arguments.requests[1]}.jsonl"
+        kept = killed_and_gone_on(run, middle, folder / "again.out")
+        same = (folder / "again.out").read_bytes() == middle.with_suffix(".out").read_bytes()
+    few, _, many = (results[str(count)]["peak_mib"] for count in arguments.requests)
     result = {
         "settings": {key: value for key, value in vars(arguments).items() if key != "out"},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, cpu",
