@@ -1,29 +1,29 @@
 """``sidrec retrieve``: batch inference on anybody's requests, one JSON object a line."""
 
-import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from sidrec.console import say
 from sidrec.corpus.disk import disk_errors
 from sidrec.errors import ConfigError, DataError
-from sidrec.files import atomic_file
+from sidrec.generator.answers import answer_lines
+from sidrec.generator.half_written import HalfWritten, half_written
+from sidrec.generator.line_reader import LineReader
+from sidrec.generator.request_lines import MAX_LINE_BYTES
+from sidrec.run_directory import RunDirectory
 from sidrec.suggestion import options_of, with_suggestion
-from sidrec.types import TASKS, Request
 
 if TYPE_CHECKING:
-    from sidrec.generator.retriever import RetrievedItem, Retriever
+    from sidrec.generator.retriever import Retriever
 
 _STREAM = "-"
-_BATCHES_AT_ONCE = 16  # lines in memory: enough to put requests of like length together
 _SAY_EVERY_S = 10.0
 
 
@@ -35,10 +35,6 @@ class RetrieveParser(ArgumentParser):
         del ex
         sys.stderr.write(f"sidrec retrieve: {with_suggestion(message, options_of(self))}\n")
         sys.exit(ConfigError.exit_code)
-
-
-class BadRequestError(ValueError):
-    """What is wrong with one line; it becomes the line's answer."""
 
 
 def main(args: list[str]) -> None:
@@ -63,124 +59,70 @@ def main(args: list[str]) -> None:
     from sidrec.generator.retriever import Retriever
 
     retriever = Retriever.load(given["from"], device=given.device)
+    depends_on = {"run": identity_of(given["from"]), "top_k": given.top_k}
     started = time.monotonic()
-    with _lines_of(given.input) as lines, _writer_to(given.output) as write:
-        counts = answer_lines(
-            retriever, lines, write, top_k=given.top_k, batch_size=given.batch_size
-        )
+    counts = answer_file(
+        retriever,
+        given.input,
+        given.output,
+        depends_on=depends_on,
+        top_k=given.top_k,
+        batch_size=given.batch_size,
+    )
+    cut = f", queries cut {counts['cut']:,}" if counts["cut"] else ""
     say(
         f"answered {counts['answered']:,}, errors {counts['errors']:,}, unknown items skipped "
-        f"{counts['unknown']:,}, {time.monotonic() - started:.1f} s: {given.output}"
+        f"{counts['unknown']:,}{cut}, {time.monotonic() - started:.1f} s: {given.output}"
     )
 
 
-def answer_lines(
+def answer_file(
     retriever: "Retriever",
-    lines: Iterable[bytes],
-    write: Callable[[str], object],
+    source: str,
+    target: str,
     *,
+    depends_on: dict[str, Any],
     top_k: int,
     batch_size: int,
 ) -> Counter[str]:
-    """Answer every line that is not blank by one line, in their order.
+    """Answer a file of requests into another one; go on where an interrupted call left it.
 
-    Memory stays the same however many lines there are.
+    Args:
+        retriever: Answers.
+        source: JSONL of requests; ``-`` is stdin.
+        target: JSONL of answers, whole or not there at all; ``-`` is stdout.
+        depends_on: What the answers depend on besides the requests, see ``HalfWritten``.
+        top_k: Items per answer.
+        batch_size: Requests decoded together.
 
     Returns:
-        How many were ``answered``, how many were ``errors``, and how many history items were
-        ``unknown`` to the catalogue.
+        See ``answer_lines``; what an interrupted call did is counted too.
     """
-    counts: Counter[str] = Counter()
-    said = time.monotonic()
-    wanted = (line for line in lines if line.strip())
-    while block := list(islice(wanted, batch_size * _BATCHES_AT_ONCE)):
-        results: list[dict[str, Any]] = []
-        requests: dict[int, Request] = {}
-        for place, line in enumerate(block):
-            result, request = _understood(line, retriever, counts)
-            results.append(result)
-            if request is not None:
-                requests[place] = request
-        answers = retriever.answer(list(requests.values()), top_k=top_k, batch_size=batch_size)
-        for place, answer in zip(requests, answers, strict=True):
-            results[place]["items"] = [_as_json(item) for item in answer]
-        for result in results:
-            write(json.dumps(result) + "\n")
-        counts["answered"] += len(requests)
-        counts["errors"] += len(block) - len(requests)
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
-            say(f"retrieving: {counts['answered'] + counts['errors']:,} requests done")
-    return counts
+    with _stream_of(source) as stream:
+        lines = LineReader(stream, max_line_bytes=MAX_LINE_BYTES)
+        with _output_to(target, depends_on, lines) as output:
+            progress = Progress(lines, _size_of(source))
+
+            def end_block(counts: Counter[str]) -> None:
+                output.end_block(counts)
+                progress(counts)
+
+            return answer_lines(
+                retriever,
+                lines,
+                output.write,
+                top_k=top_k,
+                batch_size=batch_size,
+                counts=output.counts,
+                end_block=end_block,
+            )
 
 
-def _understood(
-    line: bytes, retriever: "Retriever", counts: Counter[str]
-) -> tuple[dict[str, Any], Request | None]:
-    """Return the beginning of a line's result, and the request if there is one to answer."""
-    given: Any = None
-    try:
-        given = _parsed(line)
-        request, num_unknown = _request(given, retriever)
-    except BadRequestError as error:
-        own = given.get("id") if isinstance(given, dict) else None
-        return {"id": own, "error": str(error)}, None
-    counts["unknown"] += num_unknown
-    return {"id": request.request_id}, request
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        given = json.loads(line)
-    except RecursionError:
-        raise BadRequestError("no valid JSON: nested too deeply") from None
-    except ValueError as error:  # broken JSON or broken UTF-8
-        raise BadRequestError(f"no valid JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise BadRequestError(f"expected a JSON object, got {type(given).__name__}")
-    return given
-
-
-def _request(given: dict[str, Any], retriever: "Retriever") -> tuple[Request, int]:
-    own, task = given.get("id"), given.get("task")
-    if not isinstance(own, str):
-        raise BadRequestError("id must be a string")
-    if task not in TASKS:
-        raise BadRequestError(f"task must be one of {', '.join(TASKS)}, got {json.dumps(task)}")
-    if task == "search":
-        return Request(own, "search", _query(given), (), ()), 0
-    items, num_unknown = retriever.known(_history(given))
-    if not items:
-        raise BadRequestError(
-            f"history holds no item of the catalogue ({num_unknown} unknown); give one it knows"
-        )
-    return Request(own, "recommendation", "", items, ()), num_unknown
-
-
-def _query(given: dict[str, Any]) -> str:
-    query = given.get("query")
-    if not isinstance(query, str):
-        raise BadRequestError('search needs "query", a string')
-    if not query.strip():
-        raise BadRequestError("query is empty; give at least one word")
-    return query.encode(errors="replace").decode()  # JSON may hold half a character
-
-
-def _history(given: dict[str, Any]) -> list[str]:
-    history = given.get("history")
-    if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
-        raise BadRequestError('recommendation needs "history", a list of item_id strings')
-    if not history:
-        raise BadRequestError("history is empty; give at least one item_id")
-    return history
-
-
-def _as_json(item: "RetrievedItem") -> dict[str, Any]:
-    return {
-        "item_id": item.item_id,
-        "score": round(item.score, 6),
-        "semantic_id": list(item.semantic_id),
-    }
+def identity_of(run_folder: str) -> str:
+    """Return what tells one trained run from another, without reading its weights."""
+    file = RunDirectory(Path(run_folder)).finished_checkpoint().resolve()
+    facts = file.stat()
+    return f"{file} of {facts.st_size} bytes, time {facts.st_mtime_ns}"
 
 
 def _refuse_bad_places(source: str, target: str) -> None:
@@ -194,7 +136,7 @@ def _refuse_bad_places(source: str, target: str) -> None:
 
 
 @contextmanager
-def _lines_of(source: str) -> Iterator[IO[bytes]]:
+def _stream_of(source: str) -> Iterator[BinaryIO]:
     if source == _STREAM:
         yield sys.stdin.buffer
         return
@@ -202,16 +144,63 @@ def _lines_of(source: str) -> Iterator[IO[bytes]]:
         yield stream
 
 
+def _size_of(source: str) -> int | None:
+    return Path(source).stat().st_size if source != _STREAM and Path(source).is_file() else None
+
+
+class Streamed:
+    """Output that cannot be taken up again: a pipe, a device, the terminal."""
+
+    def __init__(self, write: Callable[[str], object], flush: Callable[[], object]) -> None:
+        self.write, self._flush = write, flush
+        self.counts: Counter[str] = Counter()
+
+    def end_block(self, counts: Counter[str]) -> None:
+        """Let the reader have what is there."""
+        del counts
+        self._flush()
+
+
 @contextmanager
-def _writer_to(target: str) -> Iterator[Callable[[str], object]]:
+def _output_to(
+    target: str, depends_on: dict[str, Any], lines: LineReader
+) -> Iterator[HalfWritten | Streamed]:
     if target == _STREAM:
-        yield sys.stdout.write
+        yield Streamed(sys.stdout.write, sys.stdout.flush)
         return
     place = Path(target).resolve()  # a link stays, what it points to is written
-    with disk_errors(place, "free space or choose another --output."):
+    with disk_errors(place, "make room and run the same command again: it goes on."):
         if place.exists() and not place.is_file():  # a device or a pipe is no file to replace
             with place.open("w") as stream:
-                yield stream.write
+                yield Streamed(stream.write, stream.flush)
             return
-        with atomic_file(place) as temporary, temporary.open("w") as stream:
-            yield stream.write
+        with half_written(place, depends_on, lines) as output:
+            yield output
+
+
+class Progress:
+    """Says now and then how far the requests are answered.
+
+    Args:
+        lines: Being read.
+        num_bytes: Size of the requests; None where nobody knows it.
+    """
+
+    def __init__(self, lines: LineReader, num_bytes: int | None) -> None:
+        self._lines, self._num_bytes = lines, num_bytes
+        self._said = self._started = time.monotonic()
+        self._from = lines.num_bytes
+
+    def __call__(self, counts: Counter[str]) -> None:
+        """Print a line if the last one is ten seconds old."""
+        now = time.monotonic()
+        if now - self._said < _SAY_EVERY_S:
+            return
+        self._said = now
+        text = f"retrieving: {counts['answered'] + counts['errors']:,} requests done"
+        if self._num_bytes and self._lines.num_bytes > self._from:
+            left = max(0, self._num_bytes - self._lines.num_bytes)
+            rate = (self._lines.num_bytes - self._from) / (now - self._started)
+            share = min(1.0, self._lines.num_bytes / self._num_bytes)
+            text += f", {share:.0%} of the input, about {left / rate:.0f} s left"
+        say(text)

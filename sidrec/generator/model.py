@@ -9,12 +9,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from sidrec.encoder.tower import TextTower
-from sidrec.generator.allowed import AllItemsBut
+from sidrec.generator.allowed import AllItemsBut, AllowedItems
 from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.beams import Decoded, over_children
+from sidrec.generator.beams import Decoded, Step, over_children
 from sidrec.generator.decoder import T5Decoder
 from sidrec.generator.inputs import InputSettings, RequestEmbedder
 from sidrec.generator.modes import Decoding
+from sidrec.generator.prefix_mass import WeighedSteps
 from sidrec.generator.prior import CodebookPrior
 from sidrec.generator.t5_forward import read_positions, write_tokens
 from sidrec.generator.trie import SemanticIdTrie
@@ -127,29 +128,63 @@ class GeneratorModel(nn.Module):
         Float[Tensor, "request bound"],
     ]:
         """Return T5's encoder output, its mask, and the mass before each position of the trie."""
+        read, mask, vector = self._read(batch)
+        if self.prior is None or vector is None:
+            return read, mask, self._even_mass(len(read))
+        return read, mask, self.prior(vector, task=batch.task)
+
+    def _read(
+        self, batch: GeneratorBatch
+    ) -> tuple[
+        Float[Tensor, "request position dim"],
+        Bool[Tensor, "request position"],
+        Float[Tensor, "request _"] | None,
+    ]:
         reading = self.embedder(batch)
         read = read_positions(self.t5, reading.positions, reading.mask)
-        if self.prior is None or reading.vector is None:
-            even = torch.arange(self.trie.num_items + 1, device=read.device).double()
-            return read, reading.mask, even.expand(len(read), -1)
-        return read, reading.mask, self.prior(reading.vector, task=batch.task)
+        return read, reading.mask, reading.vector
+
+    def _even_mass(self, num_requests: int) -> Float[Tensor, "request bound"]:
+        even = torch.arange(self.trie.num_items + 1, device=self.trie.items.device).double()
+        return even.expand(num_requests, -1)
 
     @torch.no_grad()
-    def answer(self, batch: GeneratorBatch, *, num_beams: int, top_k: int) -> Decoded:
+    def answer(
+        self,
+        batch: GeneratorBatch,
+        *,
+        num_beams: int,
+        top_k: int,
+        allowed: AllowedItems | None = None,
+    ) -> Decoded:
         """Decode a batch under the trie: real items only, none twice, none excluded.
+
+        Args:
+            batch: Requests of one task.
+            num_beams: Width of the search.
+            top_k: Length of the lists.
+            allowed: Items each request may get; None: all but ``batch.excluded``.
 
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``.
         """
-        source, mask, mass_before = self.read(batch)
+        source, mask, vector = self._read(batch)
+        masses = None
+        if self.prior is not None and vector is not None:
+            masses = self.prior.masses(vector, task=batch.task)
+
+        def start() -> Step:
+            steps = self.decoder.start(source, mask)
+            return steps if masses is None else WeighedSteps(steps, self.trie, masses)
+
         return self.decoding.search(
-            lambda: self.decoder.start(source, mask),
+            start,
             self.trie,
-            AllItemsBut.of(self.trie, batch.excluded),
-            num_requests=len(source),
+            AllItemsBut.of(self.trie, batch.excluded) if allowed is None else allowed,
+            num_requests=batch.num_requests,
             num_beams=num_beams,
             top_k=top_k,
-            mass_before=mass_before,
+            mass_before=self._even_mass(batch.num_requests) if masses is None else None,
         )
 
 

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sidrec.generator.prefix_mass import EVEN_SHARE, PrefixMass, PrefixTree
 from sidrec.types import TASKS, Task
 
-_EVEN_SHARE = 1e-3
 _NO_WEIGHT = -1e9  # finite: a history of padding alone must not give NaN gradients
 
 
@@ -41,7 +41,7 @@ class CodebookPrior(nn.Module):
     ``beams.over_children`` weighs the codes. A generator then starts where dense retrieval over
     the decoded Semantic IDs stands, and T5 learns the rest. The request's vector is the query's
     embedding, or a mean of the history's item embeddings with learned weights by how long ago an
-    item was. Costs one look-up per item, level and request.
+    item was.
 
     Args:
         means: Of each code, per level, see ``code_means``.
@@ -68,6 +68,7 @@ class CodebookPrior(nn.Module):
     ) -> None:
         super().__init__()
         self.num_levels = len(means)
+        self._tree: PrefixTree | None = None
         for level, rows in enumerate(means):
             self.register_buffer(f"means_{level}", rows.clone(), persistent=False)
         self.register_buffer("codes", codes.long(), persistent=False)
@@ -101,12 +102,29 @@ class CodebookPrior(nn.Module):
 
         A thousandth of it is shared out evenly, so that no item is ever ruled out.
         """
-        scale = self.scale[TASKS.index(task)]
         scores = vector.new_zeros((len(vector), len(self.codes)), dtype=torch.float32)
         with torch.autocast(vector.device.type, enabled=False):
-            for level in range(self.num_levels):
-                logits = scale[level] * (vector.float() @ self.get_buffer(f"means_{level}").T)
+            for level, logits in enumerate(self._logits(vector, task)):
                 scores = scores + logits[:, self.codes[:, level]]  # [request, item]
             mass = torch.softmax(scores.double(), dim=1)
-            mass = mass * (1 - _EVEN_SHARE) + _EVEN_SHARE / mass.shape[1]
+            mass = mass * (1 - EVEN_SHARE) + EVEN_SHARE / mass.shape[1]
             return F.pad(mass.cumsum(dim=1), (1, 0))
+
+    @torch.no_grad()
+    def masses(self, vector: Float[Tensor, "request dim"], *, task: Task) -> PrefixMass:
+        """Return what ``forward`` does, for any prefix and at a fraction of the cost.
+
+        For answering: there is no gradient, and small differences from ``forward`` are rounding.
+        """
+        if self._tree is None or self._tree.prefix_at[0].device != self.codes.device:
+            self._tree = PrefixTree.of(self.codes)
+        with torch.autocast(vector.device.type, enabled=False):
+            return PrefixMass(self._tree, self._logits(vector, task))
+
+    def _logits(
+        self, vector: Float[Tensor, "request dim"], task: Task
+    ) -> list[Float[Tensor, "request _"]]:
+        """Return the score of every code, per level."""
+        scale = self.scale[TASKS.index(task)]
+        means = [self.get_buffer(f"means_{level}") for level in range(self.num_levels)]
+        return [scale[level] * (vector.float() @ rows.T) for level, rows in enumerate(means)]

@@ -2,28 +2,21 @@ import io
 import json
 import os
 import tracemalloc
+from collections import Counter
 
 import pytest
 
 from sidrec.corpus.store import Corpus
-from sidrec.generator.command import answer_lines
-from sidrec.generator.retriever import RetrievedItem
+from sidrec.generator.answers import answer_lines
+from sidrec.generator.command import Progress
+from sidrec.generator.line_reader import LineReader
+from tests.generator.echo import Echo
 from tests.tiny import sidrec
 
 
 @pytest.fixture(scope="module")
 def item_ids(tiny):
     return Corpus.load(tiny.corpus).item_ids()
-
-
-class Echo:
-    """Stands for a trained retriever: answers each request with one item."""
-
-    def known(self, history):
-        return tuple(range(len(history))), 0
-
-    def answer(self, requests, *, top_k, batch_size):
-        return [[RetrievedItem("i", -1.0, (top_k, batch_size))] for _ in requests]
 
 
 def retrieve(tiny, tmp_path, lines, *options):
@@ -64,7 +57,7 @@ BAD = [
     ({"id": 7, "task": "search", "query": "x"}, 7, "id must be a string"),
     ({"id": "a", "query": "x"}, "a", "task must be one of search, recommendation, got null"),
     ({"id": "a", "task": "rank", "query": "x"}, "a", 'got "rank"'),
-    ({"id": "a", "task": ["search"], "query": "x"}, "a", 'got ["search"]'),
+    ({"id": "a", "task": ["search"], "query": "x"}, "a", "got list"),
     ({"id": "a", "task": "search"}, "a", 'search needs "query", a string'),
     ({"id": "a", "task": "search", "query": " \n"}, "a", "query is empty"),
     ({"id": "a", "task": "recommendation", "history": [1]}, "a", "a list of item_id strings"),
@@ -160,3 +153,36 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tiny, tmp_path):
     assert os.read(reader, 1 << 16).startswith(b'{"id": "a", "items"')
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_progress_says_how_much_is_left(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    lines = LineReader(io.BytesIO(b"x" * 100), max_line_bytes=100)
+    progress, unsized = Progress(lines, 100), Progress(lines, None)
+    counts = Counter(answered=1_200, errors=34)
+    lines.skip(25)
+    now[0] += 9
+    progress(counts)
+    assert not capsys.readouterr().err
+    now[0] += 1
+    progress(counts)
+    unsized(counts)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "retrieving: 1,234 requests done, 25% of the input, about 30 s left"
+    assert second == "retrieving: 1,234 requests done"
+
+
+def test_subsets_and_lists_through_the_command(tiny, tmp_path, item_ids):
+    some = item_ids[:4]
+    lines = [
+        {"id": "a", "task": "search", "query": "x", "allowed": [*some, "nobody"]},
+        {"id": "b", "task": "recommendation", "history": some[:1], "allowed": some},
+        {"id": "c", "task": "search", "query": "x", "allowed": some, "excluded": some},
+        {"id": "d", "task": "search", "query": "x", "excluded": item_ids[4:]},
+    ]
+    a, b, c, d = retrieve(tiny, tmp_path, lines)
+    assert {one["item_id"] for one in a["items"]} == set(some)
+    assert {one["item_id"] for one in b["items"]} == set(some[1:])
+    assert c == {"id": "c", "error": "no item is left to answer with; allow more or exclude fewer"}
+    assert {one["item_id"] for one in d["items"]} == set(some)

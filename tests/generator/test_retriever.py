@@ -1,11 +1,19 @@
+import dataclasses
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
+from sidrec.encoder.loading import load_bi_encoder
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.retriever import Retriever
+from sidrec.generator.subsets import Restriction
 from sidrec.run_directory import RunDirectory
+from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.types import Request
 from tests.tiny import sidrec
 
 
@@ -90,10 +98,140 @@ def test_other_runs_are_refused(tiny, tmp_path):
         Retriever.load(tiny.generator_run, device="quantum")
 
 
-def test_a_truncated_checkpoint_is_one_line(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.write_manifest(state="finished")
-    run.last_checkpoint.parent.mkdir()
-    run.last_checkpoint.write_bytes(b"PK\x03\x04 half a checkpoint")
-    with pytest.raises(RunError, match=r"last\.ckpt is damaged"):
-        Retriever.load(tmp_path)
+def altered(data, how):
+    if how == "flipped":
+        place = data.find(b"state_dict") + 40_000  # somewhere in the weights
+        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    return {"truncated": data[: len(data) // 2], "empty": b"", "text": b"PK a checkpoint"}[how]
+
+
+@pytest.mark.parametrize("stage", ["generator", "encoder"])
+@pytest.mark.parametrize("how", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_checkpoint_is_one_short_line(tiny, tmp_path, stage, how):
+    run = tiny.generator_run if stage == "generator" else tiny.encoder_run
+    data = RunDirectory(run).finished_checkpoint().read_bytes()
+    damaged = RunDirectory(tmp_path)
+    damaged.write_manifest(state="finished")
+    damaged.last_checkpoint.parent.mkdir()
+    damaged.last_checkpoint.write_bytes(altered(data, how))
+    load = Retriever.load if stage == "generator" else lambda _: load_bi_encoder(damaged)
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged \(truncated, altered, or no") as got:
+        load(tmp_path)
+    assert len(str(got.value)) < 200 + len(str(tmp_path))
+
+
+def copied_with(tiny, folder, **changes):
+    """Copy the generator run, with other hyperparameters in its checkpoint."""
+    shutil.copytree(tiny.generator_run, folder)
+    file = RunDirectory(folder).finished_checkpoint()
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["hyper_parameters"] |= changes
+    torch.save(checkpoint, file)
+    return folder
+
+
+def test_semantic_ids_of_another_bundle_are_refused(tiny, tmp_path):
+    bundle = SemanticIdBundle.load(tiny.encoder_run / "semantic_ids")
+    table = dataclasses.replace(bundle.table, codes=bundle.table.codes.flip(0))
+    dataclasses.replace(bundle, table=table).save(tmp_path / "other")
+    run = copied_with(tiny, tmp_path / "run", semantic_ids=str(tmp_path / "other"))
+    with pytest.raises(DataError, match=r"other holds Semantic IDs .* was trained on .* give it"):
+        Retriever.load(run)
+    gone = copied_with(tiny, tmp_path / "gone", semantic_ids=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="nowhere"):
+        Retriever.load(gone)
+
+
+def test_a_search_narrower_than_the_list_is_widened(tiny, tmp_path, retriever):
+    run = copied_with(tiny, tmp_path / "run", num_beams=2, top_k=2)
+    (answer,) = Retriever.load(run, device="cpu").search(["anything"], top_k=60)
+    assert answer == retriever.search(["anything"], top_k=60)[0]
+
+
+def test_only_allowed_items_are_answered(retriever, item_ids):
+    stock = [*item_ids[10:25], "unknown"]
+    mask = torch.zeros(60, dtype=torch.bool)
+    mask[10:25] = True
+    for ask, asked in ((retriever.search, ["a", "b c"]), (retriever.recommend, [item_ids[12:14]])):
+        by_mask = ask(asked, top_k=20, allowed=mask)
+        assert by_mask == ask(asked, top_k=20, allowed=set(stock))
+        everything = ask(asked, top_k=60)
+        for answer, every in zip(by_mask, everything, strict=True):
+            expected = [one for one in every if one.item_id in stock]
+            assert [one.item_id for one in answer] == [one.item_id for one in expected]
+            assert [one.score for one in answer] == pytest.approx([one.score for one in expected])
+    (answer,) = retriever.recommend([item_ids[12:14]], allowed=stock)
+    assert {one.item_id for one in answer} == set(item_ids[10:25]) - set(item_ids[12:14])
+
+
+def test_lists_of_single_requests_and_a_shared_set_together(retriever, item_ids):
+    requests = [Request("", "search", "a", (), ())] * 3 + [
+        Request("", "recommendation", "", (5, 6), ())
+    ]
+    restrictions = [
+        Restriction((4, 5, 6)),
+        Restriction(None, (7, 8)),
+        Restriction((6, 40), (6,)),
+        Restriction((5, 7), ()),
+    ]
+    mask = torch.arange(60) < 20
+    found = retriever.answer(requests, top_k=60, restrictions=restrictions, allowed=mask)
+    rows = [{item_ids.index(one.item_id) for one in answer} for answer in found]
+    assert rows == [{4, 5, 6}, set(range(20)) - {7, 8}, set(), {7}]
+
+
+@pytest.mark.parametrize("allowed", [set(), {"unknown"}, torch.zeros(60, dtype=torch.bool)])
+def test_an_empty_set_is_refused(retriever, allowed):
+    with pytest.raises(DataError, match="allowed holds no item of the catalogue"):
+        retriever.search(["a"], allowed=allowed)
+
+
+def test_a_mask_of_another_catalogue_is_refused(retriever):
+    with pytest.raises(DataError, match="allowed has 59 entries for 60 items"):
+        retriever.search(["a"], allowed=torch.ones(59, dtype=torch.bool))
+
+
+def test_a_full_device_gets_smaller_batches(tiny, retriever, item_ids, monkeypatch, capsys):
+    full = Retriever.load(tiny.generator_run, device="cpu")
+    answer = full.generator.model.answer
+
+    def small(batch, **settings):
+        if batch.num_requests > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return answer(batch, **settings)
+
+    monkeypatch.setattr(full.generator.model, "answer", small)
+    texts = [f"query {row}" for row in range(7)]
+    found = full.search(texts)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    for one, other in zip(found, retriever.search(texts), strict=True):
+        assert [item.item_id for item in one] == [item.item_id for item in other]
+
+
+def test_lists_that_the_search_left_short_are_filled_up(tiny, item_ids, monkeypatch):
+    collapsed = Retriever.load(tiny.generator_run, device="cpu")
+    model = collapsed.generator.model
+    answer = model.answer
+
+    def two_items(batch, **settings):
+        decoded = answer(batch, **settings)
+        decoded.ranked.items[:, 2:] = -1
+        decoded.ranked.scores[:, 2:] = float("-inf")
+        return decoded
+
+    monkeypatch.setattr(model, "answer", two_items)
+    (found,) = collapsed.recommend([item_ids[:5]], top_k=30)
+    assert [one.score is None for one in found] == [False] * 2 + [True] * 28
+    order = sorted(range(60), key=lambda item: (-int(model.popularity[item]), item))
+    first = [one.item_id for one in found[:2]]
+    rest = [item_ids[item] for item in order if item >= 5 and item_ids[item] not in first]
+    assert [one.item_id for one in found[2:]] == rest[:28]
+
+
+def test_long_queries_and_histories_are_cut(retriever, item_ids):
+    words = "rain and snow " * 10_000
+    assert retriever.search([words]) == retriever.search([words[:4_096]])
+    long = [*item_ids[:5], "unknown"] * 20_000
+    (answer,) = retriever.recommend([long])
+    recent = (item_ids[:5] * 2)[-8:]
+    assert answer == retriever.recommend([recent])[0]
