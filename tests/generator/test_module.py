@@ -4,6 +4,7 @@ import json
 
 import polars as pl
 import pytest
+import torch
 
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.module import JointGenerator
