@@ -127,7 +127,7 @@ def _scales(kernel: Array, group: Array, limits: Array, num_iterations: int) -> 
     for _ in range(num_iterations):
         before = scales[left]
         rows = 1 / np.maximum(np.einsum("rc,rc->r", kernel, before[group]), _LEAST_SCALE)
-        load = np.add.reduceat(kernel * rows[:, None], _starts(group), axis=0)
+        load = _sums_of_groups(kernel, rows, group)
         now = np.clip(limits[left] / np.maximum(load, _LEAST_SCALE), _LEAST_SCALE, 1)
         scales[left[moving]] = now[moving]
         moving &= (np.abs(now - before) > _STANDSTILL * before).any(axis=1)
@@ -138,6 +138,16 @@ def _scales(kernel: Array, group: Array, limits: Array, num_iterations: int) -> 
             group = np.cumsum(moving)[group[moving[group]]] - 1
             moving = np.ones(len(left), dtype=bool)
     return scales
+
+
+def _sums_of_groups(kernel: Array, factors: Array, group: Array) -> Array:
+    """Return the sum of ``factors[row] * kernel[row]`` over each group's rows, [group, code]."""
+    from scipy.sparse import csr_array  # numpy's reduceat took half of all the time
+
+    bounds = np.append(_starts(group), len(group))
+    columns = np.arange(len(group))
+    sums: Array = csr_array((factors, columns, bounds)) @ kernel
+    return sums
 
 
 def _starts(group: Array) -> Array:
