@@ -26,6 +26,7 @@ MODEL = {
     "collaborative_weight": 0.1,
     "collaborative_temperature": 0.1,
 }
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 DATA = {"batch_size": 20, "seed": 1, "pairs_per_batch": 16, "window": 3, "cap": 10}
 
 
@@ -68,9 +69,8 @@ def test_interrupted_and_resumed_equals_undisturbed(bundle, corpus, tmp_path, af
     assert whole.global_step == 9
     train(bundle, corpus.folder, folder=tmp_path, every=after, stop=after)
     checkpoint = str(tmp_path / f"step={after}.ckpt")
-    trainer, module = train(
-        bundle, corpus.folder, folder=tmp_path / "2", every=9, resume=checkpoint
-    )
+    settings = {"folder": tmp_path, "every": after, "resume": checkpoint}
+    trainer, module = train(bundle, corpus.folder, **settings)
     assert trainer.global_step == 9
     assert equal(module, expected)
 
@@ -123,9 +123,11 @@ def test_what_does_not_fit_together_is_refused(bundle, corpus, tmp_path):
         train(bundle, corpus.folder, model={"method": replace(METHOD, codebook_sizes=(64,))})
     with pytest.raises(ConfigError, match=r"collaborative_weight is -1.0, expected 0 or more"):
         train(bundle, corpus.folder, model={"collaborative_weight": -1.0})
-    train(bundle, corpus.folder, folder=tmp_path, every=2, stop=2)
+    settings = {"folder": tmp_path, "every": 2}
+    train(bundle, corpus.folder, stop=2, **settings)
+    settings["resume"] = str(tmp_path / "step=2.ckpt")
     with pytest.raises(ConfigError, match=r"keep seed 1 \(now 2\)"):
-        train(bundle, corpus.folder, resume=str(tmp_path / "step=2.ckpt"), data={"seed": 2})
+        train(bundle, corpus.folder, data={"seed": 2}, **settings)
 
 
 def test_a_corpus_of_other_items_is_refused(bundle, tmp_path):
