@@ -90,22 +90,17 @@ def test_batches_are_a_function_of_their_number(bundle, corpus):
     assert torch.equal(both, vectors[1])
 
 
-def test_pairs_of_items_come_nearer_with_the_collaborative_term(bundle, corpus):
-    def nearness(weight):
-        change = {"collaborative_weight": weight, "method": replace(METHOD, init="random")}
-        trainer, module = train(bundle, corpus.folder, model=change, max_epochs=60)
-        pairs = trainer.datamodule.batches[BatchNumber(0, 0)].pairs if weight else near[0]
-        near.append(pairs)
-        fitted = module.fitted()
-        left, right = (
-            torch.nn.functional.normalize(fitted._sum_of(fitted.encode(side)), dim=1)
-            for side in (pairs.left, pairs.right)
-        )
-        every = left @ right.T
-        return (every.diagonal().mean() - every.mean()).item()
-
-    near = []
-    assert nearness(5.0) > nearness(0.0) + 0.1
+def test_the_collaborative_term_draws_pairs_together_and_costs_reconstruction(bundle, corpus):
+    found = {}
+    for weight in (1e-6, 0.3):
+        changes = {"model": {"collaborative_weight": weight}, "data": {"pairs_per_batch": 64}}
+        trainer, module = train(bundle, corpus.folder, max_epochs=20, **changes)
+        unseen = [trainer.datamodule.batches[BatchNumber(100, step)].pairs for step in range(3)]
+        with torch.no_grad():
+            together = sum(module._collaborative(pairs).item() for pairs in unseen) / 3
+        found[weight] = (together, trainer.callback_metrics["train/reconstruction_loss"].item())
+    assert found[0.3][0] < 0.7 * found[1e-6][0]  # 4.0 and 8.7 nats
+    assert found[0.3][1] > found[1e-6][1]
 
 
 def test_lookup_free_codes_train_too(bundle, corpus):
