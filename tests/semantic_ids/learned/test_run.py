@@ -66,3 +66,18 @@ def test_a_generator_finds_ids_and_encoder_behind_the_run(tiny, run, tmp_path):
     }
     fit = ("fit", "--config", tiny.generator_config, "--from", run[1].root)
     assert sidrec(*fit, "--run_dir", tmp_path / "gen", "--trainer.max_steps", 1) == 0
+
+
+def test_the_encoders_callback_trains_one_when_the_encoder_has_finished(tiny, tmp_path):
+    ids = yaml.safe_load((CONFIG.parent / "ids" / "rq_vae.yaml").read_text())
+    small = {"codebook_sizes": [8, 8], "hidden_sizes": [8], "latent_dim": 4}
+    ids["quantiser"]["init_args"] |= {"num_steps": 3, "batch_size": 20}
+    ids["quantiser"]["init_args"]["method"]["init_args"] |= small
+    settings = yaml.safe_load(tiny.encoder_config.read_text())
+    (callback,) = settings["trainer"]["callbacks"]
+    callback["init_args"]["quantiser"] = ids["quantiser"]
+    config = write_yaml(tmp_path / "encoder.yaml", settings)
+    assert sidrec("fit", "--config", config, "--run_dir", tmp_path / "run") == 0
+    made = SemanticIdBundle.load(tmp_path / "run" / "semantic_ids")
+    assert made.quantiser["name"] == "rq_vae"
+    assert RunDirectory(tmp_path / "run").state() == "finished"
