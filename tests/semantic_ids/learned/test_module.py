@@ -26,6 +26,7 @@ MODEL = {
     "collaborative_weight": 0.1,
     "collaborative_temperature": 0.1,
 }
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 DATA = {"batch_size": 20, "seed": 1, "pairs_per_batch": 16, "window": 3, "cap": 10}
 
 
@@ -68,9 +69,8 @@ def test_interrupted_and_resumed_equals_undisturbed(bundle, corpus, tmp_path, af
     assert whole.global_step == 9
     train(bundle, corpus.folder, folder=tmp_path, every=after, stop=after)
     checkpoint = str(tmp_path / f"step={after}.ckpt")
-    trainer, module = train(
-        bundle, corpus.folder, folder=tmp_path / "2", every=9, resume=checkpoint
-    )
+    settings = {"folder": tmp_path, "every": after, "resume": checkpoint}
+    trainer, module = train(bundle, corpus.folder, **settings)
     assert trainer.global_step == 9
     assert equal(module, expected)
 
@@ -90,22 +90,17 @@ def test_batches_are_a_function_of_their_number(bundle, corpus):
     assert torch.equal(both, vectors[1])
 
 
-def test_pairs_of_items_come_nearer_with_the_collaborative_term(bundle, corpus):
-    def nearness(weight):
-        change = {"collaborative_weight": weight, "method": replace(METHOD, init="random")}
-        trainer, module = train(bundle, corpus.folder, model=change, max_epochs=60)
-        pairs = trainer.datamodule.batches[BatchNumber(0, 0)].pairs if weight else near[0]
-        near.append(pairs)
-        fitted = module.fitted()
-        left, right = (
-            torch.nn.functional.normalize(fitted._sum_of(fitted.encode(side)), dim=1)
-            for side in (pairs.left, pairs.right)
-        )
-        every = left @ right.T
-        return (every.diagonal().mean() - every.mean()).item()
-
-    near = []
-    assert nearness(5.0) > nearness(0.0) + 0.1
+def test_the_collaborative_term_draws_pairs_together_and_costs_reconstruction(bundle, corpus):
+    found = {}
+    for weight in (1e-6, 0.3):
+        changes = {"model": {"collaborative_weight": weight}, "data": {"pairs_per_batch": 64}}
+        trainer, module = train(bundle, corpus.folder, max_epochs=20, **changes)
+        unseen = [trainer.datamodule.batches[BatchNumber(100, step)].pairs for step in range(3)]
+        with torch.no_grad():
+            together = sum(module._collaborative(pairs).item() for pairs in unseen) / 3
+        found[weight] = (together, trainer.callback_metrics["train/reconstruction_loss"].item())
+    assert found[0.3][0] < 0.7 * found[1e-6][0]  # 4.0 and 8.7 nats
+    assert found[0.3][1] > found[1e-6][1]
 
 
 def test_lookup_free_codes_train_too(bundle, corpus):
@@ -123,9 +118,11 @@ def test_what_does_not_fit_together_is_refused(bundle, corpus, tmp_path):
         train(bundle, corpus.folder, model={"method": replace(METHOD, codebook_sizes=(64,))})
     with pytest.raises(ConfigError, match=r"collaborative_weight is -1.0, expected 0 or more"):
         train(bundle, corpus.folder, model={"collaborative_weight": -1.0})
-    train(bundle, corpus.folder, folder=tmp_path, every=2, stop=2)
+    settings = {"folder": tmp_path, "every": 2}
+    train(bundle, corpus.folder, stop=2, **settings)
+    settings["resume"] = str(tmp_path / "step=2.ckpt")
     with pytest.raises(ConfigError, match=r"keep seed 1 \(now 2\)"):
-        train(bundle, corpus.folder, resume=str(tmp_path / "step=2.ckpt"), data={"seed": 2})
+        train(bundle, corpus.folder, data={"seed": 2}, **settings)
 
 
 def test_a_corpus_of_other_items_is_refused(bundle, tmp_path):
