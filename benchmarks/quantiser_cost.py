@@ -56,7 +56,7 @@ def one_size(options: argparse.Namespace, num_items: int) -> dict:
     vectors = torch.from_numpy(array)
     quantiser = RqKMeansQuantiser(
         (256, 256, 256), options.iterations, 1e-4, 1, "mixed", 256, True, 1,
-        train_rows_per_code=None if options.all_rows else 256,
+        refine_rounds=1, train_rows_per_code=None if options.all_rows else 256,
     )  # fmt: skip
     before, peak = anonymous_mib(), Peak()
     peak.start()
