@@ -28,7 +28,7 @@ from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 ITERATIONS, FAISS_ROWS = 25, 256
-DEFAULT = {"init": "mixed", "normalise_residuals": True, "refine_rounds": 1}
+DEFAULT = {"init": "mixed", "normalise_residuals": True, "refine_rounds": 1, "tolerance": 5e-4}
 VARIANTS = {
     "sidrec (default)": DEFAULT,
     "sidrec, beam 5": DEFAULT | {"beam_width": 5},
