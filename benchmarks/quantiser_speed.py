@@ -84,7 +84,7 @@ def unique_after(vectors: np.ndarray, seed: int) -> float:
     quantiser = RqKMeansQuantiser(
         (256, 256, 256),
         ITERATIONS,
-        1e-4,
+        5e-4,
         1,
         "mixed",
         256,
