@@ -55,8 +55,8 @@ def one_size(options: argparse.Namespace, num_items: int) -> dict:
     array = np.load(options.scratch / f"mixture-{num_items}.npy", mmap_mode="c")
     vectors = torch.from_numpy(array)
     quantiser = RqKMeansQuantiser(
-        (256, 256, 256), options.iterations, 1e-4, 1, "mixed", 256, True, 1,
-        train_rows_per_code=None if options.all_rows else 256,
+        (256, 256, 256), options.iterations, 5e-4, 1, "mixed", 256, True, 1,
+        refine_rounds=1, train_rows_per_code=None if options.all_rows else 256,
     )  # fmt: skip
     before, peak = anonymous_mib(), Peak()
     peak.start()

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -19,6 +20,7 @@ from quantiser_sets import load_set
 from sidrec.files import write_json
 from sidrec.semantic_ids.collisions import group_numbers
 from sidrec.semantic_ids.quality import level_usage, relative_error
+from sidrec.semantic_ids.refinement import refined
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 STARTS = ("progressive", "k-means++", "central", "mixed")
@@ -27,7 +29,7 @@ STARTS = ("progressive", "k-means++", "central", "mixed")
 def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> list[dict]:
     """Return one record per start, normalisation and beam width."""
     found = []
-    for init in STARTS:
+    for init in options.starts:
         for normalise in (False, True):
             settings = RqKMeansQuantiser(
                 (256, 256, 256), 25, 1e-4, 1, init, 256, normalise, seed,
@@ -36,15 +38,19 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
             began = time.process_time()
             fitted = settings.fit(vectors)
             fit_s = time.process_time() - began
-            for beam_width in options.beams:
-                codes = replace(fitted, beam_width=beam_width).encode(vectors)
+            ways = [(fitted, 0)]
+            if options.refine:
+                ways.append((refined(vectors, fitted.encode(vectors), fitted), 1))
+            for (books, refine_rounds), beam_width in product(ways, options.beams):
+                codes = replace(books, beam_width=beam_width).encode(vectors)
                 record = {
                     "init": init,
                     "normalise_residuals": normalise,
+                    "refine_rounds": refine_rounds,
                     "beam_width": beam_width,
                     "seed": seed,
                     "fit_cpu_s": fit_s,
-                    "error": relative_error(vectors, codes, fitted),
+                    "error": relative_error(vectors, codes, books),
                     "unique": (int(group_numbers(codes).max()) + 1) / len(codes),
                     "perplexity": [
                         level_usage(codes[:, level], num_codes=256)["perplexity"]
@@ -58,7 +64,7 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
 
 def summary(records: list[dict]) -> list[dict]:
     """Return the mean over seeds, per setting, with the range of error and unique."""
-    keys = ("init", "normalise_residuals", "beam_width")
+    keys = ("init", "normalise_residuals", "refine_rounds", "beam_width")
     rows = []
     for values in dict.fromkeys(tuple(record[key] for key in keys) for record in records):
         same = [r for r in records if tuple(r[key] for key in keys) == values]
@@ -82,6 +88,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["movies", "industrial", "mixture-100000"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--starts", nargs="+", default=STARTS)
+    parser.add_argument("--refine", action="store_true", help="also refine the codebooks, once")
     parser.add_argument("--train_rows_per_code", type=int)
     parser.add_argument("--output", default="benchmarks/results/quantiser_defaults.json")
     options = parser.parse_args()
@@ -91,7 +99,7 @@ def main() -> None:
         array = load_set(name, options.scratch, corpus=options.corpus, items=options.items)
         vectors = torch.from_numpy(array.copy())
         records = [r for seed in options.seeds for r in measure(vectors, options, seed)]
-        results[name] = {
+        results[f"{name}, refined" if options.refine else name] = {
             "shape": list(vectors.shape),
             "train_rows_per_code": options.train_rows_per_code,
             "rows": summary(records),

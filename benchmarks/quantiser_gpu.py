@@ -4,9 +4,9 @@ Use: python benchmarks/quantiser_gpu.py --peak_tflops 60 --bandwidth_gb_s 3350
 The two figures are the card's float32 (not TF32) multiply-add rate and its memory bandwidth, from
 its data sheet (60 and 3350: H100 SXM). Without a GPU the script prints the bound and ends with 1.
 
-The bound, for n rows of d numbers, k codes a level, L levels and i iterations a level (encoding is
-one more): distances take 2 n k d operations a pass; a pass must read the rows once, 4 n d bytes.
-A pass takes at least the larger of the two times, whatever else it does.
+The bound, for n rows of d numbers, k codes a level, L levels and i iterations a level (encoding and
+refinement are one more each): distances take 2 n k d operations a pass; a pass must read the rows
+once, 4 n d bytes. A pass takes at least the larger of the two times, whatever else it does.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LEVELS, CODES = 3, 256
 
 def bound_s(options: argparse.Namespace) -> float:
     """Return the least seconds that fit and encoding can take on the card."""
-    passes = LEVELS * (options.iterations + 1)
+    passes = LEVELS * (options.iterations + 2)
     operations = 2 * options.items * CODES * options.dim / (options.peak_tflops * 1e12)
     reading = 4 * options.items * options.dim / (options.bandwidth_gb_s * 1e9)
     return passes * max(operations, reading)
@@ -34,7 +34,7 @@ def bound_s(options: argparse.Namespace) -> float:
 def seconds(vectors: torch.Tensor, options: argparse.Namespace) -> float:
     """Fit on all rows, encode, wait for the card."""
     quantiser = RqKMeansQuantiser(
-        (CODES,) * LEVELS, options.iterations, 0.0, 1, "mixed", 256, False, 1
+        (CODES,) * LEVELS, options.iterations, 0.0, 1, "mixed", 256, True, 1, refine_rounds=1
     )
     torch.cuda.synchronize()
     began = time.perf_counter()

@@ -28,18 +28,15 @@ from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 ITERATIONS, FAISS_ROWS = 25, 256
+DEFAULT = {"init": "mixed", "normalise_residuals": True, "refine_rounds": 1, "tolerance": 5e-4}
 VARIANTS = {
-    "sidrec, mixed start, normalised": {"init": "mixed", "normalise_residuals": True},
-    "sidrec, mixed start, normalised, beam 5": {
-        "init": "mixed",
-        "normalise_residuals": True,
-        "beam_width": 5,
-    },
-    "sidrec, mixed start": {"init": "mixed"},
-    "sidrec, central start": {"init": "central"},
-    "sidrec, central start, all 25 iterations": {"init": "central", "tolerance": -1.0},
+    "sidrec (default)": DEFAULT,
+    "sidrec, beam 5": DEFAULT | {"beam_width": 5},
+    "sidrec, not refined": DEFAULT | {"refine_rounds": 0},
+    "sidrec, central start only": {"init": "central"},
+    "sidrec, central start only, all 25 iterations": {"init": "central", "tolerance": -1.0},
 }
-PLAIN = {"normalise_residuals": False, "tolerance": 1e-4, "beam_width": 1}
+PLAIN = {"normalise_residuals": False, "tolerance": 1e-4, "beam_width": 1, "refine_rounds": 0}
 
 
 def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], Answer]:
@@ -57,6 +54,7 @@ def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], 
             normalise_residuals=chosen["normalise_residuals"],
             seed=seed,
             beam_width=chosen["beam_width"],
+            refine_rounds=chosen["refine_rounds"],
             train_rows_per_code=rows,
         )
         # below 0 no iteration is left out, as in peers that have no tolerance
@@ -84,7 +82,16 @@ def quality(vectors: np.ndarray, answer: Answer) -> dict[str, float]:
 def unique_after(vectors: np.ndarray, seed: int) -> float:
     """Return distinct IDs over items after ``ReassignLastLevel``."""
     quantiser = RqKMeansQuantiser(
-        (256, 256, 256), ITERATIONS, 1e-4, 1, "mixed", 256, True, seed, train_rows_per_code=256
+        (256, 256, 256),
+        ITERATIONS,
+        5e-4,
+        1,
+        "mixed",
+        256,
+        True,
+        seed,
+        refine_rounds=1,
+        train_rows_per_code=256,
     )
     rows = torch.from_numpy(vectors)
     fitted = quantiser.fit(rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sidrec.distributed import from_rank_zero, gather_rows, sum_over_ranks
 from sidrec.semantic_ids.rows import CHUNK_ROWS, Rows, grid_unit
 
-_GRID_BITS = 34  # a chunk's sum keeps as many bits; float64 then adds 2^18 chunks without error
+GRID_BITS = 34  # a chunk's sum keeps as many bits; float64 then adds 2^18 chunks without error
 _SCORES_IN_CACHE = 1 << 18  # scores that the processor's cache holds while they are searched
 _SEARCH_WIDTH = 32  # codes of which the least score is found at once
 
@@ -79,6 +79,16 @@ def k_means(
     return KMeans(centroids, objectives)
 
 
+def sums_by_code(
+    rows: Float[Tensor, "row dim"], codes: Int[Tensor, " row"], num_codes: int
+) -> tuple[Float[Tensor, "code dim"], Int[Tensor, " code"]]:
+    """Return per code the sum of its rows, added in their order, and their number."""
+    order = codes.argsort(stable=True)
+    counts = torch.bincount(codes, minlength=num_codes)
+    first = counts.cumsum(dim=0) - counts
+    return F.embedding_bag(order, rows, first, mode="sum"), counts
+
+
 def _least_scores(rows: Tensor, centroids: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
     """Return per row the least of ``squares - 2 * product`` and its code."""
     step = len(rows) if rows.is_cuda else max(64, _SCORES_IN_CACHE // len(centroids))
@@ -115,28 +125,20 @@ def _assign(rows: Rows, centroids: Tensor, squares: Tensor, *, is_first: bool) -
     counts = torch.zeros(num_codes, dtype=torch.int64, device=centroids.device)
     total = torch.zeros((), dtype=torch.float64, device=centroids.device)
     bound = rows.largest + centroids.abs().max().item()
-    unit = grid_unit(bound * bound * rows.dim * CHUNK_ROWS, _GRID_BITS)
-    sum_unit = grid_unit(rows.largest * CHUNK_ROWS, _GRID_BITS)
+    unit = grid_unit(bound * bound * rows.dim * CHUNK_ROWS, GRID_BITS)
+    sum_unit = grid_unit(rows.largest * CHUNK_ROWS, GRID_BITS)
     for number, chunk in enumerate(rows.chunks()):
         block = slice(number * CHUNK_ROWS, number * CHUNK_ROWS + len(chunk))
         if is_first:
             torch.sum(chunk.square(), dim=1, out=squares[block])
         least, codes = _least_scores(chunk, centroids, code_squares)
         torch.add(least, squares[block], out=distances[block]).clamp_(min=0)
-        chunk_sums, chunk_counts = _sums_by_code(chunk, codes, num_codes)
+        chunk_sums, chunk_counts = sums_by_code(chunk, codes, num_codes)
         sums += chunk_sums.double().div_(sum_unit).round_()
         counts += chunk_counts
         total += (distances[block].sum(dtype=torch.float64) / unit).round_()
     objective = sum_over_ranks(total).item() * unit / max(rows.num_rows, 1)
     return _Pass(sum_over_ranks(sums) * sum_unit, sum_over_ranks(counts), objective, distances)
-
-
-def _sums_by_code(chunk: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """Return per code the sum of its rows, added in their order, and their number."""
-    order = codes.argsort(stable=True)
-    counts = torch.bincount(codes, minlength=num_codes)
-    first = counts.cumsum(dim=0) - counts
-    return F.embedding_bag(order, chunk, first, mode="sum"), counts
 
 
 def _moved(rows: Rows, centroids: Tensor, result: _Pass) -> Tensor:

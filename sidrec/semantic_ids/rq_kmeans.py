@@ -12,6 +12,7 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.backends import BACKENDS, Backend, Lloyd, lloyd_of
 from sidrec.semantic_ids.kmeans import KMeans, nearest
 from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.refinement import refined
 from sidrec.semantic_ids.rows import CHUNK_ROWS, Rows, grid_unit
 from sidrec.semantic_ids.rq_codebooks import RqKMeans
 from sidrec.semantic_ids.starts import (
@@ -52,6 +53,8 @@ class RqKMeansQuantiser(Quantiser):
         shrink: With fewer items than codes, use as many codes as items instead of refusing.
         beam_width: Prefixes kept per item when encoding, ``>= 1`` (see ``RqKMeans``); 1 is
             greedy. With residual normalisation, more than 1 goes by the error after scaling back.
+        refine_rounds: How often, at the end, all codebooks are fitted once more to the codes
+            that items got (see ``refinement``), ``>= 0``.
         train_rows_per_code: Codebooks are fitted on at most this many rows per code of the
             largest level, drawn uniformly (faiss.Kmeans takes 256); null fits on all.
         backend: Who runs the iterations: ``torch``, ``faiss``, or ``auto`` (see ``backends``).
@@ -71,6 +74,7 @@ class RqKMeansQuantiser(Quantiser):
     seed: int
     shrink: bool = False
     beam_width: int = 1
+    refine_rounds: int = 0
     train_rows_per_code: int | None = None
     backend: Backend = "torch"
 
@@ -88,7 +92,7 @@ class RqKMeansQuantiser(Quantiser):
         counts = ["num_iterations", "num_redo", "sample_rows_per_code", "beam_width"]
         if self.train_rows_per_code is not None:
             counts.append("train_rows_per_code")
-        for name in (*counts, "tolerance"):
+        for name in (*counts, "tolerance", "refine_rounds"):
             least = 1 if name in counts else 0
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}.")
@@ -135,7 +139,11 @@ def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantise
         codebooks.append(_best_run(rows, size, level, settings, lloyd).centroids)
         lengths.append(_lengths(vectors, codes, fitted, codebooks[-1]))
         fitted = RqKMeans(tuple(codebooks), tuple(lengths), settings.normalise_residuals)
-        codes = fitted.complete(vectors, codes)
+        if level + 1 < len(sizes) or settings.refine_rounds:
+            codes = fitted.complete(vectors, codes)
+    for number in range(settings.refine_rounds):
+        codes = fitted.encode(vectors) if number else codes
+        fitted = refined(vectors, codes, fitted)
     return replace(fitted, beam_width=settings.beam_width)
 
 

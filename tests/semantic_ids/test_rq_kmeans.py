@@ -221,6 +221,7 @@ def test_empty_catalogue_and_wrong_width_are_refused():
         ({"init": "pca"}, r"init is 'pca', expected one of mixed, central, progressive"),
         ({"beam_width": 0}, "beam_width is 0, expected at least 1"),
         ({"train_rows_per_code": 0}, "train_rows_per_code is 0"),
+        ({"refine_rounds": -1}, "refine_rounds is -1, expected at least 0"),
         ({"backend": "jax"}, "backend is 'jax', expected auto, torch, faiss"),
     ],
 )
@@ -265,9 +266,9 @@ def _fit_block(rank, world_size, tmp_path):
 def _varied():
     few = replace(SETTINGS, num_iterations=4, init="central")
     return [
-        replace(few, beam_width=2),
+        replace(few, beam_width=2, refine_rounds=2),
         replace(few, init="progressive", train_rows_per_code=300),  # 4,800 of 8,692 rows
-        replace(few, init="k-means++", normalise_residuals=True),
+        replace(few, init="k-means++", normalise_residuals=True, refine_rounds=1),
     ]
 
 
