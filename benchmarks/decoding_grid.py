@@ -361,16 +361,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--movies", type=Path, help="folder of a Semantic-ID bundle")
-    parser.add_argument("--only", help="run the cells whose model has this name")
-    parser.add_argument("--cells", type=int, nargs="+", help="run these cells, by number")
+    parser.add_argument("--cells", type=int, nargs="+", help="run these cells only, in this order")
     arguments = parser.parse_args()
     tables: dict[str, SemanticIdTable] = {}
     if arguments.movies:
         tables["movies"] = SemanticIdBundle.load(arguments.movies).table
     cells = []
-    for number, (catalogue, shape, *numbers) in enumerate(CELLS):
-        if arguments.only not in {None, shape} or number not in (arguments.cells or [number]):
-            continue
+    for number in arguments.cells or range(len(CELLS)):
+        catalogue, shape, *numbers = CELLS[number]
         if catalogue == "movies" and "movies" not in tables:
             continue
         if catalogue not in tables:
