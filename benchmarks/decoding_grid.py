@@ -5,7 +5,8 @@
 Peers: transformers' `generate` with `prefix_allowed_tokens_fn` over a Python trie; the same without
 a constraint (its lists hold Semantic IDs that no item has); the beam search of cornac 3's TIGER,
 which takes one request at a time. All read the same encoder states, the encoder is timed with none.
-Weights are random. The systems of a cell take turns; a rate is that of the median round. `--movies`
+Weights are random. The systems of a cell take turns; a rate is that of the median round, and beside
+it stands the processor time of a request, which others on the machine distort less. `--movies`
 takes a folder with a Semantic-ID bundle as a further catalogue.
 
 `parts_ms` splits one search: `model` is T5 alone, `weigh` the joint generator's weighing of codes,
@@ -41,7 +42,8 @@ from sidrec.generator.trie import SemanticIdTrie
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.types import SemanticIdTable
 
-SOURCE_TOKENS = 60
+SOURCE_TOKENS, PAPER_BEAMS = 60, 60
+PEER = "transformers_python_trie"
 SHAPES: dict[str, dict[str, Any]] = {
     "tiger": {"d_model": 128, "d_kv": 64, "d_ff": 1024, "num_layers": 4, "num_heads": 6},
     "flan-t5-base": {
@@ -56,20 +58,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 # catalogue, model, beams, batch, rounds of sidrec, rounds of the peers (0: not run)
 CELLS = [
-    ("movies", "tiger", 30, 32, 7, 3),
-    ("100000", "tiger", 10, 1, 40, 10),
-    ("100000", "tiger", 30, 1, 40, 10),
-    ("100000", "tiger", 60, 1, 40, 5),
-    ("100000", "tiger", 200, 1, 20, 3),
-    ("100000", "tiger", 10, 32, 7, 3),
-    ("100000", "tiger", 30, 32, 7, 3),
-    ("100000", "tiger", 60, 32, 5, 1),
-    ("100000", "tiger", 200, 32, 3, 0),  # the peer's copies of the source would take 5 GB
-    ("1000000", "tiger", 30, 1, 40, 5),
-    ("1000000", "tiger", 30, 32, 7, 3),
-    ("100000", "flan-t5-base", 30, 1, 5, 2),
-    ("100000", "flan-t5-base", 10, 8, 3, 1),
-    ("100000", "flan-t5-base", 30, 8, 3, 1),
+    ("100000", "tiger", 30, 32, 5, 2),
+    ("100000", "tiger", 30, 1, 15, 3),
+    ("1000000", "tiger", 30, 32, 3, 2),
+    ("100000", "tiger", 10, 1, 15, 3),
+    ("100000", "tiger", 60, 1, 15, 3),
+    ("100000", "tiger", 200, 1, 9, 2),
+    ("100000", "tiger", 10, 32, 3, 2),
+    ("100000", "tiger", 60, 32, 3, 1),
+    ("100000", "tiger", 200, 32, 2, 0),  # the peers' copies of the source would take 5 GB
+    ("1000000", "tiger", 30, 1, 15, 3),
+    ("movies", "tiger", 30, 32, 3, 1),
+    ("100000", "flan-t5-base", 30, 1, 3, 1),
+    ("100000", "flan-t5-base", 10, 8, 2, 1),
 ]
 
 
@@ -230,10 +231,46 @@ def bound_of(cell: Cell, beams: int) -> dict[str, float]:
     }
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
+
+
+def own_systems(cell: Cell, beams: int) -> dict[str, Callable[[], object]]:
+    """Return sidrec's ways to answer the cell's requests."""
+    systems: dict[str, Callable[[], object]] = {
+        "sidrec": lambda: cell.search(cell.step(), beams),
+        "sidrec_bf16": lambda: cell.search(cell.step(bf16=True), beams),
+        "sidrec_weighed": lambda: cell.search(cell.step(), beams, weighed=True),
+    }
+    if beams == PAPER_BEAMS:
+        systems["sidrec_diverse"] = lambda: diverse_search(
+            cell.step(),
+            cell.trie,
+            cell.allowed,
+            num_requests=cell.batch,
+            num_beams=beams,
+            num_groups=beams // 2,
+            diversity_penalty=0.25,
+            top_k=beams,
+        )
+    return systems
+
+
+def peer_systems(cell: Cell, beams: int) -> tuple[dict[str, Callable[[], object]], float]:
+    """Return the others' ways, and the share of requests with the same lists as sidrec's."""
+    function = python_trie(cell.rows)
+    theirs = cell.generate(beams, function)[:, 1:].view(cell.batch, beams, -1).tolist()
+    found = cell.search(cell.step(over="vocabulary"), beams).ranked.items.tolist()
+    ours = [[cell.rows[item] for item in line] for line in found]
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True)) / cell.batch
+    systems: dict[str, Callable[[], object]] = {PEER: lambda: cell.generate(beams, function)}
+    if beams == 30:
+        systems["transformers_unconstrained"] = lambda: cell.generate(beams, None)
+    tiger = cell.model.config.num_layers == SHAPES["tiger"]["num_layers"]
+    cornac = cornac_beam(cell, beams) if tiger and cell.batch == 1 else None
+    return systems | ({"cornac_beam": cornac} if cornac else {}), same
 
 
 def measure(
@@ -241,64 +278,48 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one cell."""
     cell = Cell(table, shape, batch)
-    over_all = cell.search(cell.step(over="vocabulary"), beams).ranked.items.tolist()
-    systems: dict[str, Callable[[], object]] = {
-        "sidrec": lambda: cell.search(cell.step(), beams),
-        "sidrec_bf16": lambda: cell.search(cell.step(bf16=True), beams),
-        "sidrec_weighed": lambda: cell.search(cell.step(), beams, weighed=True),
-        "sidrec_diverse": lambda: diverse_search(
-            cell.step(),
-            cell.trie,
-            cell.allowed,
-            num_requests=batch,
-            num_beams=beams,
-            num_groups=beams // 2,
-            diversity_penalty=0.25,
-            top_k=beams,
-        ),
-    }
     result: dict[str, Any] = {"beams": beams, "batch": batch, "model": shape}
-    peers: set[str] = set()
-    if peer_rounds:
-        function = python_trie(cell.rows)
-        theirs = cell.generate(beams, function)[:, 1:].view(batch, beams, -1).tolist()
-        ours = [[cell.rows[item] for item in line] for line in over_all]
-        same = sum(a == b for a, b in zip(ours, theirs, strict=True)) / batch
-        result["same_lists_fraction"] = same
-        systems["transformers_python_trie"] = lambda: cell.generate(beams, function)
-        systems["transformers_unconstrained"] = lambda: cell.generate(beams, None)
-        peers = {"transformers_python_trie", "transformers_unconstrained", "cornac_beam"}
-        cornac = cornac_beam(cell, beams) if shape == "tiger" else None
-        if cornac is not None:
-            systems["cornac_beam"] = cornac
-    times: dict[str, list[float]] = {name: [] for name in systems}
-    peak = {}
-    for name, work in systems.items():
-        started_at = forget_peak()
-        work()  # does not count: warms up
-        peak[name] = peak_mib() - started_at
-    for turn in range(max(own_rounds, peer_rounds)):
-        for name, work in systems.items():
-            if turn < (peer_rounds if name in peers else own_rounds):
-                times[name].append(_seconds(work))
     result["rounds"] = {"sidrec": own_rounds, "peers": peer_rounds}
-    result["requests_per_s"] = {n: batch / statistics.median(t) for n, t in times.items()}
+    rounds = dict.fromkeys(own := own_systems(cell, beams), own_rounds)
+    peers: dict[str, Callable[[], object]] = {}
+    if peer_rounds:
+        peers, result["same_lists_fraction"] = peer_systems(cell, beams)
+        rounds |= dict.fromkeys(peers, peer_rounds)
+    systems = own | peers
+    wall: dict[str, list[float]] = {name: [] for name in systems}
+    processor: dict[str, list[float]] = {name: [] for name in systems}
+    result["peak_mib"] = {name: peak_of(work) for name, work in systems.items()}
+    for turn in range(max(rounds.values())):
+        for name in [name for name, last in rounds.items() if turn < last]:
+            used = time.process_time()
+            wall[name].append(_seconds(systems[name]))
+            processor[name].append(time.process_time() - used)
+    result["requests_per_s"] = {n: batch / statistics.median(t) for n, t in wall.items()}
     result["latency_ms"] = {
         name: {"p50": statistics.median(taken) * 1000, "p99": _p99(taken) * 1000}
-        for name, taken in times.items()
+        for name, taken in wall.items()
     }
-    result["peak_mib"] = peak
-    if peer_rounds:
-        base = result["requests_per_s"]["transformers_python_trie"]
+    cost = {name: statistics.median(used) / batch * 1000 for name, used in processor.items()}
+    result["processor_ms_per_request"] = cost
+    if peers:
         rates = result["requests_per_s"].items()
-        result["ratio_to_python_trie"] = {name: rate / base for name, rate in rates}
-    parts = parts_of(cell, beams, own_rounds)
+        result["ratio_to_python_trie"] = {
+            name: rate / result["requests_per_s"][PEER] for name, rate in rates
+        }
+        result["processor_ratio"] = {name: cost[PEER] / own for name, own in cost.items()}
+    parts = result["parts_ms"] = parts_of(cell, beams, own_rounds)
     constraint = parts["bounds"] + parts["counts"] + parts["score_and_close"]
-    result["parts_ms"] = parts
     result["constraint_share"] = constraint / parts["whole"]
     result["bound"] = bound_of(cell, beams)
     result["load_average"] = os.getloadavg()[0]
     return result
+
+
+def peak_of(work: Callable[[], object]) -> float:
+    """Return the MiB that a call needs at most beyond what is in use; it also warms up."""
+    started_at = forget_peak()
+    work()
+    return peak_mib() - started_at
 
 
 def _p99(taken: list[float]) -> float:
@@ -340,16 +361,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--movies", type=Path, help="folder of a Semantic-ID bundle")
-    parser.add_argument("--only", help="run the cells whose model has this name")
-    parser.add_argument("--cells", type=int, nargs="+", help="run these cells, by number")
+    parser.add_argument("--cells", type=int, nargs="+", help="run these cells only, in this order")
     arguments = parser.parse_args()
     tables: dict[str, SemanticIdTable] = {}
     if arguments.movies:
         tables["movies"] = SemanticIdBundle.load(arguments.movies).table
     cells = []
-    for number, (catalogue, shape, *numbers) in enumerate(CELLS):
-        if arguments.only not in {None, shape} or number not in (arguments.cells or [number]):
-            continue
+    for number in arguments.cells or range(len(CELLS)):
+        catalogue, shape, *numbers = CELLS[number]
         if catalogue == "movies" and "movies" not in tables:
             continue
         if catalogue not in tables:
@@ -359,7 +378,8 @@ def main() -> None:
         cell |= {"catalogue": catalogue, "items": len(tables[catalogue].codes)}
         cells.append(cell)
         rates = {name: round(rate, 1) for name, rate in cell["requests_per_s"].items()}
-        print(catalogue, shape, numbers, rates, f"{cell['constraint_share']:.3f}", flush=True)
+        print(catalogue, shape, numbers, rates, f"{cell['constraint_share']:.3f}")
+        print("  processor", cell.get("processor_ratio"), flush=True)
         print(f"  {time.perf_counter() - started:.0f} s", flush=True)
         result = {
             "settings": {"source_tokens": SOURCE_TOKENS},
