@@ -5,8 +5,7 @@ Needs: pip install "sentence-transformers>=6,<7" (with --no-deps it changes noth
 
 A training step goes from texts to new weights, each system in its own way: sentence-transformers
 cuts the texts in its collator, sidrec gathers tokens cut once. Both then encode queries and
-items, take an in-batch softmax loss, and step AdamW, each as it comes: torch's own default and
-sidrec's, which is fused on a CPU. The two take turns on the same
+items, take an in-batch softmax loss, and step the same AdamW. The two take turns on the same
 batches; the figure is the median over repetitions.
 """
 
@@ -29,7 +28,6 @@ import torch
 from sidrec.corpus.store import Corpus
 from sidrec.encoder.catalogue import encode_texts
 from sidrec.encoder.loss import contrastive_loss
-from sidrec.encoder.optimiser import adamw_with_schedule
 from sidrec.encoder.tower import TextTower
 from sidrec.files import write_json
 from sidrec.pairs.permutation import permute
@@ -67,15 +65,7 @@ def sidrec_systems(
     tower = TextTower(
         options.encoder, revision=None, dropout=None, length_groups=options.length_groups
     ).to(device)
-    chosen = adamw_with_schedule(
-        tower.parameters(),
-        learning_rate=LEARNING_RATE,
-        weight_decay=0.01,
-        total_steps=None,
-        warmup_fraction=0.0,
-        decay="constant",
-    )
-    optimizer: torch.optim.Optimizer = chosen["optimizer"]
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=LEARNING_RATE)
     rows = train_query_rows(corpus)
     stores = [
         tokenise_once(

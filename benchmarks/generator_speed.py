@@ -3,8 +3,7 @@
     python benchmarks/generator_speed.py --corpus DIR --out benchmarks/results/generator_speed.json
 
 The peer is the usual loop: both tasks mixed in a batch, every example padded to the longest input
-that can occur (the longest history), cross-entropy over the whole vocabulary, torch's AdamW as it
-comes, where sidrec takes its own (fused on a CPU). Both train the
+that can occur (the longest history), cross-entropy over the whole vocabulary, AdamW. Both train the
 same T5 (TIGER's size, the same weights at the start) on the same examples of a real corpus: queries
 as T5's tokens, histories as codes. The peer's tokens are made beforehand, sidrec's inside the time.
 `sidrec_items` is the form that sidrec's own configurations use: an item of a history is one
@@ -31,7 +30,6 @@ import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sidrec.encoder.optimiser import adamw_with_schedule
 from sidrec.files import write_json
 from sidrec.generator.batches import GeneratorBatch
 from sidrec.generator.beams import over_children
@@ -197,8 +195,6 @@ class Race:
         models = {"sidrec": self.model, "sidrec_items": self.items, "transformers": self.peer}
         self.optimizers = {
             name: torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-            if name == "transformers"
-            else own_adamw(model)
             for name, model in models.items()
         }
 
@@ -294,20 +290,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "seconds": times,
         "cpu_seconds": cpu_times,
     }
-
-
-def own_adamw(model: GeneratorModel) -> torch.optim.Optimizer:
-    """Return sidrec's AdamW, at a constant rate and torch's weight decay."""
-    chosen = adamw_with_schedule(
-        model.parameters(),
-        learning_rate=LEARNING_RATE,
-        weight_decay=0.01,
-        total_steps=None,
-        warmup_fraction=0.0,
-        decay="constant",
-    )
-    optimizer: torch.optim.Optimizer = chosen["optimizer"]
-    return optimizer
 
 
 def autocast(precision: str) -> AbstractContextManager[object]:

@@ -34,15 +34,7 @@ def adamw_with_schedule(
         {"params": [weight for weight in weights if weight.ndim >= 2]},
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    on_cpu = all(weight.device.type == "cpu" for weight in weights)
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        fused=on_cpu or None,  # elsewhere torch chooses: 16-mixed cannot clip beside a fused one
-    )
-    if on_cpu:  # gradients are never scaled there; Lightning would refuse to clip them
-        optimizer._step_supports_amp_scaling = False
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 
     def factor(step: int) -> float:  # a plain function: of other callables LambdaLR saves the dict
         return learning_rate_factor(
