@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -21,3 +24,13 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_missing_tensors_are_named():
     with pytest.raises(DataError, match=r"lack the tensor 'normalised'"):
         load_quantiser("rq_kmeans", {"level_1.codebook": torch.zeros(2, 3)})
+
+
+def test_decoding_needs_none_of_the_libraries_that_fit():
+    code = (
+        "import sys; from importlib import import_module; from sidrec.semantic_ids import fitted;"
+        "[import_module(name.rpartition('.')[0]) for name in fitted._CLASSES.values()];"
+        "print(*{'sklearn', 'faiss', 'vector_quantize_pytorch', 'lightning'} & {*sys.modules})"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == ""
