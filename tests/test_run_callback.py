@@ -6,12 +6,18 @@ from unittest import mock
 
 import lightning as L
 import pytest
+import torch
 
 from sidrec.encoder.module import BiEncoder
 from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest, total_steps
 from sidrec.run_directory import RunDirectory
 
 MODULE = mock.Mock(spec=L.LightningModule)
+
+
+def loop_at(*, ready, is_last=False):
+    progress = SimpleNamespace(current=SimpleNamespace(ready=ready), is_last_batch=is_last)
+    return SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
 
 
 def trainer_of(**changes):
@@ -28,7 +34,8 @@ def trainer_of(**changes):
         "callback_metrics": {"train/loss": 0.5, "val/recall": 0.25},
         "datamodule": SimpleNamespace(corpus=SimpleNamespace(fingerprint="f")),
         "precision": "32-true",
-        "strategy": SimpleNamespace(broadcast=lambda value: value),
+        "strategy": SimpleNamespace(root_device=torch.device("cpu")),
+        "fit_loop": loop_at(ready=5),
     }
     trainer = mock.Mock(spec=[*dir(L.Trainer), *settings])
     trainer.configure_mock(__class__=L.Trainer, **(settings | changes))

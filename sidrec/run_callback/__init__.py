@@ -4,15 +4,19 @@ import math
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sidrec.console import say
-from sidrec.distributed import rank_and_world_size
+from sidrec.distributed import rank_and_world_size, sum_over_ranks
 from sidrec.files import atomic_file
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.checkpoints import keep_previous, write_checkpoint
+from sidrec.run_directory.stopping import STOP, Preempted
 
 _LINE_EVERY_S = 10.0
 
@@ -53,7 +57,7 @@ class RunManifest(L.Callback):
         del pl_module
         if isinstance(exception, KeyboardInterrupt):
             self._write(trainer, state="interrupted", at_step=trainer.global_step)
-        elif isinstance(exception, SIGTERMException):
+        elif isinstance(exception, Preempted) or STOP.name is not None:
             self._write(trainer, state="preempted", at_step=trainer.global_step)
         else:
             self._write(trainer, state="failed", error=type(exception).__name__)
@@ -66,7 +70,9 @@ class RunManifest(L.Callback):
 class LastCheckpoint(L.Callback):
     """Keep the newest state in ``checkpoints/last.ckpt``: every so often, when stopped, at the end.
 
-    The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once.
+    The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once. SIGTERM
+    and SIGUSR1, on any rank, do the same on all ranks, see ``StopRequest``. Nothing is saved in
+    the midst of gradients that are still being accumulated.
 
     Args:
         run: The run directory.
@@ -82,6 +88,7 @@ class LastCheckpoint(L.Callback):
         """Start the clock and listen for Ctrl-C."""
         del trainer, pl_module
         self.saved_at = time.monotonic()
+        STOP.wait_for_step()
         if threading.current_thread() is threading.main_thread():
             self._handler_before = signal.signal(signal.SIGINT, self._stop_after_this_step)
 
@@ -91,33 +98,41 @@ class LastCheckpoint(L.Callback):
         pl_module: L.LightningModule,
         *unused: Any,  # noqa: ANN401
     ) -> None:
-        """Save when it is time or when a person wants to stop; all ranks at the same step.
+        """Save when it is time or when somebody wants to stop; all ranks at the same step.
 
         Raises:
             KeyboardInterrupt: After saving, if Ctrl-C was pressed.
+            Preempted: After saving, if the machine wants this run gone.
         """
         del pl_module, unused
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if progress.current.ready % trainer.accumulate_grad_batches and not progress.is_last_batch:
+            return
         is_time = time.monotonic() - self.saved_at >= self.every_s
-        save, stop = trainer.strategy.broadcast((is_time or self.asked_to_stop, self.asked_to_stop))
-        if save:
+        wishes = [is_time and trainer.is_global_zero, self.asked_to_stop, STOP.name is not None]
+        votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
+        save, person, machine = (count > 0 for count in sum_over_ranks(votes).tolist())
+        if save or person or machine:
             self._save(trainer)
-        if stop:
+        if person:
             raise KeyboardInterrupt
+        if machine:
+            raise Preempted(STOP.name or "another rank")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the state that training ended with."""
         del pl_module
         self._save(trainer)
         self._listen_no_more()
+        STOP.wait_no_more()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save when the machine wants the process gone: Lightning raises that between steps."""
-        del pl_module
+        """Listen no more; what was to be saved has been."""
+        del trainer, pl_module, exception
         self._listen_no_more()
-        if isinstance(exception, SIGTERMException):
-            self._save(trainer)
+        STOP.waits_for_step = False
 
     def _stop_after_this_step(self, *unused: Any) -> None:  # noqa: ANN401
         del unused
@@ -132,8 +147,35 @@ class LastCheckpoint(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:
+            if trainer.is_global_zero:
+                keep_previous(self.run)
             trainer.save_checkpoint(self.run.last_checkpoint)
         self.saved_at = time.monotonic()
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How checkpoints are written and read: whole or not at all, and nothing of them executed."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,  # noqa: ANN401
+    ) -> None:
+        """Write beside the target, flush to disk, rename."""
+        del storage_options
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = "cpu",  # noqa: ANN401
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read tensors and plain types only, whatever is asked for."""
+        del weights_only
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return loaded
 
 
 class LineProgress(L.Callback):

@@ -40,9 +40,19 @@ class RunDirectory:
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The one before it, in case ``last.ckpt`` is damaged."""
+        return self.root / "checkpoints" / "last.previous.ckpt"
+
+    @property
     def best_checkpoint(self) -> Path:
         """Checkpoint with the best validation figure: what later stages read."""
         return self.root / "checkpoints" / "best.ckpt"
+
+    @property
+    def lock(self) -> Path:
+        """Which process works on this run; there only while one does."""
+        return self.root / "lock.json"
 
     @property
     def semantic_ids(self) -> Path:
