@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import lightning as L
 
@@ -21,3 +22,31 @@ class StopAt(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             raise _REASONS[self.reason](self.reason)
+
+
+class SignalIn(L.Callback):
+    """Send this process a signal in one of Lightning's hooks, on one rank."""
+
+    def __init__(self, hook: str, signal_name: str, rank: int = 0) -> None:
+        def send(trainer, *unused, **also_unused):
+            if trainer.global_rank == rank:
+                os.kill(os.getpid(), signal.Signals[signal_name])
+                time.sleep(0.01)  # let the handler run here
+
+        setattr(self, hook, send)
+
+
+class Fail(L.Callback):
+    """Fail on one rank at the end of a step: ``raise``, ``hang``, or ``killed``."""
+
+    def __init__(self, step: int, rank: int, how: str) -> None:
+        self.step, self.rank, self.how = step, rank, how
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.global_step, trainer.global_rank) != (self.step, self.rank):
+            return
+        if self.how == "raise":
+            raise ZeroDivisionError("made to fail")
+        if self.how == "hang":
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)

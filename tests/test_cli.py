@@ -80,6 +80,34 @@ def test_an_interrupted_run_goes_on_where_it_was(config, tmp_path, capsys):
     assert min(steps[1]) == 2  # the step that was interrupted, again
 
 
+def send(hook, name):
+    """Return arguments that make a run send itself a signal in one of Lightning's hooks."""
+    callback = ("--trainer.callbacks+=tests.stops.SignalIn", f"--trainer.callbacks.hook={hook}")
+    return (*callback, f"--trainer.callbacks.signal_name={name}")
+
+
+@pytest.mark.usefixtures("_stops")
+@pytest.mark.parametrize(
+    ("hook", "state"),
+    [
+        ("setup", "new"),  # data are loaded, nothing is written yet
+        ("on_fit_start", "new"),
+        ("on_validation_start", "preempted"),  # waits for the end of the next step
+        ("on_train_end", "preempted"),
+        ("on_fit_end", "preempted"),  # where Semantic IDs are made
+    ],
+)
+def test_a_signal_at_any_moment_ends_in_a_clear_state(config, tmp_path, capsys, hook, state):
+    run = RunDirectory(tmp_path / "run")
+    fit = ("fit", "--config", config, "--run_dir", run.root, "--trainer.val_check_interval", "2")
+    assert sidrec(*fit, *send(hook, "SIGUSR1")) == 85
+    assert last_line(capsys) == "Preempted. Run the same command again to go on."
+    assert run.state() == state
+    assert not run.lock.exists()
+    assert sidrec(*fit) == 0
+    assert run.state() == "finished"
+
+
 def test_a_preempted_run_saves_where_it_was(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SIDREC_ALLOW_IMPORTS", "tests")
     run = RunDirectory(tmp_path / "run")

@@ -11,6 +11,8 @@ import torch
 from sidrec.encoder.module import BiEncoder
 from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest, total_steps
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.stopping import STOP, Preempted
+from tests.ranks import run_on_ranks
 
 MODULE = mock.Mock(spec=L.LightningModule)
 
@@ -97,6 +99,34 @@ def test_ctrl_c_means_what_it_did_before_once_training_is_over(tmp_path):
     assert signal.getsignal(signal.SIGINT) is not before
     callback.on_train_end(trainer, MODULE)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_nothing_is_saved_amid_accumulation(tmp_path):
+    trainer = trainer_of(accumulate_grad_batches=2)
+    callback = LastCheckpoint(RunDirectory(tmp_path), every_s=0.0)
+    callback.on_train_start(trainer, MODULE)
+    for ready, is_last, num_saved in ((5, False, 0), (6, False, 1), (7, False, 1), (7, True, 2)):
+        trainer.fit_loop = loop_at(ready=ready, is_last=is_last)
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        assert trainer.save_checkpoint.call_count == num_saved
+    callback.on_exception(trainer, MODULE, ValueError())
+
+
+def only_one_rank_was_told(rank, world_size, tmp_path):
+    trainer = trainer_of(is_global_zero=rank == 0)
+    callback = LastCheckpoint(RunDirectory(tmp_path), every_s=60.0)
+    with STOP.listening():
+        callback.on_train_start(trainer, MODULE)
+        if rank == 1:
+            signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Preempted):
+            callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        callback.on_exception(trainer, MODULE, Preempted())
+    assert trainer.save_checkpoint.call_count == 1
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path):
+    run_on_ranks(only_one_rank_was_told, tmp_path)
 
 
 @pytest.mark.parametrize(
