@@ -185,6 +185,8 @@ class SidrecCLI(LightningCLI):
         told = explained(error)
         if isinstance(told, Preempted) and self.owns and self.run.state() not in _AT_REST:
             self.run.write_manifest(state="preempted")
+        if isinstance(told, Preempted) and not self.trainer.is_global_zero:
+            sys.exit(0)  # launchers end all ranks when one fails: rank 0 alone reports, at its end
         if told is not error:
             raise told from error
 

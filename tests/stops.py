@@ -50,3 +50,13 @@ class Fail(L.Callback):
         if self.how == "hang":
             time.sleep(600)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow(L.Callback):
+    """Make every step last so long that a test can disturb it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        time.sleep(self.seconds)
