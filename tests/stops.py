@@ -3,8 +3,10 @@
 import os
 import signal
 import time
+from datetime import timedelta
 
 import lightning as L
+from torch.distributed import distributed_c10d
 
 _REASONS = {"person": KeyboardInterrupt, "error": FloatingPointError}
 
@@ -41,6 +43,12 @@ class Fail(L.Callback):
 
     def __init__(self, step: int, rank: int, how: str) -> None:
         self.step, self.rank, self.how = step, rank, how
+
+    def on_fit_start(self, trainer, pl_module):
+        if self.how == "hang":  # the time for the start must be longer
+            distributed_c10d._set_pg_timeout(
+                timedelta(seconds=6), distributed_c10d.GroupMember.WORLD
+            )
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if (trainer.global_step, trainer.global_rank) != (self.step, self.rank):

@@ -24,6 +24,7 @@ _LOST = re.compile(
     re.IGNORECASE,
 )
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+_NOT_ALL_CAME = re.compile(r"(\d+)/(\d+) clients joined")
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
 
 
@@ -63,6 +64,11 @@ def explained(error: BaseException) -> BaseException:
         return RunError(
             f"A process that makes batches (pid {died[1].strip()}) died, often for want of memory; "
             "run the same command again, or lower data.num_workers."
+        )
+    if came := _NOT_ALL_CAME.search(text):
+        return RunError(
+            f"Only {came[1]} of {came[2]} ranks came in time; look at how the others ended, and "
+            "start as many processes as trainer.devices x trainer.num_nodes."
         )
     rank, world_size = rank_and_world_size()
     if world_size == 1:

@@ -39,6 +39,13 @@ def test_a_dead_worker_is_named():
     assert "(pid 12)" in str(told)
 
 
+def test_ranks_that_never_came_are_no_riddle():
+    told = explained(
+        RuntimeError("Timed out after 9 seconds waiting for clients. 1/2 clients joined.")
+    )
+    assert str(told).startswith("Only 1 of 2 ranks came in time; look at how the others ended")
+
+
 def test_whatever_fails_after_a_signal_is_preemption(monkeypatch):
     monkeypatch.setattr(STOP, "name", "SIGTERM")
     assert isinstance(explained(RuntimeError("Connection closed by peer")), Preempted)
@@ -72,11 +79,7 @@ def test_who_hangs_is_said_or_that_nobody_does(monkeypatch):
 def two_ranks(tiny, tmp_path):
     """Return a function that runs a fit on two ranks; it gives code, seconds, lines."""
     settings = encoder_settings(tiny.corpus, tiny.encoder)
-    strategy = {
-        "class_path": "lightning.pytorch.strategies.DDPStrategy",
-        "init_args": {"timeout": "0:0:8"},
-    }
-    settings["trainer"] |= {"devices": 2, "strategy": strategy, "callbacks": []}
+    settings["trainer"] |= {"devices": 2, "strategy": "ddp", "callbacks": []}
     config = write_yaml(tmp_path / "config.yaml", settings)
     command = [sys.executable, "-m", "sidrec", "fit", "--config", config]
     environment = os.environ | {"SIDREC_ALLOW_IMPORTS": "tests"}
