@@ -12,12 +12,12 @@ import lightning as L
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 
 from sidrec.console import say
 from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
 from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest
+from sidrec.run_callback.loggers import csv_logger, name_curve
 from sidrec.run_callback.ranks import end_launched_ranks, explained, take_charge_of
 from sidrec.run_directory import RunDirectory
 from sidrec.run_directory.checkpoints import (
@@ -27,6 +27,7 @@ from sidrec.run_directory.checkpoints import (
     step_of,
 )
 from sidrec.run_directory.lock import locked
+from sidrec.run_directory.secrecy import refuse_secrets, refuse_traversal
 from sidrec.run_directory.stopping import Preempted
 from sidrec.run_source import (
     allow_known_classes_only,
@@ -103,15 +104,19 @@ class SidrecCLI(LightningCLI):
                 f"`sidrec {self.subcommand}` needs --run_dir FOLDER or --from FOLDER."
             )
         self.run = RunDirectory(Path(config.run_dir))
+        self.resolved = self._resolved()  # before the run's own paths enter it
+        refuse_secrets(self.resolved)
+        refuse_traversal(self.resolved)
         if self.subcommand == "fit":
-            self.resolved = self._resolved()  # before the run's own paths enter it
             refuse_contradictions(self.run, self.resolved)
             if is_finished_with(self.run, self.resolved):
                 say(f"already finished: {self.run.root}")
                 sys.exit(0)
         config.trainer.default_root_dir = str(self.run.root)
         if config.trainer.logger in (None, True):
-            config.trainer.logger = self.subcommand == "fit" and _csv_logger(self.run)
+            config.trainer.logger = self.subcommand == "fit" and csv_logger(self.run)
+        self.log_id = self.run.log_id()
+        name_curve(config.trainer.logger, self.log_id)
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what they refuse becomes one line.
@@ -139,7 +144,8 @@ class SidrecCLI(LightningCLI):
         return trainer
 
     def _manifest(self) -> L.Callback:
-        return RunManifest(self.run, yaml.safe_dump(self.resolved, sort_keys=False))
+        text = yaml.safe_dump(self.resolved, sort_keys=False)
+        return RunManifest(self.run, text, log_id=self.log_id)
 
     def _checkpoints(self, config: dict[str, Any]) -> list[L.Callback]:
         if config.get("enable_checkpointing") is False:
@@ -240,14 +246,6 @@ class SidrecCLI(LightningCLI):
         chosen = self.config_init[self.subcommand]
         if chosen.ckpt_path is None:
             chosen.ckpt_path = str(checked(self.run.finished_checkpoint()))
-
-
-def _csv_logger(run: RunDirectory) -> dict[str, Any]:
-    """Return settings of a logger with a new folder in ``logs/``: a resumed run loses no log."""
-    return {
-        "class_path": f"{CSVLogger.__module__}.{CSVLogger.__qualname__}",
-        "init_args": {"save_dir": str(run.root), "name": run.logs.name},
-    }
 
 
 def _figures(run: RunDirectory) -> str:

@@ -10,7 +10,6 @@ export MASTER_ADDR MASTER_PORT
 MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
-export WANDB_RUN_ID=${WANDB_RUN_ID:-slurm-$SLURM_JOB_ID} # the same after a requeue
 
 # The signals are meant for the training processes; this script lives on to requeue the job.
 trap : TERM USR1

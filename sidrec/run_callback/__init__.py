@@ -29,10 +29,11 @@ class RunManifest(L.Callback):
     Args:
         run: The run directory; only rank 0 writes.
         config: Text of ``config.yaml``.
+        log_id: Under which loggers know the run.
     """
 
-    def __init__(self, run: RunDirectory, config: str) -> None:
-        self.run, self.config, self.begun = run, config, False
+    def __init__(self, run: RunDirectory, config: str, log_id: str = "") -> None:
+        self.run, self.config, self.log_id, self.begun = run, config, log_id, False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record what trains on what, before the first step."""
@@ -48,6 +49,7 @@ class RunManifest(L.Callback):
             corpus_fingerprint=getattr(corpus, "fingerprint", None),
             world_size=rank_and_world_size()[1],
             precision=str(trainer.precision),
+            log_id=self.log_id,
         )
 
     def on_exception(

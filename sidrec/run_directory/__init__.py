@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import uuid
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,6 +84,11 @@ class RunDirectory:
     def stage(self) -> str:
         """Return which stage made this run: ``encoder`` or ``generator``."""
         return str(read_json(self.manifest).get("stage", "unknown"))
+
+    def log_id(self) -> str:
+        """Return under which name loggers know this run: the same after every resume."""
+        known = read_json(self.manifest) if self.manifest.exists() else {}
+        return str(known.get("log_id") or uuid.uuid4().hex[:12])
 
     def write_manifest(self, **facts: Any) -> None:  # noqa: ANN401
         """Merge ``facts`` (state, seed, stage, …) into the manifest, with versions of now."""
