@@ -30,7 +30,7 @@ def ranks() -> Finding:
     if not dist.is_nccl_available():
         advice = "several GPUs need it: install torch's CUDA wheel for Linux"
         return Finding("note", "ranks", f"{gloo}, no NCCL", advice)
-    number = ".".join(map(str, torch.cuda.nccl.version()))
+    number = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     return Finding("ok", "ranks", f"NCCL {number}, {gloo}")
 
 

@@ -109,7 +109,7 @@ class BatchLoader(DataLoader[Batch]):
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, worker_init_fn=ignore_stop_signals, **settings)
+        super().__init__(*args, **(settings | {"worker_init_fn": ignore_stop_signals}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing."""
