@@ -114,9 +114,9 @@ def wrongs_after_a_kill(folder: Path) -> list[str]:
             run.state()
         except Exception as error:
             wrong.append(f"{name}: {error}")
-        for file in (run.last_checkpoint, run.previous_checkpoint, run.best_checkpoint):
-            if file.exists() and damage_of(file):
-                wrong.append(f"{file.name} of {name}: {damage_of(file)}")
+        files = (run.last_checkpoint, run.previous_checkpoint, run.best_checkpoint)
+        damage = {file: damage_of(file) for file in files if file.exists()}
+        wrong += [f"{file}: {problem}" for file, problem in damage.items() if problem]
     return wrong
 
 
