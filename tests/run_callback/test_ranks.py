@@ -77,7 +77,7 @@ def test_who_hangs_is_said_or_that_nobody_does(monkeypatch):
 
 @pytest.fixture
 def two_ranks(tiny, tmp_path):
-    """Return a function that runs a fit on two ranks; it gives code, seconds since a failure, lines."""
+    """Return a function that runs a fit on two ranks: code, seconds since the failure, lines."""
     settings = encoder_settings(tiny.corpus, tiny.encoder)
     settings["trainer"] |= {"devices": 2, "strategy": "ddp", "callbacks": []}
     config = write_yaml(tmp_path / "config.yaml", settings)
