@@ -65,12 +65,18 @@ def locked(run: RunDirectory) -> Iterator[None]:
     """Hold the run while the block runs; a thread gives a sign of life every half minute.
 
     Raises:
-        RunError: If another process works on it; names that process.
+        RunError: If another process works on it; names that process. Or if nothing can be written.
     """
     own = Owner.this_process()
-    run.root.mkdir(parents=True, exist_ok=True)
-    while not _create(run.lock, own):
-        _take_over_or_refuse(run.lock, own)
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        while not _create(run.lock, own):
+            _take_over_or_refuse(run.lock, own)
+    except OSError as error:
+        raise RunError(
+            f"{run.root} cannot be written ({error.strerror or error}); give a --run_dir where "
+            "you may write, or make room."
+        ) from error
     over = threading.Event()
     threading.Thread(target=_give_signs, args=(run.lock, over), daemon=True).start()
     try:
@@ -110,26 +116,27 @@ def why_gone(lock: Path, owner: Owner | None, own: Owner) -> str | None:
 
 
 def _create(lock: Path, own: Owner) -> bool:
-    """Make the lock if there is none: a hard link exists for one of two processes only."""
+    """Make the lock if there is none; return whether it was made."""
     spare = lock.with_name(f".{lock.name}.{own.token}.part")
-    spare.write_text(json.dumps(asdict(own), indent=2) + "\n")
+    try:
+        spare.write_text(json.dumps(asdict(own), indent=2) + "\n")
+        return _give_name(spare, lock)
+    finally:
+        spare.unlink(missing_ok=True)
+
+
+def _give_name(spare: Path, lock: Path) -> bool:
+    """Name the file ``lock`` unless that exists: of two processes one succeeds."""
     try:
         os.link(spare, lock)
     except FileExistsError:
         return False
     except OSError:  # no hard links here: the second best
-        return _create_without_links(lock, spare)
-    finally:
-        spare.unlink()
-    return True
-
-
-def _create_without_links(lock: Path, spare: Path) -> bool:
-    try:
-        with lock.open("x") as stream:
-            stream.write(spare.read_text())
-    except FileExistsError:
-        return False
+        try:
+            with lock.open("x") as stream:
+                stream.write(spare.read_text())
+        except FileExistsError:
+            return False
     return True
 
 

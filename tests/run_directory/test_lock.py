@@ -133,3 +133,24 @@ def test_a_thread_gives_signs_of_life(run, monkeypatch):
                 break
             lock.time.sleep(0.02)
         assert run.lock.stat().st_mtime > 1
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(
+            RunError, match=r"file/run cannot be written \(Not a directory\); give a --run"
+        ),
+        locked(RunDirectory(tmp_path / "file" / "run")),
+    ):
+        pass
+
+    def full(*unused):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock.Path, "write_text", full)
+    with (
+        pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"),
+        locked(RunDirectory(tmp_path / "run")),
+    ):
+        pass
