@@ -74,7 +74,8 @@ class LastCheckpoint(L.Callback):
 
     The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once. SIGTERM
     and SIGUSR1, on any rank, do the same on all ranks, see ``StopRequest``. Nothing is saved in
-    the midst of gradients that are still being accumulated.
+    the midst of gradients that are still being accumulated, nor between a step and its validation:
+    Lightning would leave that validation out when it resumes, and choose another best checkpoint.
 
     Args:
         run: The run directory.
@@ -107,8 +108,7 @@ class LastCheckpoint(L.Callback):
             Preempted: After saving, if the machine wants this run gone.
         """
         del pl_module, unused
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        if progress.current.ready % trainer.accumulate_grad_batches and not progress.is_last_batch:
+        if not _may_save(trainer):
             return
         is_time = time.monotonic() - self.saved_at >= self.every_s
         wishes = [is_time and trainer.is_global_zero, self.asked_to_stop, STOP.name is not None]
@@ -153,6 +153,16 @@ class LastCheckpoint(L.Callback):
                 keep_previous(self.run)
             trainer.save_checkpoint(self.run.last_checkpoint)
         self.saved_at = time.monotonic()
+
+
+def _may_save(trainer: L.Trainer) -> bool:
+    """Return whether a run that resumes from the state of now does what this one would have."""
+    loop = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress
+    if progress.current.ready % trainer.accumulate_grad_batches and not progress.is_last_batch:
+        return False
+    validates_now = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    return not validates_now or trainer.val_check_batch == 1  # 1: there is no better moment
 
 
 class CheckpointFiles(TorchCheckpointIO):

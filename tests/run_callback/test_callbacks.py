@@ -17,9 +17,10 @@ from tests.ranks import run_on_ranks
 MODULE = mock.Mock(spec=L.LightningModule)
 
 
-def loop_at(*, ready, is_last=False):
+def loop_at(*, ready, is_last=False, validates=False):
     progress = SimpleNamespace(current=SimpleNamespace(ready=ready), is_last_batch=is_last)
-    return SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    checks = {"batch_progress": progress, "_should_check_val_fx": lambda fetcher: validates}
+    return SimpleNamespace(epoch_loop=SimpleNamespace(**checks), _data_fetcher=None)
 
 
 def trainer_of(**changes):
@@ -33,6 +34,7 @@ def trainer_of(**changes):
         "max_epochs": None,
         "num_training_batches": 7,
         "accumulate_grad_batches": 1,
+        "val_check_batch": 7,
         "callback_metrics": {"train/loss": 0.5, "val/recall": 0.25},
         "datamodule": SimpleNamespace(corpus=SimpleNamespace(fingerprint="f")),
         "precision": "32-true",
@@ -110,6 +112,21 @@ def test_nothing_is_saved_amid_accumulation(tmp_path):
         callback.on_train_batch_end(trainer, MODULE, None, None, 0)
         assert trainer.save_checkpoint.call_count == num_saved
     callback.on_exception(trainer, MODULE, ValueError())
+
+
+def test_nothing_is_saved_between_a_step_and_its_validation(tmp_path):
+    trainer = trainer_of(val_check_batch=3, fit_loop=loop_at(ready=3, validates=True))
+    callback = LastCheckpoint(RunDirectory(tmp_path), every_s=0.0)
+    with STOP.listening():
+        callback.on_train_start(trainer, MODULE)
+        signal.raise_signal(signal.SIGUSR1)
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)  # goes on to validate
+        assert trainer.save_checkpoint.call_count == 0
+        trainer.val_check_batch = 1
+        with pytest.raises(Preempted):
+            callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        assert trainer.save_checkpoint.call_count == 1
+        callback.on_exception(trainer, MODULE, Preempted())
 
 
 def only_one_rank_was_told(rank, world_size, tmp_path):
