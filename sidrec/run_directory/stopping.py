@@ -46,16 +46,16 @@ class StopRequest:
             yield
             return
         self.name, self.came_at, self.waits_for_step = None, None, False
-        self._process = os.getpid()
+        self._process, over = os.getpid(), threading.Event()
         before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        watch = threading.Thread(target=self._watch, args=(reader,), daemon=True)
-        watch.start()
+        threading.Thread(target=self._watch, args=(reader, over), daemon=True).start()
         try:
             yield
         finally:
+            over.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(fd_before)
@@ -81,18 +81,18 @@ class StopRequest:
         if not self.waits_for_step:
             raise Preempted(self.name)
 
-    def _watch(self, reader: int) -> None:
+    def _watch(self, reader: int, over: threading.Event) -> None:
         """Read signal numbers as they come, even while the main thread is in a library."""
         with os.fdopen(reader, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
                 if number[0] in STOP_SIGNALS:
-                    threading.Thread(target=self._end_if_stuck, daemon=True).start()
+                    end = threading.Thread(target=self._end_if_stuck, args=(over,), daemon=True)
+                    end.start()
 
-    def _end_if_stuck(self) -> None:
-        time.sleep(PATIENCE_S)
-        seen = self.name is not None
-        if seen:
-            time.sleep(LAST_PATIENCE_S)
+    def _end_if_stuck(self, over: threading.Event) -> None:
+        """End the process, unless it leaves the listening block by itself in time."""
+        if over.wait(PATIENCE_S) or (self.name is not None and over.wait(LAST_PATIENCE_S)):
+            return
         if not self.waits_for_step and os.getpid() == self._process:
             _write("This process was told to stop and waits for another one; ending it.\n")
             os._exit(PREEMPTED_EXIT_CODE)

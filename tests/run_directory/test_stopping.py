@@ -79,6 +79,20 @@ def test_a_process_stuck_in_a_library_is_ended_by_the_thread():
     assert time.monotonic() - started < 10
 
 
+def test_a_process_that_ended_its_block_in_time_lives_on():
+    code = (
+        "stopping.PATIENCE_S = stopping.LAST_PATIENCE_S = 0.2\n"
+        "try:\n"
+        "    with stopping.STOP.listening():\n"
+        "        signal.raise_signal(signal.SIGUSR1)\n"
+        "except stopping.Preempted:\n"
+        "    print('out', flush=True)\n"
+        "time.sleep(1.5)\n"
+        "print('alive')\n"
+    )
+    assert run_child(code) == (0, "SIGUSR1: stopping now\nout\nalive\n")
+
+
 def test_children_ignore_the_signals(tmp_path):
     child = os.fork()
     if child == 0:
