@@ -1,27 +1,34 @@
 """The composition root of training: LightningCLI, with run directories for checkpoint paths."""
 # ruff: noqa: ANN401 (signatures are those of Lightning and jsonargparse)
 
-import pickle
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sidrec.console import say
-from sidrec.errors import ConfigError, RunError, SidrecError
+from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
-from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest, WholeCheckpoints
+from sidrec.run_callback import LastCheckpoint, LineProgress, RunManifest
+from sidrec.run_callback.loggers import csv_logger, name_curve
+from sidrec.run_callback.ranks import end_launched_ranks, explained, take_charge_of
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.checkpoints import (
+    checked,
+    newest_whole_checkpoint,
+    set_aside_damaged,
+    step_of,
+)
+from sidrec.run_directory.lock import locked
+from sidrec.run_directory.secrecy import refuse_secrets, refuse_traversal
+from sidrec.run_directory.stopping import Preempted
 from sidrec.run_source import (
     absolute_paths,
     allow_known_classes_only,
@@ -32,8 +39,8 @@ from sidrec.run_source import (
 from sidrec.suggestion import options_of, with_suggestion
 
 CHECKPOINT_EVERY_S = 60.0
-PREEMPTED = 85  # exit code of a run that was told to end, and can go on
 MONITOR = "val/recall_harmonic_mean"
+_AT_REST = ("new", "preempted", "finished")
 
 
 class SidrecParser(LightningArgumentParser):
@@ -99,15 +106,19 @@ class SidrecCLI(LightningCLI):
             )
         self.run = RunDirectory(Path(config.run_dir))
         absolute_paths(config)
+        self.resolved = self._resolved()  # before the run's own paths enter it
+        refuse_secrets(self.resolved)
+        refuse_traversal(self.resolved)
         if self.subcommand == "fit":
-            self.resolved = self._resolved()  # before the run's own paths enter it
             refuse_contradictions(self.run, self.resolved)
             if is_finished_with(self.run, self.resolved):
                 say(f"already finished: {self.run.root}")
                 sys.exit(0)
         config.trainer.default_root_dir = str(self.run.root)
         if config.trainer.logger in (None, True):
-            config.trainer.logger = self.subcommand == "fit" and _csv_logger(self.run)
+            config.trainer.logger = self.subcommand == "fit" and csv_logger(self.run)
+        self.log_id = self.run.log_id()
+        name_curve(config.trainer.logger, self.log_id)
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what they refuse becomes one line.
@@ -128,16 +139,15 @@ class SidrecCLI(LightningCLI):
             terminal = sys.stderr.isatty()
             callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
             config["enable_progress_bar"] = terminal
-        plugins = config.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            config["plugins"] = [*plugins, WholeCheckpoints()]
         if self.subcommand == "fit":
             callbacks = [*callbacks, self._manifest(), *self._checkpoints(config)]
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        take_charge_of(trainer)
+        return trainer
 
     def _manifest(self) -> L.Callback:
-        return RunManifest(self.run, yaml.safe_dump(self.resolved, sort_keys=False))
+        text = yaml.safe_dump(self.resolved, sort_keys=False)
+        return RunManifest(self.run, text, log_id=self.log_id)
 
     def _checkpoints(self, config: dict[str, Any]) -> list[L.Callback]:
         if config.get("enable_checkpointing") is False:
@@ -163,29 +173,46 @@ class SidrecCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; Lightning ends an interrupted one with exit code 1 and a deaf Ctrl-C."""
+        self.owns = subcommand == "fit" and self.trainer.is_global_zero
+        self.owns = self.owns and not self.trainer.fast_dev_run
         is_new = not self.run.root.exists()
-        try:
-            super()._run_subcommand(subcommand)
-        except SidrecError:
-            if is_new and not self.run.manifest.exists():  # refused before the first step
-                shutil.rmtree(self.run.root, ignore_errors=True)
-            raise
-        except SIGTERMException:
-            say("Preempted. Run the same command again to go on.")
-            sys.exit(PREEMPTED)
-        except SystemExit:
-            if not self.trainer.interrupted:
+        with locked(self.run) if self.owns else nullcontext():
+            try:
+                super()._run_subcommand(subcommand)
+            except SystemExit:
+                if not self.trainer.interrupted:
+                    raise
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise KeyboardInterrupt from None
+            except (Exception, Preempted) as error:
+                self._leave(error, is_new=is_new)
                 raise
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
+
+    def _leave(self, error: BaseException, *, is_new: bool) -> None:
+        """Bring the run directory and the other ranks to rest; raise what a person shall read."""
+        end_launched_ranks(self.trainer)
+        if self.owns and is_new and not self.run.manifest.exists():  # before the first step
+            shutil.rmtree(self.run.root, ignore_errors=True)
+        told = explained(error)
+        if isinstance(told, Preempted) and self.owns and self.run.state() not in _AT_REST:
+            self.run.write_manifest(state="preempted")
+        if isinstance(told, Preempted) and not self.trainer.is_global_zero:
+            sys.exit(0)  # launchers end all ranks when one fails: rank 0 alone reports, at its end
+        if told is not error:
+            raise told from error
 
     def before_fit(self) -> None:
-        """Resume from the newest checkpoint."""
+        """Resume from the newest checkpoint that is whole."""
         chosen = self.config_init["fit"]
-        if chosen.ckpt_path is None and self.run.last_checkpoint.exists():
-            step = checkpoint_step(self.run.last_checkpoint)
-            say(f"resuming from {self.run.last_checkpoint} (step {step})")
-            chosen.ckpt_path = str(self.run.last_checkpoint)
+        if chosen.ckpt_path is not None:
+            checked(Path(chosen.ckpt_path))
+            return
+        newest = newest_whole_checkpoint(self.run)
+        if newest is not None:
+            if self.trainer.is_global_zero:
+                set_aside_damaged(self.run, newest)
+            say(f"resuming from {newest} (step {step_of(newest)})")
+            chosen.ckpt_path = str(newest)
 
     def after_fit(self) -> None:
         """Mark the run as finished, so that later stages may read it."""
@@ -223,32 +250,7 @@ class SidrecCLI(LightningCLI):
     def _use_finished_checkpoint(self) -> None:
         chosen = self.config_init[self.subcommand]
         if chosen.ckpt_path is None:
-            chosen.ckpt_path = str(self.run.finished_checkpoint())
-            checkpoint_step(Path(chosen.ckpt_path))  # refuses a damaged one in one line
-
-
-def _csv_logger(run: RunDirectory) -> dict[str, Any]:
-    """Return settings of a logger with a new folder in ``logs/``: a resumed run loses no log."""
-    return {
-        "class_path": f"{CSVLogger.__module__}.{CSVLogger.__qualname__}",
-        "init_args": {"save_dir": str(run.root), "name": run.logs.name},
-    }
-
-
-def checkpoint_step(file: Path) -> int:
-    """Return the optimiser step at which a checkpoint was written; its tensors stay on disk.
-
-    Raises:
-        RunError: If the file is damaged.
-    """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["global_step"])
-    except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
-        raise RunError(
-            f"{file} is no whole checkpoint (cut short or overwritten); delete it and run the same "
-            "`sidrec fit` command again, or use another run directory."
-        ) from None
+            chosen.ckpt_path = str(checked(self.run.finished_checkpoint()))
 
 
 def _figures(run: RunDirectory) -> str:

@@ -1,5 +1,6 @@
 """The only module that talks to torch.distributed."""
 
+import time
 from typing import Any
 
 import torch
@@ -93,6 +94,24 @@ def from_rank_zero(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
     shared = local.clone().contiguous()
     dist.broadcast(shared, src=0)
     return shared
+
+
+def silent_ranks(*, wait_s: float) -> list[int]:
+    """Return the ranks that have not called this function after ``wait_s`` seconds.
+
+    For ranks that gave up waiting for another one: it goes through the key-value store that
+    introduced the ranks, since the process group itself is stuck.
+    """
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
+        return []
+    store = dist.distributed_c10d._get_default_store()
+    keys = [f"sidrec/gave_up/{other}" for other in range(world_size)]
+    store.set(keys[rank], "yes")
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end and not store.check(keys):
+        time.sleep(0.1)
+    return [other for other, key in enumerate(keys) if not store.check([key])]
 
 
 def wait_for_all_ranks() -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from sidrec import __version__
 from sidrec.errors import SidrecError
+from sidrec.run_directory.stopping import PREEMPTED_EXIT_CODE, STOP, Preempted
 from sidrec.suggestion import refuse_broken_configs
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -34,10 +35,14 @@ def main() -> None:
     debug = "--debug" in arguments
     sys.argv[1:] = arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        _run(arguments)
+        with STOP.listening():
+            _run(arguments)
         sys.stdout.flush()
     except SidrecError as error:
         _fail(error, debug=debug, code=error.exit_code)
+    except Preempted:
+        sys.stderr.write("Preempted. Run the same command again to go on.\n")
+        sys.exit(PREEMPTED_EXIT_CODE)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. Run the same command again to go on.\n")
         sys.exit(_INTERRUPTED)

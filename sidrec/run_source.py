@@ -139,7 +139,11 @@ def allow_known_classes_only() -> None:
     """Let YAML and command line name classes of these packages only.
 
     A configuration is text from anywhere, and a ``class_path`` imports and calls what it names.
-    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas.
+    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas. A package
+    that imports another does not let it through: where an object is defined counts as well.
+
+    Raises:
+        ConfigError: If the installed jsonargparse cannot do this.
     """
     from jsonargparse import set_parsing_settings
 
@@ -148,8 +152,11 @@ def allow_known_classes_only() -> None:
         set_parsing_settings(
             import_path_denylist=["*"], import_path_allowlist=[*_KNOWN_PACKAGES, *named]
         )
-    except TypeError:  # jsonargparse before 4.53 has no such lists
-        return
+    except TypeError:
+        raise ConfigError(
+            "jsonargparse before 4.53 would let a configuration call anything; "
+            "pip install 'jsonargparse>=4.53,<5'."
+        ) from None
 
 
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:  # noqa: ANN401

@@ -3,9 +3,13 @@
 import os
 import resource
 import signal
+import time
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 
 import lightning as L
+from torch.distributed import distributed_c10d
 
 _REASONS = {"person": KeyboardInterrupt, "error": FloatingPointError}
 
@@ -34,3 +38,48 @@ def files_up_to(num_bytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class SignalIn(L.Callback):
+    """Send this process a signal in one of Lightning's hooks, on one rank."""
+
+    def __init__(self, hook: str, signal_name: str, rank: int = 0) -> None:
+        def send(trainer, *unused, **also_unused):
+            if trainer.global_rank == rank:
+                os.kill(os.getpid(), signal.Signals[signal_name])
+                time.sleep(0.01)  # let the handler run here
+
+        setattr(self, hook, send)
+
+
+class Fail(L.Callback):
+    """Fail on one rank at the end of a step: ``raise``, ``hang``, or ``killed``."""
+
+    def __init__(self, step: int, rank: int, how: str) -> None:
+        self.step, self.rank, self.how = step, rank, how
+
+    def on_fit_start(self, trainer, pl_module):
+        if self.how == "hang":  # the time for the start must be longer
+            distributed_c10d._set_pg_timeout(
+                timedelta(seconds=6), distributed_c10d.GroupMember.WORLD
+            )
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.global_step, trainer.global_rank) != (self.step, self.rank):
+            return
+        (Path(trainer.default_root_dir) / "failed").touch()  # its time is the test's start
+        if self.how == "raise":
+            raise ZeroDivisionError("made to fail")
+        if self.how == "hang":
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow(L.Callback):
+    """Make every step last so long that a test can disturb it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        time.sleep(self.seconds)

@@ -1,15 +1,24 @@
+import json
+import os
 import time
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 
 from sidrec import doctor
+from sidrec.doctor import cluster
+from sidrec.doctor.run import examine_run
+from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.checkpoints import write_checkpoint
+from sidrec.run_directory.lock import Owner
 from tests.tiny import sidrec
 
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
 def found(what):
@@ -76,6 +85,79 @@ def test_a_silent_hub_costs_three_seconds_at_most(monkeypatch):
 
 def test_arguments_are_refused(capsys):
     assert sidrec("doctor", "--all") == 2
-    assert "takes no arguments, got --all" in capsys.readouterr().err
+    assert "takes no arguments but --run_dir, got --all" in capsys.readouterr().err
     assert sidrec("doctor", "--help") == 0
     assert "usage: sidrec doctor" in capsys.readouterr().out
+
+
+def test_a_silent_wandb_costs_three_seconds_at_most_and_no_key_is_shown(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "5ec3e7")
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    monkeypatch.setattr(cluster, "version", lambda name: "1.0")
+    started = time.monotonic()
+    finding = cluster.WandB().finding()
+    assert time.monotonic() - started < 4
+    assert finding.verdict == "note"
+    assert "WANDB_MODE=offline" in finding.advice
+    assert "5ec3e7" not in "".join(finding)
+
+
+def test_a_job_without_srun_is_noticed(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    assert cluster.slurm().advice == "this process was not started by srun"
+
+
+def test_little_shared_memory_is_said(monkeypatch):
+    monkeypatch.setattr(cluster.shutil, "disk_usage", lambda path: SimpleNamespace(free=64e6))
+    (finding,) = cluster.shared_memory()
+    assert (finding.verdict, "--shm-size" in finding.advice) == ("note", True)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose process was killed."""
+    run = RunDirectory(tmp_path / "run")
+    run.write_manifest(state="running", stage="encoder")
+    write_checkpoint({"global_step": 3}, run.last_checkpoint)
+    write_checkpoint({"global_step": 2}, run.previous_checkpoint)
+    return run
+
+
+def test_a_finished_run_is_well(tiny, capsys):
+    assert sidrec("doctor", "--run_dir", tiny.encoder_run) == 0
+    out = capsys.readouterr().out
+    assert all(line.startswith("ok ") for line in out.splitlines()), out
+    assert "Semantic IDs" in out
+
+
+def test_a_killed_run_with_all_its_troubles(run):
+    owner = replace(Owner.this_process(), process_started="1")
+    run.lock.write_text(json.dumps(asdict(owner)))
+    run.last_checkpoint.write_bytes(b"")
+    leftover = run.root / ".manifest.json.abc.part"
+    leftover.touch()
+    os.utime(leftover, (1, 1))
+    found = {finding.what: finding for finding in examine_run(run)}
+    assert found["state"].found == "running, but no process holds it: it was killed"
+    assert "it has ended" in found["lock"].found
+    assert found["last.ckpt"] == (
+        "note",
+        "last.ckpt",
+        "empty",
+        "last.previous.ckpt is used in its place",
+    )
+    assert found["last.previous.ckpt"].found == "whole, step 2"
+    assert ".manifest.json.abc.part" in found["leftovers"].found
+
+
+def test_a_run_that_cannot_go_on_ends_with_1(run, tmp_path, capsys):
+    run.last_checkpoint.write_bytes(b"x")
+    run.previous_checkpoint.unlink()
+    assert sidrec("doctor", "--run_dir", run.root) == 1
+    assert "problem" in capsys.readouterr().out
+    assert sidrec("doctor", "--run_dir", tmp_path / "gone") == 1
+    assert "gone does not exist" in capsys.readouterr().err

@@ -164,13 +164,14 @@ def _load(model: str) -> tuple[Any, Any]:
     )
 
     local = Path(model).is_dir() or not hub_is_reachable()
+    how: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=local)
+        config = AutoConfig.from_pretrained(model, **how)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(
-            model, local_files_only=local, padding_side="left", truncation_side="left"
+            model, padding_side="left", truncation_side="left", **how
         )
-        network = kind.from_pretrained(model, local_files_only=local, dtype="auto")
+        network = kind.from_pretrained(model, dtype="auto", **how)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(

@@ -1,14 +1,9 @@
 """A trained bi-encoder, from a run directory alone."""
 
-import zipfile
-from pathlib import Path
-from typing import Any
-
-import torch
-
 from sidrec.encoder.module import BiEncoder
 from sidrec.errors import RunError
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.checkpoints import read_checkpoint
 
 
 def load_bi_encoder(run: RunDirectory) -> BiEncoder:
@@ -34,32 +29,3 @@ def load_bi_encoder(run: RunDirectory) -> BiEncoder:
     model.load_state_dict(checkpoint["state_dict"])
     model.eval()
     return model
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds, on the CPU; every byte is checked by its checksum first.
-
-    A flipped bit in the weights would load without a word.
-
-    Raises:
-        RunError: If the file cannot be read, is truncated or altered, or is no checkpoint.
-    """
-    try:
-        content = _checked(file)
-    except OSError as error:
-        raise RunError(f"{file} cannot be read: {error.strerror}; check the disk.") from None
-    except Exception:  # a damaged pickle or archive can raise anything
-        content = None
-    if not isinstance(content, dict):
-        raise RunError(
-            f"{file} is damaged (truncated, altered, or no checkpoint); bring back a copy of it, "
-            "or train again in a new run directory."
-        )
-    return content
-
-
-def _checked(file: Path) -> Any:  # noqa: ANN401
-    with zipfile.ZipFile(file) as archive:
-        if archive.testzip() is not None:
-            return None
-    return torch.load(file, map_location="cpu", weights_only=True)

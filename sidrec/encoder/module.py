@@ -9,15 +9,16 @@ from torch import Tensor
 
 from sidrec.corpus.raw import Split
 from sidrec.corpus.requests import recommendation_requests, search_requests
-from sidrec.distributed import rank_and_world_size, sum_over_ranks
+from sidrec.distributed import rank_and_world_size
 from sidrec.encoder.catalogue import encode_catalogue, encode_texts
 from sidrec.encoder.dense import dense_recall, mean_history, own_slice
 from sidrec.encoder.grad_cache import embed_in_chunks
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
+from sidrec.encoder.loss_guard import LossGuard
 from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
 from sidrec.encoder.tower import TextTower
-from sidrec.errors import ConfigError, RunError
+from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.pairs.permutation import key_of
@@ -49,6 +50,7 @@ class BiEncoder(L.LightningModule):
         history_items: Most recent items whose mean embedding stands for a user in validation.
         encode_batch_size: Texts per forward pass in validation.
         revision: Of the encoder on the hub.
+        skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends it.
     """
 
     stage = "encoder"
@@ -72,6 +74,7 @@ class BiEncoder(L.LightningModule):
         history_items: int,
         encode_batch_size: int,
         revision: str | None = None,
+        skip_bad_losses: int = 0,
     ) -> None:
         super().__init__()
         if temperature <= 0 or learning_rate <= 0:
@@ -86,6 +89,7 @@ class BiEncoder(L.LightningModule):
         self.save_hyperparameters()
         self.settings: Any = self.hparams
         self.weights = {"search": query_item_weight, "recommendation": item_item_weight}
+        self.guard = LossGuard(skip_bad_losses)
 
     def configure_model(self) -> None:
         """Load the pretrained encoder, unless the tower is there already."""
@@ -128,6 +132,11 @@ class BiEncoder(L.LightningModule):
         )
         self._log_loss(batch, loss.detach(), batch_idx)
         return loss * self.weights[batch.task]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the weights as they are after a loss that is no number."""
+        del optimizer
+        self.guard.drop_bad_gradients(self.parameters())
 
     def validation_step(self, split: Split) -> None:
         """Rank the whole catalogue for the validation requests of both tasks."""
@@ -184,9 +193,11 @@ class BiEncoder(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the encoder's configuration and tokenizer beside its weights."""
         checkpoint["text_tower"] = self.tower.snapshot()
+        checkpoint["num_skipped_losses"] = self.guard.num_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the tower from the checkpoint alone when it is not there yet."""
+        self.guard.num_skipped = checkpoint.get("num_skipped_losses", 0)
         if not hasattr(self, "tower"):
             self.tower = TextTower.from_snapshot(
                 checkpoint["text_tower"], length_groups=self.settings.length_groups
@@ -200,13 +211,12 @@ class BiEncoder(L.LightningModule):
         return embed_in_chunks(self.tower, tokens, chunk_size=chunk)
 
     def _log_loss(self, batch: PairBatch, loss: Tensor, batch_idx: int) -> None:
-        _, world_size = rank_and_world_size()
-        mean = sum_over_ranks(loss) / world_size
-        if not torch.isfinite(mean):
-            raise RunError(
-                f"The {batch.task} loss is {mean.item()} at epoch {self.current_epoch}, step "
-                f"{batch_idx}; lower model.learning_rate, or use precision bf16-mixed or 32."
-            )
+        mean = self.guard.mean(
+            loss,
+            where=f"epoch {self.current_epoch}, step {batch_idx} ({batch.task})",
+            items=batch.right_item,
+            item_ids=lambda: self._data().corpus.item_ids(),
+        )
         self.log(f"train/{batch.task}/loss", mean, prog_bar=True, batch_size=len(batch.right_item))
 
     def _log_recalls(self, prefix: str, recalls: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sidrec.encoder.dropout import use_cheap_dropout
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.tokenizer import cannot_load, load_tokenizer, locate_encoder
 from sidrec.types import TextTokens
 
@@ -65,9 +65,12 @@ class TextTower(nn.Module):
         nn.Module.__init__(tower)
         with tempfile.TemporaryDirectory() as name:
             for file, text in snapshot.items():
+                if Path(file).name != file:  # a checkpoint is a file from anywhere
+                    raise DataError(f"The checkpoint names a file '{file}'; it is no encoder's.")
                 (Path(name) / file).write_text(text)
             model = _model_class().from_config(_load_config(name, None, None))
-            tower._take(model.float(), AutoTokenizer.from_pretrained(name), length_groups)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            tower._take(model.float(), tokenizer, length_groups)
         return tower
 
     def _take(self, model: Any, tokenizer: Any, length_groups: int) -> None:  # noqa: ANN401

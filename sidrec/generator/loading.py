@@ -2,10 +2,10 @@
 
 import torch
 
-from sidrec.encoder.loading import read_checkpoint
 from sidrec.errors import ConfigError, RunError
 from sidrec.generator.module import JointGenerator
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.checkpoints import read_checkpoint
 
 
 def load_generator(run: RunDirectory) -> JointGenerator:

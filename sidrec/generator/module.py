@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sidrec.corpus.popularity import popularity
 from sidrec.corpus.raw import Split
-from sidrec.distributed import gather_objects, rank_and_world_size, sum_over_ranks
+from sidrec.distributed import gather_objects, rank_and_world_size
 from sidrec.encoder.learning_rate import Decay
+from sidrec.encoder.loss_guard import LossGuard
 from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
-from sidrec.errors import ConfigError, DataError, RunError
+from sidrec.errors import ConfigError, DataError
 from sidrec.files import write_json
 from sidrec.generator.assembly import generator_from, new_generator, parts_of
 from sidrec.generator.batches import GeneratorBatch
@@ -66,6 +67,7 @@ class JointGenerator(L.LightningModule):
         num_groups: Groups of beams that avoid each other's codes; divides ``num_beams``.
         diversity_penalty: For each beam of an earlier group with the same code, in nats.
         revision: Of ``t5`` on the hub.
+        skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends it.
     """
 
     stage = "generator"
@@ -100,6 +102,7 @@ class JointGenerator(L.LightningModule):
         diversity_penalty: float = 0.0,
         encoder_run: str | None = None,
         revision: str | None = None,
+        skip_bad_losses: int = 0,
     ) -> None:
         super().__init__()
         self.decoding = Decoding(decoding, num_groups, diversity_penalty)
@@ -111,6 +114,7 @@ class JointGenerator(L.LightningModule):
         names = InputSettings.__dataclass_fields__
         self.inputs = InputSettings(**{name: self.hparams[name] for name in names})
         self.weights = {"search": search_weight, "recommendation": recommendation_weight}
+        self.guard = LossGuard(skip_bad_losses)
         self._predictions: list[Prediction] = []
         self._ddp_params_and_buffers_to_ignore = [  # constants: DDP would send them at every step
             *(f"model.embedder.{name}" for name in ("codes", "item_vectors")),
@@ -173,18 +177,17 @@ class JointGenerator(L.LightningModule):
 
     def training_step(self, batch: GeneratorBatch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the levels' losses of one batch of one task."""
-        losses: Tensor = self.model(batch, label_smoothing=self.settings.label_smoothing)
-        loss = losses.sum()
-        _, world_size = rank_and_world_size()
-        mean = sum_over_ranks(loss.detach()) / world_size
-        if not torch.isfinite(mean):
-            raise RunError(
-                f"The {batch.task} loss is {mean.item()} at epoch {self.current_epoch}, step "
-                f"{batch_idx}; lower model.learning_rate, or use precision bf16-mixed or 32."
-            )
+        loss: Tensor = self.model(batch, label_smoothing=self.settings.label_smoothing).sum()
+        where = f"epoch {self.current_epoch}, step {batch_idx} ({batch.task})"
+        ids = self._data().corpus.item_ids
+        mean = self.guard.mean(loss, where=where, items=batch.target, item_ids=ids)
         self.log(f"train/{batch.task}/loss", mean, prog_bar=True, batch_size=len(batch.target))
-        weighted: Tensor = loss * self.weights[batch.task]
-        return weighted
+        return loss * self.weights[batch.task]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the weights as they are after a loss that is no number."""
+        del optimizer
+        self.guard.drop_bad_gradients(self.parameters())
 
     def validation_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
@@ -248,6 +251,7 @@ class JointGenerator(L.LightningModule):
         """Put beside the weights what the model is built from, and the bundle's hash."""
         checkpoint["generator"] = parts_of(self.model)
         checkpoint["bundle_hash"] = self.bundle.hash
+        checkpoint["num_skipped_losses"] = self.guard.num_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model from the checkpoint; refuse another bundle.
@@ -256,6 +260,7 @@ class JointGenerator(L.LightningModule):
             DataError: If the Semantic IDs are not those that the weights were trained on, or
                 belong to another corpus than the data.
         """
+        self.guard.num_skipped = checkpoint.get("num_skipped_losses", 0)
         if not hasattr(self, "bundle"):
             self.bundle = self._load_bundle()
         if checkpoint["bundle_hash"] != self.bundle.hash:

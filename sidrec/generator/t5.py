@@ -52,7 +52,9 @@ def load_tokenizer_of(name: str, *, revision: str | None) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(name, revision=revision)
+        loaded: Any = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
     tokenizer: Tokenizer = loaded.backend_tokenizer

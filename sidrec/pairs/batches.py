@@ -13,6 +13,7 @@ from sidrec.pairs.item_item import ItemItemPairs
 from sidrec.pairs.query_item import QueryItemPairs
 from sidrec.pairs.schedule import Schedule
 from sidrec.pairs.tokens import TokenStore
+from sidrec.run_directory.stopping import ignore_stop_signals
 from sidrec.types import PairBatch
 
 Batch = TypeVar("Batch")
@@ -102,9 +103,13 @@ class PairBatches(Dataset[PairBatch]):
 class BatchLoader(DataLoader[Batch]):
     """A loader of whole batches that tells Lightning it can be resumed.
 
-    Its state is empty: Lightning would hand rank 0's to every rank. The position stands in the
-    state of the data module.
+    Its processes leave SIGTERM and SIGUSR1 to the training process, which needs them for its last
+    step. Its state is empty: Lightning would hand rank 0's to every rank. The position stands in
+    the state of the data module.
     """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **(settings | {"worker_init_fn": ignore_stop_signals}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing."""

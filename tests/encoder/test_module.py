@@ -47,11 +47,25 @@ class Stop(L.Callback):
             raise KeyError("power cut")
 
 
+class WatchWeights(L.Callback):
+    """Say of every step whether it changed a weight."""
+
+    def __init__(self):
+        self.changed = []
+
+    def on_train_batch_start(self, trainer, module, *_):
+        self.before = [weight.detach().clone() for weight in module.parameters()]
+
+    def on_train_batch_end(self, trainer, module, *_):
+        pairs = zip(self.before, module.parameters(), strict=True)
+        self.changed.append(not all(torch.equal(before, now) for before, now in pairs))
+
+
 def train(corpus, encoder, *, folder=None, every=None, stop=None, resume=None, **settings):
     """Train 2 epochs; return the weights. ``every``: checkpoint each so many steps."""
     model = BiEncoder(**{"encoder": encoder, **MODEL, **settings.pop("model", {})})
     data = PairDataModule(corpus=corpus, encoder=encoder, **{**DATA, **settings.pop("data", {})})
-    callbacks = [Stop(stop)] if stop else []
+    callbacks = [*settings.pop("more_callbacks", []), *([Stop(stop)] if stop else [])]
     if every:
         callbacks.insert(
             0,
@@ -222,9 +236,31 @@ def test_training_learns_both_tasks(corpus, encoder):
 
 
 def test_nan_is_refused_with_the_step(corpus, encoder):
-    with pytest.raises(RunError, match=r"loss is nan at epoch 0, step \d+; lower model") as caught:
+    message = r"loss is nan at epoch 0, step \d+ \(\w+\), for the batch with items '\w+', .*; lower"
+    with pytest.raises(RunError, match=message) as caught:
         train(str(corpus.folder), encoder, model={"learning_rate": 1e30, "warmup_fraction": 0.0})
     assert "\n" not in str(caught.value)
+
+
+def test_a_bad_batch_can_be_skipped_and_is_remembered(corpus, encoder, tmp_path, monkeypatch):
+    bad = {3}
+    honest = BiEncoder._embed
+
+    def embed(self, tokens):
+        found = honest(self, tokens)
+        return found * float("nan") if self.trainer.global_step in bad else found
+
+    monkeypatch.setattr(BiEncoder, "_embed", embed)
+    watch = WatchWeights()
+    settings = {"model": {"skip_bad_losses": 1}, "max_steps": 5, "more_callbacks": [watch]}
+    train(str(corpus.folder), encoder, folder=tmp_path, every=5, **settings)
+    assert watch.changed == [True, True, True, False, True]
+    stored = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
+    assert stored["num_skipped_losses"] == 1
+    assert all(value.isfinite().all() for value in stored["state_dict"].values())
+    bad.add(1)
+    with pytest.raises(RunError, match=r"step 3 .*let model\.skip_bad_losses .*\(now 1\)"):
+        train(str(corpus.folder), encoder, **settings)
 
 
 def test_a_finished_run_loads_without_its_encoder(corpus, encoder, tmp_path, monkeypatch):

@@ -94,7 +94,8 @@ def test_semantic_ids_of_another_training_are_refused(corpus, semantic_ids, tmp_
 
 
 def test_nan_is_refused_with_the_step(corpus, semantic_ids, tmp_path):
-    with pytest.raises(RunError, match=r"loss is nan at epoch 0, step \d+; lower model") as caught:
+    message = r"loss is nan at epoch 0, step \d+ \(\w+\), for the batch with items '\w+', .*; lower"
+    with pytest.raises(RunError, match=message) as caught:
         train(str(corpus.folder), semantic_ids, tmp_path, model={"learning_rate": 1e30})
     assert "\n" not in str(caught.value)
 

@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_one_short_line(tiny, tmp_path, stage, how):
     damaged.last_checkpoint.parent.mkdir()
     damaged.last_checkpoint.write_bytes(altered(data, how))
     load = Retriever.load if stage == "generator" else lambda _: load_bi_encoder(damaged)
-    with pytest.raises(RunError, match=r"last\.ckpt is damaged \(truncated, altered, or no") as got:
+    with pytest.raises(RunError, match=r"last\.ckpt cannot be read \(") as got:
         load(tmp_path)
     assert len(str(got.value)) < 200 + len(str(tmp_path))
 

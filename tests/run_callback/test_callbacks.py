@@ -11,16 +11,24 @@ import torch
 from sidrec.encoder.module import BiEncoder
 from sidrec.errors import SidrecError
 from sidrec.run_callback import (
+    CheckpointFiles,
     LastCheckpoint,
     LineProgress,
     RunManifest,
-    WholeCheckpoints,
     total_steps,
 )
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.stopping import STOP, Preempted
+from tests.ranks import run_on_ranks
 from tests.stops import files_up_to
 
 MODULE = mock.Mock(spec=L.LightningModule)
+
+
+def loop_at(*, ready, is_last=False, validates=False):
+    progress = SimpleNamespace(current=SimpleNamespace(ready=ready), is_last_batch=is_last)
+    checks = {"batch_progress": progress, "_should_check_val_fx": lambda fetcher: validates}
+    return SimpleNamespace(epoch_loop=SimpleNamespace(**checks), _data_fetcher=None)
 
 
 def trainer_of(**changes):
@@ -34,10 +42,12 @@ def trainer_of(**changes):
         "max_epochs": None,
         "num_training_batches": 7,
         "accumulate_grad_batches": 1,
+        "val_check_batch": 7,
         "callback_metrics": {"train/loss": 0.5, "val/recall": 0.25},
         "datamodule": SimpleNamespace(corpus=SimpleNamespace(fingerprint="f")),
         "precision": "32-true",
-        "strategy": SimpleNamespace(broadcast=lambda value: value),
+        "strategy": SimpleNamespace(root_device=torch.device("cpu")),
+        "fit_loop": loop_at(ready=5),
     }
     trainer = mock.Mock(spec=[*dir(L.Trainer), *settings])
     trainer.configure_mock(__class__=L.Trainer, **(settings | changes))
@@ -101,6 +111,49 @@ def test_ctrl_c_means_what_it_did_before_once_training_is_over(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_nothing_is_saved_amid_accumulation(tmp_path):
+    trainer = trainer_of(accumulate_grad_batches=2)
+    callback = LastCheckpoint(RunDirectory(tmp_path), every_s=0.0)
+    callback.on_train_start(trainer, MODULE)
+    for ready, is_last, num_saved in ((5, False, 0), (6, False, 1), (7, False, 1), (7, True, 2)):
+        trainer.fit_loop = loop_at(ready=ready, is_last=is_last)
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        assert trainer.save_checkpoint.call_count == num_saved
+    callback.on_exception(trainer, MODULE, ValueError())
+
+
+def test_nothing_is_saved_between_a_step_and_its_validation(tmp_path):
+    trainer = trainer_of(val_check_batch=3, fit_loop=loop_at(ready=3, validates=True))
+    callback = LastCheckpoint(RunDirectory(tmp_path), every_s=0.0)
+    with STOP.listening():
+        callback.on_train_start(trainer, MODULE)
+        signal.raise_signal(signal.SIGUSR1)
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)  # goes on to validate
+        assert trainer.save_checkpoint.call_count == 0
+        trainer.val_check_batch = 1
+        with pytest.raises(Preempted):
+            callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        assert trainer.save_checkpoint.call_count == 1
+        callback.on_exception(trainer, MODULE, Preempted())
+
+
+def only_one_rank_was_told(rank, world_size, tmp_path):
+    trainer = trainer_of(is_global_zero=rank == 0)
+    callback = LastCheckpoint(RunDirectory(tmp_path), every_s=60.0)
+    with STOP.listening():
+        callback.on_train_start(trainer, MODULE)
+        if rank == 1:
+            signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Preempted):
+            callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        callback.on_exception(trainer, MODULE, Preempted())
+    assert trainer.save_checkpoint.call_count == 1
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path):
+    run_on_ranks(only_one_rank_was_told, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
@@ -152,12 +205,10 @@ def test_nothing_is_written_for_a_fit_that_was_refused_before_it_began(tmp_path)
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path):
     file = tmp_path / "checkpoints" / "last.ckpt"
-    WholeCheckpoints().save_checkpoint({"global_step": 1}, file)
+    CheckpointFiles().save_checkpoint({"global_step": 1}, file)
     with files_up_to(10_000), pytest.raises(SidrecError) as caught:
-        WholeCheckpoints().save_checkpoint({"global_step": 2, "x": torch.zeros(9_000)}, str(file))
-    assert str(caught.value) == (
-        f"{file} cannot be written: File too large; make room and run the same command again, "
-        "it goes on from the checkpoint before."
-    )
+        CheckpointFiles().save_checkpoint({"global_step": 2, "x": torch.zeros(9_000)}, str(file))
+    assert str(caught.value).startswith(f"{file} cannot be written (")
+    assert "the checkpoint before it is whole. Make room" in str(caught.value)
     assert torch.load(file, weights_only=True) == {"global_step": 1}
     assert list(file.parent.iterdir()) == [file]

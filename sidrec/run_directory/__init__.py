@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import uuid
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,9 +41,19 @@ class RunDirectory:
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The one before it, in case ``last.ckpt`` is damaged."""
+        return self.root / "checkpoints" / "last.previous.ckpt"
+
+    @property
     def best_checkpoint(self) -> Path:
         """Checkpoint with the best validation figure: what later stages read."""
         return self.root / "checkpoints" / "best.ckpt"
+
+    @property
+    def lock(self) -> Path:
+        """Which process works on this run; there only while one does."""
+        return self.root / "lock.json"
 
     @property
     def semantic_ids(self) -> Path:
@@ -73,6 +84,11 @@ class RunDirectory:
     def stage(self) -> str:
         """Return which stage made this run: ``encoder`` or ``generator``."""
         return str(read_json(self.manifest).get("stage", "unknown"))
+
+    def log_id(self) -> str:
+        """Return under which name loggers know this run: the same after every resume."""
+        known = read_json(self.manifest) if self.manifest.exists() else {}
+        return str(known.get("log_id") or uuid.uuid4().hex[:12])
 
     def write_manifest(self, **facts: Any) -> None:  # noqa: ANN401
         """Merge ``facts`` (state, seed, stage, …) into the manifest, with versions of now."""

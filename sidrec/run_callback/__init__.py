@@ -1,6 +1,5 @@
 """What every training run does beside training: keeps its manifest and says where it is."""
 
-import io
 import math
 import signal
 import threading
@@ -10,14 +9,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sidrec.console import say
-from sidrec.distributed import rank_and_world_size
-from sidrec.errors import SidrecError
+from sidrec.distributed import rank_and_world_size, sum_over_ranks
 from sidrec.files import atomic_file
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.checkpoints import keep_previous, write_checkpoint
+from sidrec.run_directory.stopping import STOP, Preempted
 
 _LINE_EVERY_S = 10.0
 
@@ -30,10 +29,11 @@ class RunManifest(L.Callback):
     Args:
         run: The run directory; only rank 0 writes.
         config: Text of ``config.yaml``.
+        log_id: Under which loggers know the run.
     """
 
-    def __init__(self, run: RunDirectory, config: str) -> None:
-        self.run, self.config, self.begun = run, config, False
+    def __init__(self, run: RunDirectory, config: str, log_id: str = "") -> None:
+        self.run, self.config, self.log_id, self.begun = run, config, log_id, False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record what trains on what, before the first step."""
@@ -49,6 +49,7 @@ class RunManifest(L.Callback):
             corpus_fingerprint=getattr(corpus, "fingerprint", None),
             world_size=rank_and_world_size()[1],
             precision=str(trainer.precision),
+            log_id=self.log_id,
         )
 
     def on_exception(
@@ -58,7 +59,7 @@ class RunManifest(L.Callback):
         del pl_module
         if isinstance(exception, KeyboardInterrupt):
             self._write(trainer, state="interrupted", at_step=trainer.global_step)
-        elif isinstance(exception, SIGTERMException):
+        elif isinstance(exception, Preempted) or STOP.name is not None:
             self._write(trainer, state="preempted", at_step=trainer.global_step)
         else:
             self._write(trainer, state="failed", error=type(exception).__name__)
@@ -71,7 +72,10 @@ class RunManifest(L.Callback):
 class LastCheckpoint(L.Callback):
     """Keep the newest state in ``checkpoints/last.ckpt``: every so often, when stopped, at the end.
 
-    The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once.
+    The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once. SIGTERM
+    and SIGUSR1, on any rank, do the same on all ranks, see ``StopRequest``. Nothing is saved in
+    the midst of gradients that are still being accumulated, nor between a step and its validation:
+    Lightning would leave that validation out when it resumes, and choose another best checkpoint.
 
     Args:
         run: The run directory.
@@ -87,6 +91,7 @@ class LastCheckpoint(L.Callback):
         """Start the clock and listen for Ctrl-C."""
         del trainer, pl_module
         self.saved_at = time.monotonic()
+        STOP.wait_for_step()
         if threading.current_thread() is threading.main_thread():
             self._handler_before = signal.signal(signal.SIGINT, self._stop_after_this_step)
 
@@ -96,33 +101,40 @@ class LastCheckpoint(L.Callback):
         pl_module: L.LightningModule,
         *unused: Any,  # noqa: ANN401
     ) -> None:
-        """Save when it is time or when a person wants to stop; all ranks at the same step.
+        """Save when it is time or when somebody wants to stop; all ranks at the same step.
 
         Raises:
             KeyboardInterrupt: After saving, if Ctrl-C was pressed.
+            Preempted: After saving, if the machine wants this run gone.
         """
         del pl_module, unused
+        if not _may_save(trainer):
+            return
         is_time = time.monotonic() - self.saved_at >= self.every_s
-        save, stop = trainer.strategy.broadcast((is_time or self.asked_to_stop, self.asked_to_stop))
-        if save:
+        wishes = [is_time and trainer.is_global_zero, self.asked_to_stop, STOP.name is not None]
+        votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
+        save, person, machine = (count > 0 for count in sum_over_ranks(votes).tolist())
+        if save or person or machine:
             self._save(trainer)
-        if stop:
+        if person:
             raise KeyboardInterrupt
+        if machine:
+            raise Preempted(STOP.name or "another rank")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the state that training ended with."""
         del pl_module
         self._save(trainer)
         self._listen_no_more()
+        STOP.wait_no_more()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save when the machine wants the process gone: Lightning raises that between steps."""
-        del pl_module
+        """Listen no more; what was to be saved has been."""
+        del trainer, pl_module, exception
         self._listen_no_more()
-        if isinstance(exception, SIGTERMException):
-            self._save(trainer)
+        STOP.waits_for_step = False
 
     def _stop_after_this_step(self, *unused: Any) -> None:  # noqa: ANN401
         del unused
@@ -137,16 +149,24 @@ class LastCheckpoint(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:
+            if trainer.is_global_zero:
+                keep_previous(self.run)
             trainer.save_checkpoint(self.run.last_checkpoint)
         self.saved_at = time.monotonic()
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Write a checkpoint whole or not at all: on a full disk the one before it stays.
+def _may_save(trainer: L.Trainer) -> bool:
+    """Return whether a run that resumes from the state of now does what this one would have."""
+    loop = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress
+    if progress.current.ready % trainer.accumulate_grad_batches and not progress.is_last_batch:
+        return False
+    validates_now = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    return not validates_now or trainer.val_check_batch == 1  # 1: there is no better moment
 
-    Lightning writes under the system's temporary folder and moves the file, which across two
-    disks is a copy over the old checkpoint.
-    """
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How checkpoints are written and read: whole or not at all, and nothing of them executed."""
 
     def save_checkpoint(
         self,
@@ -154,22 +174,20 @@ class WholeCheckpoints(TorchCheckpointIO):
         path: str | Path,
         storage_options: Any = None,  # noqa: ANN401
     ) -> None:
-        """Write beside the target, flush, rename.
-
-        Raises:
-            SidrecError: If the disk is full or may not be written.
-        """
+        """Write beside the target, flush to disk, rename."""
         del storage_options
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        try:
-            with atomic_file(Path(path)) as temporary:
-                temporary.write_bytes(content.getbuffer())
-        except OSError as error:
-            raise SidrecError(
-                f"{path} cannot be written: {error.strerror}; make room and run the same command "
-                "again, it goes on from the checkpoint before."
-            ) from None
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = "cpu",  # noqa: ANN401
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read tensors and plain types only, whatever is asked for."""
+        del weights_only
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return loaded
 
 
 class LineProgress(L.Callback):

@@ -1,20 +1,22 @@
-"""``sidrec doctor``: versions, devices, faiss, disk, caches, network: what works here."""
+"""``sidrec doctor``: what works on this machine; with ``--run_dir``, how a run stands.
+
+Versions, devices, ranks, faiss, disk, caches, Slurm, W&B, hub. Exit codes: 0 nothing that stops
+sidrec, 1 a problem, 2 wrong usage.
+"""
 
 import os
 import platform
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from sidrec import __version__
+from sidrec.doctor import cluster
+from sidrec.doctor.finding import Finding, Question
 from sidrec.errors import ConfigError
-
-Verdict = Literal["ok", "note", "problem"]
+from sidrec.run_directory import RunDirectory
 
 TESTED = {  # together, on CPU
     "torch": "2.13.0",
@@ -24,52 +26,54 @@ TESTED = {  # together, on CPU
     "torchmetrics": "1.9.0",
     "jsonargparse": "4.53.0",
 }
-_HUB_TIMEOUT_S = 3.0
 _LITTLE_DISK_GB = 5.0
 _GB = 1e9
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        verdict: ``problem`` means that sidrec cannot work; ``note`` that something optional is
-            missing or untested.
-        what: Name of the thing.
-        found: What is there.
-        advice: What to do about it; empty where nothing is to be done.
-    """
-
-    verdict: Verdict
-    what: str
-    found: str
-    advice: str = ""
-
-
 def main(args: list[str]) -> None:
-    """Print a table and end with exit code 1 if something required is missing."""
+    """Print a table and end with exit code 1 if something required is missing.
+
+    Raises:
+        ConfigError: If an argument is unknown.
+        RunError: If ``--run_dir`` names no folder.
+    """
     if any(word in ("-h", "--help") for word in args):
-        sys.stdout.write(f"usage: sidrec doctor [--help]\n\n{__doc__}\n")
+        sys.stdout.write(f"usage: sidrec doctor [--help] [--run_dir FOLDER]\n\n{__doc__}\n")
         return
-    if args:
-        raise ConfigError(f"`sidrec doctor` takes no arguments, got {' '.join(args)}.")
-    findings = list(examine())
+    run = _run_of(args)
+    if run is None:
+        findings = list(examine())
+    else:
+        from sidrec.doctor.run import examine_run  # late: a machine's ills shall not hide a run's
+
+        findings = list(examine_run(run))
     _show(findings)
     if any(finding.verdict == "problem" for finding in findings):
         sys.exit(1)
 
 
+def _run_of(args: list[str]) -> RunDirectory | None:
+    match [word for argument in args for word in argument.split("=", 1)]:
+        case []:
+            return None
+        case ["--run_dir", folder]:
+            return RunDirectory(Path(folder))
+    raise ConfigError(f"`sidrec doctor` takes no arguments but --run_dir, got {' '.join(args)}.")
+
+
 def examine() -> Iterator[Finding]:
     """Look at everything; nothing is changed, and no secret is read."""
-    hub = _Hub()  # answers while the rest is looked at
+    hub, wandb = _Hub(), cluster.WandB()  # they answer while the rest is looked at
     yield Finding("ok", "sidrec", __version__)
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
     yield from _packages()
     yield from _devices()
     yield from _faiss()
     yield from _disk()
-    yield _wandb()
-    yield _slurm()
+    yield cluster.ranks()
+    yield from cluster.shared_memory()
+    yield cluster.slurm()
+    yield wandb.finding()
     yield hub.finding()
 
 
@@ -178,51 +182,19 @@ def _disk() -> Iterator[Finding]:
             yield Finding("ok", what, found)
 
 
-def _wandb() -> Finding:
-    if find_spec("wandb") is None:
-        return Finding("ok", "W&B", "not installed; logs are CSV", "")
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode != "online":
-        return Finding("ok", "W&B", f"{version('wandb')}, {mode}")
-    advice = "without a network set WANDB_MODE=offline: online blocks, then fails"
-    return Finding("ok", "W&B", f"{version('wandb')}, online where a config names it", advice)
-
-
-def _slurm() -> Finding:
-    if "SLURM_JOB_ID" in os.environ:
-        tasks = os.environ.get("SLURM_NTASKS", "1")
-        nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
-        return Finding("ok", "Slurm", f"in a job: {nodes} nodes, {tasks} tasks; start with srun")
-    found = "srun is here, this is no job" if shutil.which("srun") else "none"
-    return Finding("ok", "Slurm", found)
-
-
 class _Hub:
-    """Ask the hub from a thread, so that nothing waits for a slow or absent network."""
+    """The Hugging Face hub, asked in the background."""
 
     def __init__(self) -> None:
         self.endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         self.offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        self.answered = False
-        self.thread = threading.Thread(target=self._ask, daemon=True)
-        if not self.offline:
-            self.thread.start()
-
-    def _ask(self) -> None:
-        import requests
-
-        try:
-            requests.head(self.endpoint, timeout=_HUB_TIMEOUT_S)
-        except requests.RequestException:
-            return
-        self.answered = True
+        self.question = None if self.offline else Question(self.endpoint)
 
     def finding(self) -> Finding:
         """Return whether it answered; waits three seconds at most."""
-        if self.offline:
+        if self.question is None:
             return Finding("ok", "hub", "HF_HUB_OFFLINE is set: only cached models")
-        self.thread.join(_HUB_TIMEOUT_S)
-        if self.answered:
+        if self.question.answered():
             return Finding("ok", "hub", f"{self.endpoint} answers")
         advice = "name models by folder or package:, and set HF_HUB_OFFLINE=1"
         return Finding("note", "hub", f"{self.endpoint} does not answer", advice)

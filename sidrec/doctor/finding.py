@@ -1,0 +1,47 @@
+"""One thing that the doctor looked at, and how questions to the network are asked."""
+
+import threading
+from typing import Literal, NamedTuple
+
+Verdict = Literal["ok", "note", "problem"]
+TIMEOUT_S = 3.0
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        verdict: ``problem`` means that sidrec cannot work; ``note`` that something optional is
+            missing or untested.
+        what: Name of the thing.
+        found: What is there.
+        advice: What to do about it; empty where nothing is to be done.
+    """
+
+    verdict: Verdict
+    what: str
+    found: str
+    advice: str = ""
+
+
+class Question:
+    """Ask whether an address answers, from a thread: nothing waits for a slow or absent network."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self._answered = address, False
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def answered(self) -> bool:
+        """Return whether anything answered; waits three seconds at most."""
+        self._thread.join(TIMEOUT_S)
+        return self._answered
+
+    def _ask(self) -> None:
+        import requests
+
+        try:
+            requests.head(self.address, timeout=TIMEOUT_S)
+        except requests.RequestException:
+            return
+        self._answered = True

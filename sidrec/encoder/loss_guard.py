@@ -1,0 +1,82 @@
+"""What happens to a batch whose loss is NaN or infinite: the run ends, or the batch is skipped."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sidrec.console import say
+from sidrec.distributed import rank_and_world_size, sum_over_ranks
+from sidrec.errors import ConfigError, RunError
+
+_NAMED_ITEMS = 5
+
+
+class LossGuard:
+    """Look at every loss, on all ranks alike; a bad one changes no weight.
+
+    Args:
+        skip_at_most: Bad batches that a run may skip; 0 ends it at the first. A skipped step
+            counts as a step: the rates and the batches that follow are what they would have been.
+
+    Attributes:
+        num_skipped: So far, over all resumes.
+    """
+
+    def __init__(self, skip_at_most: int) -> None:
+        if skip_at_most < 0:
+            raise ConfigError(f"model.skip_bad_losses must be 0 or more, got {skip_at_most}.")
+        self.skip_at_most, self.num_skipped = skip_at_most, 0
+        self._skips_step = False
+
+    def mean(
+        self,
+        loss: Float[Tensor, ""],
+        *,
+        where: str,
+        items: Int[Tensor, " row"],
+        item_ids: Callable[[], list[str]],
+    ) -> Float[Tensor, ""]:
+        """Return the mean of the losses of all ranks.
+
+        Args:
+            loss: Of this rank.
+            where: Task, epoch and step, for the message.
+            items: item_index of the batch's rows.
+            item_ids: The user's ids by item_index; only called for the message.
+
+        Raises:
+            RunError: If the mean is no number and no more batches may be skipped; names items of
+                this rank's batch if its own loss is bad.
+        """
+        mean = sum_over_ranks(loss.detach()) / rank_and_world_size()[1]
+        if torch.isfinite(mean):
+            return mean
+        culprit = "a batch of another rank"
+        if not torch.isfinite(loss):
+            culprit = f"the batch with items {_names(items, item_ids())}"
+        if self.num_skipped >= self.skip_at_most:
+            raise RunError(
+                f"The loss is {mean.item()} at {where}, for {culprit}; lower model.learning_rate, "
+                "use precision bf16-mixed or 32, or let model.skip_bad_losses batches pass "
+                f"(now {self.skip_at_most})."
+            )
+        self.num_skipped += 1
+        self._skips_step = True
+        say(f"loss {mean.item()} at {where}: skipped {culprit} ({self.num_skipped} so far)")
+        return mean
+
+    def drop_bad_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Call before the optimiser's step: after a bad loss it finds no gradient to follow."""
+        if self._skips_step:
+            self._skips_step = False
+            for parameter in parameters:
+                parameter.grad = None
+
+
+def _names(items: Int[Tensor, " row"], item_ids: list[str]) -> str:
+    rows = [item for item in dict.fromkeys(items.tolist()) if item >= 0]
+    named = ", ".join(f"'{item_ids[item]}'" for item in rows[:_NAMED_ITEMS])
+    more = len(rows) - _NAMED_ITEMS
+    return f"{named} and {more} more" if more > 0 else named
