@@ -341,11 +341,11 @@ def draw_plot(cells: list[dict[str, Any]], target: Path) -> None:
     ]
     names = dict.fromkeys(name for cell in chosen for name in cell["requests_per_s"])
     for name in names:
-        points = [
+        points = sorted(
             (cell["beams"], 1000 / cell["requests_per_s"][name])
             for cell in chosen
             if name in cell["requests_per_s"]
-        ]
+        )
         axes.plot(*zip(*points, strict=True), marker="o", label=name.replace("_", " "))
     if not chosen:
         return
