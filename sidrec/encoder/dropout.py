@@ -52,7 +52,7 @@ def use_cheap_dropout(model: Any) -> None:  # noqa: ANN401 (transformers is unty
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, CheapDropout(child.p))
+                setattr(module, name, CheapDropout(child.p).train(child.training))
     if model.config._attn_implementation == "sdpa":
         from transformers import AttentionInterface
         from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
