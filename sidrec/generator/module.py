@@ -63,9 +63,7 @@ class JointGenerator(L.LightningModule):
         recommendation_weight: Factor of the recommendation loss.
         num_beams: Width of the search when answering.
         top_k: Length of the lists.
-        decoding: ``beam``, ``diverse`` or ``exact``, with its next two: see ``modes.Decoding``.
-        num_groups: Groups of beams that avoid each other's codes; divides ``num_beams``.
-        diversity_penalty: For each beam of an earlier group with the same code, in nats.
+        decoding: Mode of the search, with its next two: see ``modes.Decoding``.
         revision: Of ``t5`` on the hub.
         skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends it.
     """
@@ -211,8 +209,8 @@ class JointGenerator(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
         figures = evaluate(self._gathered(), self.model.popularity.cpu())
-        recalls = [figures.get(f"{task}/recall@{_DEEPEST}") for task in TASKS]
-        mean = harmonic_mean([float(value) for value in recalls if value is not None])
+        keys = [f"{task}/recall@{_DEEPEST}" for task in TASKS]
+        mean = harmonic_mean([float(figures[key]) for key in keys if key in figures])
         wanted = {k: v for k, v in figures.items() if "recall@" in k and "_" not in k}
         wanted |= {"recall_harmonic_mean": mean}
         self.log_dict({f"val/{key}": float(value) for key, value in wanted.items()}, batch_size=1)
@@ -278,19 +276,17 @@ class JointGenerator(L.LightningModule):
         self.model.decoding = self.decoding
 
     def _load_bundle(self) -> SemanticIdBundle:
-        folder, attached = Path(self.settings.semantic_ids), self._trainer is not None
-        fingerprint = self._data().corpus.fingerprint if attached else None
+        fingerprint = None if self._trainer is None else self._data().corpus.fingerprint
+        folder = Path(self.settings.semantic_ids)
         return SemanticIdBundle.load(folder, corpus_fingerprint=fingerprint)
 
     def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> list[Prediction]:
-        decoded = self.model.answer(
-            batch, num_beams=self.settings.num_beams, top_k=self.settings.top_k
-        )
-        asked = self._data().requests(split)[which]
-        requests = [asked[row] for row in batch.request_rows.tolist()]
-        predictions = predictions_of(requests, decoded, self.model.trie, split=split)
-        self._predictions += predictions
-        return predictions
+        width, asked = self.settings.num_beams, self._data().requests(split)[which]
+        decoded = self.model.answer(batch, num_beams=width, top_k=self.settings.top_k)
+        rows = [asked[row] for row in batch.request_rows.tolist()]
+        answered = predictions_of(rows, decoded, self.model.trie, split=split)
+        self._predictions += answered
+        return answered
 
     def _gathered(self) -> list[Prediction]:
         """Return the predictions of all ranks, and forget this rank's."""

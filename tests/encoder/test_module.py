@@ -285,7 +285,7 @@ def test_a_finished_run_loads_without_its_encoder(corpus, encoder, tmp_path, mon
     torch.testing.assert_close(
         again, model.eval().tower(model.tower.tokenize(texts, max_tokens=12))
     )
-    torch.save({"hyper_parameters": {}}, run.last_checkpoint)
+    torch.save({"hyper_parameters": {}, "global_step": 0}, run.last_checkpoint)
     with pytest.raises(RunError, match="is no bi-encoder"):
         load_bi_encoder(run)
 
