@@ -14,6 +14,7 @@ COMMANDS = {
     "prepare": ("sidrec.corpus.command", "raw files -> corpus: prepare movielens|table|synthetic"),
     "fit": ("sidrec.cli", "train the bi-encoder (then make Semantic IDs) or the joint generator"),
     "ids": ("sidrec.semantic_ids.command", "make Semantic IDs again from stored embeddings"),
+    "fuse": ("sidrec.semantic_ids.fuse_command", "Semantic IDs from the vectors of two runs"),
     "validate": ("sidrec.cli", "validation figures of a run"),
     "test": ("sidrec.cli", "decode the test split: metrics.json and predictions.parquet"),
     "predict": ("sidrec.cli", "ranked items of the test split, without figures"),
