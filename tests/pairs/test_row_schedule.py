@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sidrec.errors import ConfigError
-from sidrec.pairs.row_schedule import RowSchedule
+from sidrec.pairs.rows.schedule import RowSchedule
 
 
 def epoch_of(schedule, epoch):

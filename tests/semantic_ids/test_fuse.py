@@ -1,6 +1,5 @@
 """``sidrec fuse`` on bundles: which vectors are quantised, which are kept, what is refused."""
 
-
 import pytest
 import torch
 import yaml

@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.store import Corpus
-from sidrec.distributed import rank_and_world_size
-from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatchSampler, the_only
-from sidrec.pairs.resume import first_batch_after, position_in
-from sidrec.pairs.row_schedule import RowSchedule
+from sidrec.pairs.batches import BatchNumber
+from sidrec.pairs.rows.datamodule import RowDataModule
+from sidrec.pairs.rows.schedule import RowSchedule
 from sidrec.types import Request
 
 
@@ -67,7 +64,7 @@ class UserBatches(Dataset[UserBatch]):
         )
 
 
-class UserDataModule(L.LightningDataModule):
+class UserDataModule(RowDataModule[UserBatch]):
     """The users of one corpus, each once an epoch.
 
     Args:
@@ -78,87 +75,18 @@ class UserDataModule(L.LightningDataModule):
     """
 
     def __init__(self, corpus: str, batch_size: int, seed: int, num_workers: int = 0) -> None:
-        super().__init__()
-        self.corpus_folder, self.batch_size = Path(corpus), batch_size
-        self.seed, self.num_workers = seed, num_workers
-        self._first = BatchNumber(0, 0)
-        self._loaded: Corpus | None = None
-        self._batches: UserBatches | None = None
+        super().__init__(corpus, batch_size, seed, num_workers)
 
-    @property
-    def corpus(self) -> Corpus:
-        """The corpus, loaded when first asked for."""
-        if self._loaded is None:
-            self._loaded = Corpus.load(self.corpus_folder)
-        return self._loaded
-
-    @property
-    def batches(self) -> UserBatches:
-        """This rank's training batches, by number."""
-        if self._batches is None:
-            train = self.corpus.train_interactions()
-            check_train_only(self.corpus, train, "matrix factorisation")
-            rank, world_size = rank_and_world_size()
-            users = np.flatnonzero(np.diff(train.user_starts) > 0)
-            schedule = RowSchedule(len(users), self.batch_size, world_size, self.seed)
-            starts, items = (
-                np.asarray(column, np.int64) for column in (train.user_starts, train.item_index)
-            )
-            self._batches = UserBatches(schedule, rank, users, starts, items)
-        return self._batches
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch, the same on every rank."""
-        return len(self.batches)
-
-    def train_dataloader(self) -> BatchLoader[UserBatch]:
-        """Return this rank's batches, from where a resumed run stopped."""
-        return BatchLoader(
-            self.batches,
-            batch_sampler=PairBatchSampler(len(self.batches), self._first),
-            collate_fn=the_only,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+    def lay_out(self, rank: int, world_size: int) -> UserBatches:
+        """Return the training batches of a rank."""
+        train = self.corpus.train_interactions()
+        check_train_only(self.corpus, train, "matrix factorisation")
+        users = np.flatnonzero(np.diff(train.user_starts) > 0)
+        starts, items = (
+            np.asarray(column, np.int64) for column in (train.user_starts, train.item_index)
         )
-
-    def val_dataloader(self) -> DataLoader[str]:
-        """Return one step that names the split: the model ranks the whole catalogue in it."""
-        return DataLoader(["valid"], batch_size=None)  # type: ignore[arg-type]
-
-    def test_dataloader(self) -> DataLoader[str]:
-        """Return one step that names the split."""
-        return DataLoader(["test"], batch_size=None)  # type: ignore[arg-type]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands and what must not change while it runs."""
-        if self.trainer is None or self._batches is None:
-            return {}
-        return position_in(
-            self.trainer.fit_loop, steps_per_epoch=self.steps_per_epoch, fixed=self._fixed()
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on training where ``state_dict`` was taken; to evaluate, nothing has to match.
-
-        Raises:
-            ConfigError: If in the middle of an epoch a setting differs that decides its batches.
-            DataError: If the corpus is another one.
-        """
-        if state_dict and (self.trainer is None or self.trainer.state.fn == "fit"):
-            self._first = first_batch_after(
-                state_dict, fixed=self._fixed(), corpus_folder=self.corpus_folder
-            )
-
-    def _fixed(self) -> dict[str, Any]:
-        schedule = self.batches.schedule
-        return {
-            "corpus": self.corpus.fingerprint,
-            "num_rows": schedule.num_rows,
-            "batch_size": schedule.batch_size,
-            "world_size": schedule.world_size,
-            "seed": schedule.seed,
-        }
+        schedule = RowSchedule(len(users), self.batch_size, world_size, self.seed)
+        return UserBatches(schedule, rank, users, starts, items)
 
 
 def users_of(corpus: Corpus, requests: Sequence[Request]) -> Int[Tensor, " request"]:
