@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": ("sidrec.cli", "ranked items of the test split, without figures"),
     "retrieve": ("sidrec.generator.command", "batch inference on your own requests"),
     "baselines": ("sidrec.comparison.command", "a generator run beside simple baselines"),
+    "compare": ("sidrec.comparison.compare_command", "strategies x seeds -> table, tests, report"),
     "doctor": ("sidrec.doctor", "what works on this machine and what does not"),
 }
 _INTERRUPTED = 130  # what shells report for Ctrl-C

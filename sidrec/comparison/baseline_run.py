@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from sidrec.comparison.baseline_names import NEEDS_A_RUN
 from sidrec.comparison.baselines import (
     bm25_baseline,
     item_neighbours_baseline,
@@ -34,7 +35,6 @@ SYSTEMS: dict[str, tuple[Baseline, tuple[Task, ...]]] = {
     "dense": (dense_baseline, TASKS),
     "enmf": (enmf_baseline, ("recommendation",)),
 }
-NEEDS_A_RUN = ("dense", "enmf")
 
 
 def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Path) -> Figures:
