@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -46,7 +46,7 @@ def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
     return _svg(figure, "pareto")
 
 
-def bars_svg(names: Sequence[str], series: dict[str, Sequence[float]], *, title: str) -> str:
+def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> str:
     """Draw horizontal bars, one group for each name and one colour for each series."""
     height = 0.9 + 0.34 * len(names) * max(1, len(series)) ** 0.6
     figure = Figure(figsize=(8.4, height), layout="constrained")

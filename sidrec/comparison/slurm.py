@@ -27,8 +27,9 @@ class ArrayJob(NamedTuple):
 def array_jobs(stages: Sequence[Stage]) -> list[ArrayJob]:
     """Group stages by how many must run before them: a group needs the groups before it only."""
     depth: dict[str, int] = {}
-    for stage in stages:  # each after those that it reads
-        depth[stage.key] = 1 + max((depth[one.stage.key] for one in stage.inputs), default=-1)
+    for stage in stages:  # each after those that it reads; finished ones are not among them
+        below = [depth.get(one.stage.key, -1) for one in stage.inputs]
+        depth[stage.key] = 1 + max(below, default=-1)
     groups: dict[int, list[Stage]] = {}
     for stage in stages:
         groups.setdefault(depth[stage.key], []).append(stage)
