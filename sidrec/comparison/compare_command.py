@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sidrec.comparison.cells import cells_of
 from sidrec.comparison.done import is_done
 from sidrec.comparison.runner import (
     Outcome,
     launch_here,
-    let_stages_hear_signals,
     plan_lines,
     run_stage,
     run_stages,
+    stages_hear_signals,
 )
 from sidrec.comparison.settings import Comparison, read_comparison
 from sidrec.comparison.slurm import array_jobs, submit, write_scripts
-from sidrec.comparison.stages import Cell, Stage, cells_of, in_order
+from sidrec.comparison.stages import Cell, Stage, in_order
 from sidrec.console import say
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, RunError
@@ -122,8 +123,8 @@ def _run_one(key: str, stages: Sequence[Stage], out: Path) -> None:
     if is_done(chosen, out):
         say(f"already finished: {chosen.label}")
         return
-    let_stages_hear_signals()
-    outcome = run_stage(chosen, out, launch=launch_here)
+    with stages_hear_signals():
+        outcome = run_stage(chosen, out, launch=launch_here)
     if outcome.reason:
         raise RunError(f"{chosen.label}: {outcome.reason}")
 
@@ -138,6 +139,4 @@ def _write_jobs(given: argparse.Namespace, stages: Sequence[Stage], out: Path) -
     for script, job in zip(scripts, jobs or ["not submitted"] * len(scripts), strict=True):
         sys.stdout.write(f"{script}  {job}\n")
     if not jobs:
-        say(
-            "no sbatch on this machine: submit the scripts in this order, each after the one before"
-        )
+        say("no sbatch here: submit the scripts in this order, each after the one before")

@@ -37,6 +37,7 @@ def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
         point.set_gid(f"point-{number}")
     _draw_front(axes, [at[row["name"]] for row in both if row["on_front"]])
     _draw_names(axes, at)
+    _draw_one_task(axes, [row for row in rows if row not in both])
     axes.set_xlabel("Recall@30, search (item level)")
     axes.set_ylabel("Recall@30, recommendation (item level)")
     axes.margins(_ROOM)
@@ -117,6 +118,23 @@ def _draw_front(axes: Any, front: list[tuple[float, float]]) -> None:  # noqa: A
         ys += [y, front[n + 1][1] if n + 1 < len(front) else 0.0]
     (line,) = axes.plot(xs, ys, color=_FRONT, linewidth=1.4, alpha=0.8, zorder=2)
     line.set_gid("front")
+
+
+def _draw_one_task(axes: Any, rows: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401
+    """Draw systems that answer one task as dotted lines: what the others have to beat."""
+    for number, row in enumerate(row for row in rows if row["figures"]):
+        start = 0.02 + 0.11 * (number % 4)  # names of near lines do not cover each other
+        style = {"color": _COLOURS[row["kind"]], "linestyle": ":", "linewidth": 1.0, "zorder": 0}
+        text = {"fontsize": 8, "color": "#57606a", "parse_math": False}
+        search, recommendation = (row["figures"].get(f"{task}/recall@30") for task in TASKS)
+        if search is not None:
+            axes.axvline(search["mean"], **style)
+            where = (search["mean"], 1 - start)
+            axes.annotate(row["name"], where, xycoords=("data", "axes fraction"), **text)
+        elif recommendation is not None:
+            axes.axhline(recommendation["mean"], **style)
+            where = (start, recommendation["mean"])
+            axes.annotate(row["name"], where, xycoords=("axes fraction", "data"), **text)
 
 
 def _draw_names(axes: Any, at: dict[str, tuple[float, float]]) -> None:  # noqa: ANN401

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -113,10 +114,18 @@ def launch_here(stage: Stage, arguments: list[str], log: Path) -> int:
             raise
 
 
-def let_stages_hear_signals() -> None:
+@contextmanager
+def stages_hear_signals() -> Iterator[None]:
     """Stay alive when a scheduler warns the whole step: the stage saves, then ends itself."""
-    for name in ("SIGUSR1", "SIGTERM"):
-        signal.signal(getattr(signal, name), lambda *_: None)
+    before = {
+        number: signal.signal(number, lambda *_: None)
+        for number in (signal.SIGUSR1, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def plan_lines(cells: Sequence[Cell], stages: Sequence[Stage], out: Path) -> list[str]:

@@ -230,10 +230,7 @@ def _check(comparison: Comparison, where: str) -> None:
         raise ConfigError(f"{where}: seeds is empty; give at least one, better three.")
     if len(set(comparison.seeds)) < len(comparison.seeds):
         raise ConfigError(f"{where}: seeds holds {comparison.seeds}; give each seed once.")
-    twice = [name for name in comparison.systems if comparison.systems.count(name) > 1]
-    if twice:
-        raise ConfigError(f"{where}: two systems are called '{twice[0]}'.")
-    known(f"{where}: report: reference", comparison.report.reference, comparison.systems)
+    _check_names(comparison, where)
     embeddings = list(comparison.embeddings)
     for name, strategy in comparison.strategies.items():
         _check_strategy(strategy, comparison, f"{where}: strategies: {name}")
@@ -243,6 +240,16 @@ def _check(comparison: Comparison, where: str) -> None:
             raise ConfigError(f"{place}: give either system or configs.")
         if baseline.embeddings is not None:
             known(f"{place}: embeddings", baseline.embeddings, embeddings)
+
+
+def _check_names(comparison: Comparison, where: str) -> None:
+    unfit = [name for name in comparison.systems if "," in name or not name.strip()]
+    if unfit:
+        raise ConfigError(f"{where}: '{unfit[0]}' is no name of a system; use no comma.")
+    twice = [name for name in comparison.systems if comparison.systems.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{where}: two systems are called '{twice[0]}'.")
+    known(f"{where}: report: reference", comparison.report.reference, comparison.systems)
 
 
 def _check_strategy(strategy: Strategy, comparison: Comparison, where: str) -> None:

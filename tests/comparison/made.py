@@ -131,7 +131,7 @@ def make_comparison(folder: Path, **changed: object) -> Path:
         "generators": {"joint": {"configs": [files["generator"]]}},
         "strategies": {
             "multitask": _strategy("multitask"),
-            "multitask, kept collisions": _strategy("multitask", ids="keep"),
+            "multitask-kept": _strategy("multitask", ids="keep"),
             "content": _strategy("content"),
             "rec": _strategy("enmf", reader="multitask"),
             "fused_svd": _strategy(["search", "enmf"], fusion="svd_sum", dim=6, reader="multitask"),
@@ -139,7 +139,7 @@ def make_comparison(folder: Path, **changed: object) -> Path:
         "baselines": {
             "popularity": {"system": "popularity"},
             "BM25": {"system": "bm25"},
-            "dense, multitask": {"system": "dense", "embeddings": "multitask"},
+            "dense-multitask": {"system": "dense", "embeddings": "multitask"},
             "ENMF": {"system": "enmf", "embeddings": "enmf"},
             "SASRec": {"configs": [files["sasrec"]]},
         },
