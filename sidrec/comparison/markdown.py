@@ -10,7 +10,7 @@ COLUMNS = (
     ("search/recall@30", "search"),
     ("recommendation/recall@30", "recommendation"),
     ("search/sid_recall@30", "search, by ID"),
-    ("recommendation/sid_recall@30", "recommendation, by ID"),
+    ("recommendation/sid_recall@30", "rec., by ID"),
     ("recommendation/recall@30_head", "rec. head"),
     ("recommendation/recall@30_torso", "rec. torso"),
     ("recommendation/cold_start", "rec. cold start"),
@@ -54,7 +54,7 @@ def inflation_cell(row: dict[str, Any]) -> str:
 def seeds_cell(row: dict[str, Any]) -> str:
     """Return the number of seeds, and of those that are missing."""
     seeds = row["seeds"]
-    text = "none needed" if seeds == [None] else str(len(seeds))
+    text = "any" if seeds == [None] else str(len(seeds))
     return text + (f" ({len(row['missing'])} missing)" if row["missing"] else "")
 
 
