@@ -78,6 +78,10 @@ def _report(
     _print(report)
     for suffix in ("json", "md", "html"):
         say(f"written: {Path(comparison.out) / f'report.{suffix}'}")
+    if comparison.wandb is not None:
+        from sidrec.comparison.wandb_report import log_report
+
+        log_report(report, comparison.wandb, Path(comparison.out))
     if report["failures"]:
         first = report["failures"][0]
         raise RunError(

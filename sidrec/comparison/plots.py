@@ -17,6 +17,11 @@ _ROOM = 0.12  # of the axes, beside the outermost points
 
 
 def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
+    """Return :func:`pareto_figure` as an element for HTML."""
+    return _svg(pareto_figure(rows), "pareto")
+
+
+def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw search against recommendation with intervals, and the front.
 
     Every system with both figures is one element whose id begins with ``point-``.
@@ -44,7 +49,7 @@ def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.2)
-    return _svg(figure, "pareto")
+    return figure
 
 
 def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> str:

@@ -98,6 +98,19 @@ class ReportSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    """Where Weights & Biases gets the table and the plot, as one run.
+
+    Attributes:
+        project: Name.
+        offline: Write files that ``wandb sync`` sends; nothing leaves the machine.
+    """
+
+    project: str
+    offline: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """All that decides a comparison.
 
@@ -113,6 +126,7 @@ class Comparison:
         baselines: More rows.
         machine: YAML files that go over every training, such as ``configs/machines/cpu.yaml``.
         runs: Runs that were made elsewhere: name to run directories, one per seed.
+        wandb: Where the report goes beside its files; None: nowhere.
     """
 
     corpus: str
@@ -126,6 +140,7 @@ class Comparison:
     baselines: dict[str, BaselineSettings] = field(default_factory=dict)
     machine: list[str] = field(default_factory=list)
     runs: dict[str, list[str]] = field(default_factory=dict)
+    wandb: WandbSettings | None = None
 
     @property
     def systems(self) -> list[str]:
@@ -221,6 +236,8 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN
             return _value(kind, value, where)
         except ConfigError:
             continue
+    if isinstance(value, dict):  # the one that takes a mapping says what is wrong with it
+        return _value(kinds[0], value, where)
     names = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds)
     raise ConfigError(f"{where} must be {names}, got {value!r}.")
 
