@@ -78,6 +78,20 @@ def fuse_ids(
     return bundle
 
 
+def device_named(name: str) -> torch.device:
+    """Return the device of ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: If a GPU is asked for and none is visible.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    if name.startswith("cuda") and not has_cuda:
+        raise ConfigError("--device cuda: no GPU is visible; use --device cpu.")
+    return torch.device(name)
+
+
 def _fused(
     first: ItemEmbeddings, second: ItemEmbeddings, *, fusion: Fusion, dim: int | None
 ) -> torch.Tensor:

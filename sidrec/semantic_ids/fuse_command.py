@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sidrec.run_source import allow_known_classes_only
 from sidrec.semantic_ids.collisions import CollisionPolicy
-from sidrec.semantic_ids.command import IdsParser, _device
-from sidrec.semantic_ids.fuse import Fusion, fuse_ids
+from sidrec.semantic_ids.command import IdsParser
+from sidrec.semantic_ids.fuse import Fusion, device_named, fuse_ids
 from sidrec.semantic_ids.quantiser import Quantiser
 from sidrec.semantic_ids.report import quality_table
 
@@ -41,6 +41,6 @@ def main(args: list[str]) -> None:
         out=Path(config.out),
         quantiser=config.quantiser,
         policy=config.policy,
-        device=_device(config.device),
+        device=device_named(config.device),
     )
     sys.stdout.write(f"{quality_table(bundle)}\nwritten: {config.out}\n")
