@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from sidrec.comparison.markdown import main_table, notes, paper_rows, tests_table
 from sidrec.comparison.paper_table import SCALE, SOURCE
-from sidrec.comparison.plots import bars_svg, pareto_svg, usage_svg
+from sidrec.comparison.plots import bars_svg, curves_svg, pareto_svg, usage_svg
 from sidrec.types import TASKS
 
 _TEMPLATE = "page.html.j2"
@@ -43,6 +43,7 @@ def to_html(report: dict[str, Any]) -> str:
         paper_scale=SCALE,
         one_task=one_task,
         with_ids=with_ids,
+        learned=[row for row in rows if row.get("curve")],
         ablation=ablation,
         figures=_figures(rows, with_ids, ablation),
     )
@@ -71,6 +72,9 @@ def _figures(
         drawings["collisions"] = bars_svg(
             _names(with_ids), shares, title="share of the items that share their ID"
         )
+    learned = [row for row in rows if row.get("curve")]
+    if learned:
+        drawings["curves"] = curves_svg(_names(learned), [row["curve"] for row in learned])
     return {name: Markup(drawing) for name, drawing in drawings.items()}  # noqa: S704 (our own)
 
 

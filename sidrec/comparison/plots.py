@@ -13,6 +13,7 @@ from sidrec.types import TASKS
 
 _COLOURS = {"strategy": "#1f6feb", "baseline": "#8c8c8c", "run": "#2ea043"}
 _FRONT = "#d1242f"
+_CYCLE = [f"C{number}" for number in range(10)]
 _ROOM = 0.12  # of the axes, beside the outermost points
 
 
@@ -73,6 +74,32 @@ def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, tit
         figure.legend(loc="outside upper left", ncols=len(series), frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return _svg(figure, title)
+
+
+def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str:
+    """Draw recall of the validation split over training steps, one panel for each task."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(TASKS))
+    for task, axes in zip(TASKS, panels, strict=True):
+        for number, (name, curve) in enumerate(zip(names, curves, strict=True)):
+            if task in curve["recalls"]:
+                style = "-" if number < len(_CYCLE) else "--"
+                colour = _CYCLE[number % len(_CYCLE)]
+                (line,) = axes.plot(
+                    curve["steps"], curve["recalls"][task], style, marker=".", color=colour
+                )
+                line.set_label(name.lstrip("_"))
+        axes.set_title(task, fontsize=10)
+        axes.set_xlabel("training steps", fontsize=9)
+        axes.grid(alpha=0.2)
+    panels[0].set_ylabel("Recall@30, validation", fontsize=9)
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    legend = figure.legend(
+        lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _svg(figure, "curves")
 
 
 def usage_svg(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) -> str:

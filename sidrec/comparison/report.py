@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sidrec import __version__
+from sidrec.comparison.curves import learning_curve
 from sidrec.comparison.judge import judge
 from sidrec.comparison.markdown import to_markdown
 from sidrec.comparison.page import to_html
@@ -71,6 +72,8 @@ def make_report(
     }
     for row, system in zip(report["systems"], systems, strict=True):
         row["usage"] = _usage(system.bundle)
+        curve = learning_curve(system.runs[0].folder) if system.runs else None
+        row["curve"] = None if curve is None else curve._asdict()
     report["lists"] = side_by_side(
         systems, requests, corpus, per_task=settings.requests_per_task, seed=settings.seed
     )
