@@ -85,14 +85,18 @@ def test_comments_and_other_systems_change_no_key(copy):
 
 
 def test_a_value_changes_its_stage_and_those_after_it(config, copy, tmp_path):
+    """The key is of what a file says: not of its path, its comments or its order."""
     settings = yaml.safe_load(copy.read_text())
-    encoder = tmp_path / "encoder.yaml"
-    changed = yaml.safe_load(Path(settings["embeddings"]["multitask"]["configs"][0]).read_text())
-    changed["model"]["init_args"]["temperature"] = 0.2
-    encoder.write_text(yaml.safe_dump(changed))
+    given = Path(settings["embeddings"]["multitask"]["configs"][0])
+    encoder = tmp_path / "moved.yaml"
+    encoder.write_text("# the same at another place\n" + given.read_text())
     settings["embeddings"]["multitask"]["configs"] = [str(encoder)]
     copy.write_text(yaml.safe_dump(settings))
     before = {cell.system: cell.last.key for cell in plan(config)}
+    assert {cell.system: cell.last.key for cell in plan(copy)} == before
+    content = yaml.safe_load(given.read_text())
+    content["model"]["init_args"]["temperature"] = 0.2
+    encoder.write_text(yaml.safe_dump(content))
     after = {cell.system: cell.last.key for cell in plan(copy)}
     moved = {system for system in before if before[system] != after[system]}
     # content, ENMF and the simple baselines read nothing of the multitask encoder
