@@ -17,11 +17,13 @@ COMMANDS = {
     "prepare": ("sidrec.corpus.command", "raw files -> corpus: prepare movielens|table|synthetic"),
     "fit": ("sidrec.cli", "train the bi-encoder (then make Semantic IDs) or the joint generator"),
     "ids": ("sidrec.semantic_ids.command", "make Semantic IDs again from stored embeddings"),
+    "fuse": ("sidrec.semantic_ids.fuse_command", "Semantic IDs from the vectors of two runs"),
     "validate": ("sidrec.cli", "validation figures of a run"),
     "test": ("sidrec.cli", "decode the test split: metrics.json and predictions.parquet"),
     "predict": ("sidrec.cli", "ranked items of the test split, without figures"),
     "retrieve": ("sidrec.generator.command", "batch inference on your own requests"),
     "baselines": ("sidrec.comparison.command", "a generator run beside simple baselines"),
+    "compare": ("sidrec.comparison.compare_command", "strategies x seeds -> table, tests, report"),
     "doctor": ("sidrec.doctor", "what works on this machine and what does not"),
 }
 _INTERRUPTED = 130  # what shells report for Ctrl-C

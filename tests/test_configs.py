@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidrec.cli import SidrecCLI
+from sidrec.cli import MONITOR, SidrecCLI
+from sidrec.comparison.cells import cells_of
+from sidrec.comparison.settings import read_comparison
+from sidrec.comparison.stages import in_order
 from sidrec.semantic_ids.command import main as make_ids
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +20,9 @@ ENCODER = CONFIGS / "multitask.yaml"
 GENERATOR = CONFIGS / "generator.yaml"
 FROM_RUN = ["--data.corpus=c", "--model.semantic_ids=s", "--model.encoder_run=e"]  # as --from does
 IDS = [*sorted((CONFIGS / "ids").glob("*.yaml")), CONFIGS / "paper" / "ids.yaml"]
-TRAINING = sorted(set(CONFIGS.rglob("*.yaml")) - set(IDS))
+COMPARE = sorted((CONFIGS / "compare").glob("*.yaml"))
+SWEEP = CONFIGS / "sweep.yaml"
+TRAINING = sorted(set(CONFIGS.rglob("*.yaml")) - {*IDS, *COMPARE, SWEEP})
 
 
 def name(path):
@@ -138,6 +143,55 @@ def test_typo_is_refused_and_the_nearest_key_named(config, right, wrong, tmp_pat
     assert wrong.split(":")[0].strip() in error
     assert right.split(":")[0].strip() in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("config", COMPARE, ids=name)
+def test_comparison_plans_stages_that_parse(config, capsys, monkeypatch):
+    """Every training of the plan, with the flags that the comparison adds, parses whole."""
+    monkeypatch.chdir(ROOT)
+    cells = cells_of(read_comparison(config), fingerprint="f" * 64)
+    stages = in_order(cells)
+    assert {cell.seed for cell in cells if cell.system == "multitask"} == {1234, 1235, 1236}
+    kinds = {}
+    for stage in stages:
+        if stage.command == "fit":
+            kinds.setdefault(stage.label, stage)
+    for stage in kinds.values():
+        arguments = stage.arguments(Path("out"))[1:]
+        shown = printed(capsys, *arguments)
+        options = dict(stage.options)
+        assert str(shown["seed_everything"]) == options.get("--seed_everything", "1234")
+        if "--trainer.max_steps" in options:
+            assert str(shown["trainer"]["max_steps"]) == options["--trainer.max_steps"]
+    for stage in stages:
+        if stage.command == "ids" and stage.options:
+            assert [flag for flag, _ in stage.options] == ["--quantiser.init_args.seed"]
+
+
+def test_sweep_expands_to_a_command_that_parses(capsys, tmp_path):
+    utils = pytest.importorskip(
+        "wandb.sdk.launch.sweeps.utils", reason="the extra `wandb` is not installed"
+    )
+    sweep = content(SWEEP)
+    kinds = sweep["parameters"].items()
+    chosen = {key: kind.get("values", [kind.get("min")])[-1] for key, kind in kinds}
+    made = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in chosen.items()}})
+    words = [
+        word
+        for part in utils.create_sweep_command(sweep["command"])
+        for word in (made[part[2:-1]] if part.startswith("${") else [part])
+    ]
+    (tmp_path / "sidrec").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "sidrec").chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "WANDB_RUN_ID": "abc"}
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
+    command, *arguments = done.stdout.splitlines()
+    assert command == "fit"
+    assert "runs/sweep/abc" in arguments
+    shown = printed(capsys, *(str(ROOT / w) if w.startswith("configs/") else w for w in arguments))
+    assert shown["model"]["init_args"]["temperature"] == chosen["model.temperature"]
+    assert shown["data"]["init_args"]["window"] == chosen["data.window"]
+    assert sweep["metric"]["name"] == MONITOR
 
 
 def test_help_comes_within_a_second():

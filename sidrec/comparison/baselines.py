@@ -31,7 +31,7 @@ def popularity_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: i
     def score(chunk: Sequence[Request]) -> Float[np.ndarray, "request item"]:
         return np.tile(counts.numpy().astype(np.float32), (len(chunk), 1))
 
-    return _rank(score, requests, counts, top_k)
+    return rank_catalogue(score, requests, counts, top_k=top_k)
 
 
 def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) -> RankedItems:
@@ -53,7 +53,7 @@ def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) ->
         return np.stack(rows).astype(np.float32)
 
     counts = popularity(corpus.train_interactions(), corpus.num_items)
-    return _rank(score, requests, counts, top_k)
+    return rank_catalogue(score, requests, counts, top_k=top_k)
 
 
 def item_neighbours_baseline(
@@ -88,26 +88,23 @@ def item_neighbours_baseline(
         scores: Float[np.ndarray, "request item"] = ((recent @ unit.T) @ unit - own).toarray()
         return scores.astype(np.float32)
 
-    return _rank(score, requests, counts, top_k)
+    return rank_catalogue(score, requests, counts, top_k=top_k)
 
 
-def _words(texts: list[str]) -> list[list[str]]:
-    words: list[list[str]] = bm25s.tokenize(
-        texts, stopwords="en", return_ids=False, show_progress=False
-    )
-    return words
-
-
-def _indicator(rows: list[tuple[int, ...]], num_items: int) -> sp.csr_array:
-    columns = [sorted(set(row)) for row in rows]
-    starts = np.cumsum([0, *map(len, columns)])
-    flat = np.array([item for row in columns for item in row], np.int64)
-    return sp.csr_array((np.ones(len(flat), np.float32), flat, starts), (len(rows), num_items))
-
-
-def _rank(
-    score: Scorer, requests: Sequence[Request], counts: Int[Tensor, " item"], top_k: int
+def rank_catalogue(
+    score: Scorer, requests: Sequence[Request], counts: Int[Tensor, " item"], *, top_k: int
 ) -> RankedItems:
+    """Rank the whole catalogue for every request by the protocol of all baselines.
+
+    Items of the request's own history are left out; equal scores go to the more popular item, then
+    to the lower item_index.
+
+    Args:
+        score: Scores of all items for a few requests.
+        requests: What is asked.
+        counts: Train interactions of each item.
+        top_k: Length of the lists; shorter ones are padded.
+    """
     by_popularity = torch.argsort(counts, descending=True, stable=True)
     top_k = min(top_k, len(counts))
     items = torch.full((len(requests), top_k), -1)
@@ -124,6 +121,20 @@ def _rank(
         items[start:stop] = torch.where(found > _LOWEST, chosen, -1)
         best[start:stop] = found
     return RankedItems(items, best)
+
+
+def _words(texts: list[str]) -> list[list[str]]:
+    words: list[list[str]] = bm25s.tokenize(
+        texts, stopwords="en", return_ids=False, show_progress=False
+    )
+    return words
+
+
+def _indicator(rows: list[tuple[int, ...]], num_items: int) -> sp.csr_array:
+    columns = [sorted(set(row)) for row in rows]
+    starts = np.cumsum([0, *map(len, columns)])
+    flat = np.array([item for row in columns for item in row], np.int64)
+    return sp.csr_array((np.ones(len(flat), np.float32), flat, starts), (len(rows), num_items))
 
 
 def _chunks(requests: Sequence[Request], size: int) -> Iterator[tuple[int, Sequence[Request]]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sidrec.console import track
 from sidrec.corpus.store import Corpus
 from sidrec.distributed import gather_rows, rank_and_world_size
+from sidrec.encoder.enmf.model import FactorTower
 from sidrec.encoder.tower import TextTower
 from sidrec.types import ItemEmbeddings, TextTokens
 
@@ -64,20 +65,29 @@ def encode_over_ranks(
 
 
 def encode_catalogue(
-    tower: TextTower, corpus: Corpus, *, max_tokens: int, batch_size: int, bf16: bool = False
+    tower: TextTower | FactorTower,
+    corpus: Corpus,
+    *,
+    max_tokens: int,
+    batch_size: int,
+    bf16: bool = False,
 ) -> ItemEmbeddings:
-    """Embed every item text of a corpus; all ranks call it, all get all items.
+    """Embed every item of a corpus; all ranks call it, all get all items.
+
+    A text tower reads the items' texts; a factor tower has vectors already, and reads nothing.
 
     Raises:
         DataError: If an embedding holds NaN or infinity.
     """
+    if isinstance(tower, FactorTower):
+        return ItemEmbeddings(tower.item_vectors(), encoder_hash(tower), corpus.fingerprint)
     vectors = encode_over_ranks(
         tower, corpus.item_texts(), max_tokens=max_tokens, batch_size=batch_size, bf16=bf16
     )
     return ItemEmbeddings(vectors, encoder_hash(tower), corpus.fingerprint)
 
 
-def encoder_hash(tower: TextTower) -> str:
+def encoder_hash(tower: TextTower | FactorTower) -> str:
     """Return the sha256 of names, shapes and bytes of all weights, in hexadecimal."""
     digest = hashlib.sha256()
     for name, weight in sorted(tower.state_dict().items()):

@@ -128,6 +128,12 @@ class LastCheckpoint(L.Callback):
         self._listen_no_more()
         STOP.wait_no_more()
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save a model that took no step (``max_steps: 0``), such as a frozen encoder."""
+        del pl_module
+        if trainer.global_step == 0 and not self.run.last_checkpoint.exists():
+            self._save(trainer)
+
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:

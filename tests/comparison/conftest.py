@@ -32,3 +32,9 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "corpus"
     build_corpus(raw, queries, folder, settings)
     return Corpus.load(folder)
+
+
+@pytest.fixture
+def _quick_disk(monkeypatch):
+    """Files appear whole as ever, but nobody waits until the disk has them."""
+    monkeypatch.setattr("sidrec.files._flush", lambda _: None)

@@ -1,0 +1,1 @@
+"""Efficient neural matrix factorisation: item embeddings from interactions alone."""

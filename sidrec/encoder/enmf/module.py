@@ -1,0 +1,179 @@
+"""Training loop of ENMF, and a trained one from its run directory."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout
+
+from sidrec.corpus.popularity import popularity
+from sidrec.corpus.raw import Split
+from sidrec.corpus.requests import recommendation_requests
+from sidrec.distributed import rank_and_world_size, sum_over_ranks
+from sidrec.encoder.dense import dense_recall, own_slice
+from sidrec.encoder.enmf.datamodule import UserBatch, UserDataModule, users_of
+from sidrec.encoder.enmf.loss import enmf_loss, negative_weights_of
+from sidrec.encoder.enmf.model import FactorTower
+from sidrec.encoder.learning_rate import Decay
+from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
+from sidrec.errors import ConfigError, RunError
+from sidrec.metrics import harmonic_mean
+from sidrec.pairs.permutation import key_of
+from sidrec.run_directory import RunDirectory
+
+KS = (10, 30)
+
+
+class Enmf(L.LightningModule):
+    """Efficient neural matrix factorisation; its item vectors are the ``rec`` embeddings.
+
+    Args:
+        dim: Length of the vectors.
+        dropout: Probability that a dimension of a user is hidden in training.
+        negative_weight: Mean weight of what was not consumed; what was consumed weighs 1.
+        popularity_exponent: How the weight grows with the item's popularity; 0: not at all.
+        learning_rate: Peak of AdamW's learning rate.
+        weight_decay: Of AdamW.
+        warmup_fraction: Share of all steps over which the learning rate rises from 0.
+        decay: How it falls afterwards: ``linear``, ``cosine`` or ``constant``.
+
+    Source:
+        Chen et al. 2020, https://doi.org/10.1145/3373807. Differs: AdamW in place of Adagrad.
+    """
+
+    stage = "encoder"
+    tower: FactorTower
+
+    def __init__(
+        self,
+        dim: int,
+        dropout: float,
+        negative_weight: float,
+        popularity_exponent: float,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_fraction: float,
+        decay: Decay,
+    ) -> None:
+        super().__init__()
+        if dim < 1 or learning_rate <= 0 or negative_weight <= 0:
+            raise ConfigError(
+                "dim, learning_rate and negative_weight must be positive, got "
+                f"{dim}, {learning_rate} and {negative_weight}."
+            )
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {dropout}.")
+        self.save_hyperparameters()
+        self.settings: Any = self.hparams
+
+    def configure_model(self) -> None:
+        """Make the vectors and the weights of the corpus, unless they are there already."""
+        if not hasattr(self, "tower"):
+            corpus = self._data().corpus
+            self._build(corpus.num_users, corpus.num_items)
+            counts = popularity(corpus.train_interactions(), corpus.num_items)
+            self.negative_weights.copy_(
+                negative_weights_of(
+                    counts,
+                    mean_weight=self.settings.negative_weight,
+                    exponent=self.settings.popularity_exponent,
+                )
+            )
+
+    def on_train_batch_start(self, batch: UserBatch, batch_idx: int) -> None:
+        """Make dropout a function of seed, step and rank: a resumed run repeats it exactly."""
+        del batch
+        rank, _ = rank_and_world_size()
+        torch.manual_seed(key_of(self._data().seed, self.current_epoch, batch_idx, rank, "dropout"))
+
+    def training_step(self, batch: UserBatch, batch_idx: int) -> Tensor:
+        """Return the squared error per user of the batch, over the whole catalogue."""
+        tower = self.tower
+        users = dropout(tower.users(batch.user_index), self.settings.dropout, training=True)
+        with torch.autocast(self.device.type, enabled=False):  # squares of small numbers
+            loss = enmf_loss(
+                users.float(),
+                tower.items.weight,
+                tower.factors,
+                positive_user=batch.positive_user,
+                positive_item=batch.positive_item,
+                negative_weights=self.negative_weights,
+            ) / len(batch.user_index)
+        mean = sum_over_ranks(loss.detach()) / rank_and_world_size()[1]
+        if not torch.isfinite(mean):
+            raise RunError(
+                f"The loss is {mean.item()} at epoch {self.current_epoch}, step {batch_idx}; "
+                "lower model.learning_rate."
+            )
+        self.log("train/recommendation/loss", mean, prog_bar=True, batch_size=1)
+        return loss
+
+    def validation_step(self, split: Split) -> None:
+        """Rank the whole catalogue for the validation requests."""
+        self._log_recalls("val", split)
+
+    def test_step(self, split: Split) -> None:
+        """Rank the whole catalogue for the test requests."""
+        self._log_recalls("test", split)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW over all vectors, and its schedule by optimiser step."""
+        return adamw_with_schedule(
+            self.parameters(),
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            total_steps=total_steps_of(
+                self.trainer, batches_per_epoch=self._data().steps_per_epoch
+            ),
+            warmup_fraction=self.settings.warmup_fraction,
+            decay=self.settings.decay,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make vectors of the checkpoint's sizes when there are none yet."""
+        if not hasattr(self, "tower"):
+            stored = checkpoint["state_dict"]
+            self._build(len(stored["tower.users.weight"]), len(stored["tower.items.weight"]))
+
+    def _build(self, num_users: int, num_items: int) -> None:
+        self.tower = FactorTower(num_users, num_items, self.settings.dim)
+        self.register_buffer("negative_weights", torch.ones(num_items))
+
+    def _log_recalls(self, prefix: str, split: Split) -> None:
+        corpus = self._data().corpus
+        requests = own_slice(recommendation_requests(corpus, split))
+        questions = self.tower.questions(users_of(corpus, requests).to(self.device))
+        found = dense_recall(questions, self.tower.items.weight.detach(), requests, ks=KS)
+        recalls = {f"recommendation/recall@{k}": v for k, v in found.items() if v == v}
+        chosen = harmonic_mean(list(recalls.values())[-1:])
+        recalls["recall_harmonic_mean"] = chosen  # of the one task that it answers
+        self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
+
+    def _data(self) -> UserDataModule:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, UserDataModule):
+            raise ConfigError("Enmf trains on data.class_path UserDataModule only.")
+        return data
+
+
+def load_enmf(run: RunDirectory) -> Enmf:
+    """Return the best ENMF of a finished run, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: If the run has not finished, or is not one of ENMF.
+    """
+    file = run.finished_checkpoint()
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    if "tower.users.weight" not in checkpoint["state_dict"]:
+        raise RunError(f"{file} is no ENMF; give the folder of a run of configs/enmf.yaml.")
+    arguments = {
+        name: value
+        for name, value in checkpoint["hyper_parameters"].items()
+        if not name.startswith("_")
+    }
+    model = Enmf(**arguments)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.eval()
+    return model

@@ -1,0 +1,205 @@
+"""``sidrec compare`` as a whole: with fake stages at once, with real ones slowly."""
+
+import html
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from sidrec.comparison import compare_command
+from sidrec.comparison.compare_command import main
+from sidrec.corpus.store import Corpus
+from sidrec.errors import ConfigError, DataError, RunError
+from sidrec.files import read_json
+from tests.comparison.fakes import FakeLauncher, write_answers
+from tests.comparison.made import edit, launch_in_process, make_comparison
+
+NASTY = '<script>alert("1")</script>'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_comparison(tmp_path_factory.mktemp("compare")).parent
+
+
+pytestmark = pytest.mark.usefixtures("_quick_disk")
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    settings = yaml.safe_load((folder / "tiny.yaml").read_text())
+    settings["out"] = str(tmp_path / "out")
+    for name in ("content", "fused_svd"):
+        del settings["strategies"][name]
+    target = tmp_path / "tiny.yaml"
+    target.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return target
+
+
+@pytest.fixture
+def launcher(folder, monkeypatch):
+    fake = FakeLauncher(Corpus.load(folder / "corpus"))
+    monkeypatch.setattr(compare_command, "launch_here", fake)
+    return fake
+
+
+def run(config, *more):
+    main(["--config", str(config), *more])
+    return read_json(config.parent / "out" / "report.json")
+
+
+def test_a_report_in_every_form(config, launcher, capsys):
+    report = run(config)
+    out = config.parent / "out"
+    assert [row["name"] for row in report["systems"]] == [
+        "multitask",
+        "multitask-kept",
+        "rec",
+        "BM25",
+        "ENMF",
+        "SASRec",
+        "dense-multitask",
+        "popularity",
+    ]
+    assert report["ablation"] == ["multitask", "multitask-kept"]
+    assert report["failures"] == []
+    shown = capsys.readouterr().out
+    assert "multitask-kept" in shown
+    assert "after Bonferroni over" in shown
+    markdown = (out / "report.md").read_text()
+    assert "| Multi-task | 0.046 | 0.049 | 0.135 |" in markdown
+    assert "other data scale" in markdown
+    page = (out / "report.html").read_text()
+    assert page.count('id="point-') == 8  # the fakes answer both tasks
+    assert "sidrec compare --config" in page
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_nothing_runs_twice(config, launcher):
+    first = run(config)
+    ran = len(launcher.ran)
+    assert run(config)["systems"] == first["systems"]
+    assert len(launcher.ran) == ran
+
+
+def test_a_failing_cell_is_reported_beside_the_rest(config, launcher, capsys):
+    launcher.failing = ["rec, generator"]
+    with pytest.raises(RunError, match="4 stages are missing; the report holds the rest"):
+        run(config)
+    report = read_json(config.parent / "out" / "report.json")
+    row = next(one for one in report["systems"] if one["name"] == "rec")
+    assert row["missing"].keys() == {"1", "2"}
+    assert row["figures"] == {}
+    assert "something broke" in (config.parent / "out" / "report.html").read_text()
+    assert "failed: rec, generator joint" in capsys.readouterr().err
+
+
+def test_nothing_to_report_is_an_error(config, launcher):
+    launcher.failing = [""]
+    with pytest.raises(RunError, match="Not one run is there to compare"):
+        run(config)
+
+
+def test_some_systems_only(config, launcher):
+    report = run(config, "--strategies", "multitask, BM25")
+    assert [row["name"] for row in report["systems"]] == ["multitask", "BM25"]
+    with pytest.raises(ConfigError, match="did you mean 'multitask'"):
+        run(config, "--strategies", "multitsk")
+
+
+def test_a_run_made_elsewhere_stands_beside(config, launcher, folder, tmp_path):
+    write_answers(tmp_path / "foreign", Corpus.load(folder / "corpus"), seed=5, quality=0.9)
+    edit(config, runs={"other": [str(tmp_path / "foreign")]})
+    report = run(config)
+    assert report["systems"][-1]["name"] == "other"
+    assert report["systems"][-1]["kind"] == "run"
+
+
+def test_a_run_over_another_corpus_is_refused(config, launcher, folder, tmp_path):
+    corpus = Corpus.load(folder / "corpus")
+    write_answers(tmp_path / "foreign", corpus, seed=5)
+    manifest = tmp_path / "foreign" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(corpus.fingerprint, "d" * 64))
+    edit(config, runs={"other": [str(tmp_path / "foreign")]})
+    with pytest.raises(DataError, match="one table holds one corpus"):
+        run(config)
+
+
+def test_a_dry_run_does_nothing(config, launcher, capsys):
+    main(["--config", str(config), "--dry_run"])
+    assert "stages, " in capsys.readouterr().out
+    assert launcher.ran == []
+    assert not (config.parent / "out").exists()
+
+
+def test_slurm_scripts_without_slurm(config, launcher, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    main(["--config", str(config), "--launcher", "slurm"])
+    shown = capsys.readouterr()
+    scripts = [line.split()[0] for line in shown.out.splitlines()]
+    assert scripts[-1].endswith("compare-report.sbatch")
+    assert "no sbatch here" in shown.err
+    assert launcher.ran == []
+
+
+def test_one_stage_after_another_as_a_launcher_does(config, launcher, capsys):
+    main(["--config", str(config), "--dry_run"])
+    plan = capsys.readouterr().out
+    keys = re.findall(r"to do    \w+ +(\w{12})", plan)
+    with pytest.raises(RunError, match=r"needs .*, which is not finished"):
+        main(["--config", str(config), "--only", keys[2]])
+    for key in keys:
+        main(["--config", str(config), "--only", key])
+    assert len(launcher.ran) == len(keys)
+    assert run(config, "--report_only")["failures"] == []
+    with pytest.raises(ConfigError, match="the plan has no such stage"):
+        main(["--config", str(config), "--only", "0" * 12])
+
+
+def test_text_from_outside_is_escaped(config, launcher):
+    settings = yaml.safe_load(config.read_text())
+    settings["strategies"][NASTY] = settings["strategies"]["multitask-kept"]
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    run(config)
+    page = (config.parent / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert html.escape(NASTY, quote=False).split("(")[0] in page
+
+
+def test_the_page_opens_in_a_browser(config, launcher):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), "")
+    if not browser:
+        pytest.skip("no Chromium: apt-get install chromium, or set PATH to one")
+    run(config)
+    page = config.parent / "out" / "report.html"
+    probe = page.with_name("probe.html")
+    count = "document.title = document.querySelectorAll('[id^=\"point-\"]').length"
+    probe.write_text(page.read_text().replace("</body>", f"<script>{count}</script></body>"))
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    words += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent}/profile"]
+    opened = subprocess.run(
+        [browser, *words, "--dump-dom", probe.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "<title>8</title>" in opened.stdout
+    console = [line for line in opened.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []
+
+
+@pytest.mark.slow
+def test_real_stages(folder, tmp_path, monkeypatch):
+    settings = yaml.safe_load((folder / "tiny.yaml").read_text()) | {"out": str(tmp_path / "out")}
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    monkeypatch.setattr(compare_command, "launch_here", launch_in_process)
+    report = run(config)
+    assert report["failures"] == []
+    assert all(row["figures"] for row in report["systems"])
+    kept = next(row for row in report["systems"] if row["name"] == "multitask-kept")
+    assert kept["figures"]["search/inflation"] >= 0
+    assert kept["ids"]["ids/collision_rate"] > 0
