@@ -28,15 +28,22 @@ from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 ITERATIONS, FAISS_ROWS = 25, 256
-DEFAULT = {"init": "mixed", "normalise_residuals": True, "refine_rounds": 1, "tolerance": 5e-4}
+DEFAULT = {"init": "mixed", "refine_rounds": 3, "tolerance": 7e-4, "sample_rows": 64}
 VARIANTS = {
     "sidrec (default)": DEFAULT,
     "sidrec, beam 5": DEFAULT | {"beam_width": 5},
     "sidrec, not refined": DEFAULT | {"refine_rounds": 0},
+    "sidrec, residuals normalised": DEFAULT | {"normalise_residuals": True},
     "sidrec, central start only": {"init": "central"},
     "sidrec, central start only, all 25 iterations": {"init": "central", "tolerance": -1.0},
 }
-PLAIN = {"normalise_residuals": False, "tolerance": 1e-4, "beam_width": 1, "refine_rounds": 0}
+PLAIN = {
+    "normalise_residuals": False,
+    "tolerance": 1e-4,
+    "beam_width": 1,
+    "refine_rounds": 0,
+    "sample_rows": 256,
+}
 
 
 def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], Answer]:
@@ -50,7 +57,7 @@ def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], 
             tolerance=max(chosen["tolerance"], 0.0),
             num_redo=1,
             init=chosen["init"],
-            sample_rows_per_code=256,
+            sample_rows_per_code=chosen["sample_rows"],
             normalise_residuals=chosen["normalise_residuals"],
             seed=seed,
             beam_width=chosen["beam_width"],
@@ -84,13 +91,13 @@ def unique_after(vectors: np.ndarray, seed: int) -> float:
     quantiser = RqKMeansQuantiser(
         (256, 256, 256),
         ITERATIONS,
-        5e-4,
+        DEFAULT["tolerance"],
         1,
-        "mixed",
-        256,
-        True,
+        DEFAULT["init"],
+        DEFAULT["sample_rows"],
+        False,
         seed,
-        refine_rounds=1,
+        refine_rounds=DEFAULT["refine_rounds"],
         train_rows_per_code=256,
     )
     rows = torch.from_numpy(vectors)
