@@ -60,7 +60,6 @@ class StopRequest:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(fd_before)
             os.close(writer)  # ends the thread, which closes its side
-            self.name, self.came_at = None, None
 
     def wait_for_step(self) -> None:
         """Say that training has begun: from now on a signal only leaves its name here."""
