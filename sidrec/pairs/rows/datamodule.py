@@ -75,7 +75,7 @@ class RowDataModule(L.LightningDataModule, ABC, Generic[Batch]):
     def train_dataloader(self) -> BatchLoader[Batch]:
         """Return this rank's batches, from where a resumed run stopped."""
         return BatchLoader(
-            self.batches,  # type: ignore[arg-type]
+            self.batches,
             batch_sampler=PairBatchSampler(self.steps_per_epoch, self._first),
             collate_fn=the_only,
             num_workers=self.num_workers,
