@@ -52,6 +52,7 @@ def _draw_usage(axes: Any, bundle: SemanticIdBundle) -> None:  # noqa: ANN401
         )
         axes.axhline(len(bundle.item_ids) / size, color=line.get_color(), linestyle=":", alpha=0.6)
     axes.set(xlabel="code, most used first", ylabel="items", yscale="symlog", xscale="log")
+    axes.set_ylim(bottom=0)
     axes.set_title("Items per code")
     axes.legend()
 
