@@ -33,13 +33,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from sidrec.files import write_json
 from sidrec.generator.batches import GeneratorBatch
 from sidrec.generator.beams import over_children
+from sidrec.generator.code_space import CodeSpace
 from sidrec.generator.datamodule import GeneratorDataModule
 from sidrec.generator.inputs import HistoryInput, InputSettings
 from sidrec.generator.model import GeneratorModel
 from sidrec.generator.t5 import t5_from_config, train_tokenizer
 from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.pairs.batches import BatchNumber
-from sidrec.types import SemanticIdTable
+from sidrec.types import TASKS, SemanticIdTable
 
 SIZES = (256, 256, 256)
 TIGER = {
@@ -96,6 +97,7 @@ def model_of(
     vocabulary = CodeVocabulary(tokenizer.get_vocab_size(), SIZES)
     number = torch.randperm(SIZES[0] * SIZES[1] * SIZES[2])[:num_items]
     codes = torch.stack([number // 65_536, number // 256 % 256, number % 256], dim=1)
+    popularity = torch.zeros(num_items, dtype=torch.long)
     inputs = InputSettings(
         search_prompt="search: {query}",
         recommendation_prompt="recommend: {history}",
@@ -109,11 +111,9 @@ def model_of(
         t5_from_config(TIGER, vocabulary=vocabulary),
         inputs,
         tokenizer,
-        vocabulary,
-        SemanticIdTable(codes, SIZES),
+        dict.fromkeys(TASKS, CodeSpace(vocabulary, SemanticIdTable(codes, SIZES), popularity)),
         torch.randn(num_items, ITEM_DIM),
-        torch.zeros(num_items, dtype=torch.long),
-        None,
+        popularity,
         None,
     )
 
@@ -129,8 +129,8 @@ def inputs_of(model: GeneratorModel, batch: GeneratorBatch) -> list[list[int]]:
             for text in batch.texts
         ]
     else:
-        tokens = model.vocabulary.tokens_of(embedder.codes)
-        middles = [tokens[row[row >= 0]].flatten().tolist() for row in batch.history]
+        space = model.space("recommendation")
+        middles = [space.tokens_of(row[row >= 0]).flatten().tolist() for row in batch.history]
     return [[*prompt, *middle, 1] for middle in middles]
 
 
@@ -147,7 +147,7 @@ def padded(model: GeneratorModel, batches: list[GeneratorBatch], *, width: int) 
     return PlainBatch(
         torch.tensor([row + [0] * (width - len(row)) for row in rows]),
         torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-        model.vocabulary.tokens_of(model.embedder.codes[targets]),
+        model.space("search").tokens_of(targets),
     )
 
 
@@ -156,14 +156,15 @@ def same_function(model: GeneratorModel, batch: GeneratorBatch, *, width: int) -
     """Return the largest difference between sidrec's losses and those from T5's own forward."""
     model.eval()
     ours = model(batch, label_smoothing=0.0)
-    codes, theirs = model.embedder.codes[batch.target], []
+    space = model.space(batch.task)
+    codes, theirs = space.codes[batch.target], []
     ids, mask, labels = padded(model, [batch], width=width)
     logits = model.t5(input_ids=ids, attention_mask=mask, labels=labels).logits
     low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
-    high = low + model.trie.num_items
-    even = torch.arange(model.trie.num_items + 1).double().expand(len(codes), -1)
-    for level, tokens in enumerate(model.vocabulary.level_token_ids()):
-        bounds = model.trie.child_bounds(low, high, level=level)
+    high = low + space.trie.num_items
+    even = torch.arange(space.trie.num_items + 1).double().expand(len(codes), -1)
+    for level, tokens in enumerate(space.vocabulary.level_token_ids()):
+        bounds = space.trie.child_bounds(low, high, level=level)
         code = codes[:, level, None]
         own = over_children(logits[:, level, None, tokens], bounds, even)
         theirs.append(-own[:, 0].gather(1, code).mean())
@@ -236,7 +237,9 @@ class Race:
             "transformers_padding_fraction": 1 - real / self.width,
             "positions_ratio": self.width / read,
             "sidrec_output_logits": float(sum(SIZES)),
-            "transformers_output_logits": float(len(SIZES) * self.model.vocabulary.num_tokens),
+            "transformers_output_logits": float(
+                len(SIZES) * self.model.space("search").vocabulary.num_tokens
+            ),
         }
         for name, step in self.steps.items():
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -272,7 +275,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
             key: value for key, value in vars(arguments).items() if key not in ("out", "corpus")
         },
         "corpus_fingerprint": race.data.corpus.fingerprint,
-        "model": TIGER | {"vocabulary": race.model.vocabulary.num_tokens},
+        "model": TIGER | {"vocabulary": race.model.space("search").vocabulary.num_tokens},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, cpu",
         "load_average": load,  # others on the machine lower both rates
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

@@ -8,6 +8,8 @@ from sidrec.comparison.stages import Stage
 from sidrec.errors import DataError, RunError
 from sidrec.files import read_json, sha256_of_file, write_json
 from sidrec.run_directory import RunDirectory
+from sidrec.semantic_ids.task_ids.bundles import TASK_IDS
+from sidrec.types import TASKS
 
 _HASHED_BYTES = 1 << 26  # of larger files the size alone is remembered
 _BUNDLE = ("semantic_ids.json", "semantic_ids.parquet", "embeddings.safetensors")
@@ -64,6 +66,8 @@ def _outputs(stage: Stage, folder: Path) -> list[Path]:
     run = RunDirectory(folder)
     if stage.kind == "embeddings":
         return [run.finished_checkpoint(), *(run.semantic_ids / name for name in _BUNDLE)]
+    if stage.kind == "ids" and (folder / TASK_IDS).exists():
+        return [folder / TASK_IDS, *(folder / task / name for task in TASKS for name in _BUNDLE)]
     if stage.kind == "ids":
         return [folder / name for name in _BUNDLE]
     if stage.command == "fit":

@@ -20,7 +20,7 @@ from sidrec.comparison.stages import Cell, Stage, in_order
 from sidrec.corpus.store import Corpus
 from sidrec.errors import RunError
 from sidrec.files import atomic_file, write_json
-from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 
 
 def make_report(
@@ -153,11 +153,13 @@ def _ablation(comparison: Comparison) -> list[str]:
 
 
 def _usage(bundle: Path | None) -> list[list[int]] | None:
-    """Return for each level how many items each code has."""
+    """Return for each level how many items each code has; of each task where they differ."""
     if bundle is None:
         return None
-    table = SemanticIdBundle.load(bundle).table
+    ids = TaskBundles.load(bundle)
+    tables = {id(one): one.table for one in ids.bundles.values()}.values()
     return [
         torch.bincount(table.codes[:, level].long(), minlength=size).tolist()
+        for table in tables
         for level, size in enumerate(table.codebook_sizes)
     ]

@@ -11,7 +11,7 @@ import yaml
 from sidrec.errors import ConfigError
 from sidrec.suggestion import nearest
 
-_FUSIONS = ("none", "concat", "svd_sum", "svd_concat")
+_FUSIONS = ("none", "concat", "svd_sum", "svd_concat", "separate", "prefix_share")
 Section = TypeVar("Section")
 
 
@@ -38,7 +38,8 @@ class Strategy:
         embeddings: Whose vectors are quantised: one name, or two that are fused.
         ids: Quantiser and collision policy, by name.
         generator: Generator, by name.
-        fusion: ``none``, ``concat``, ``svd_sum`` or ``svd_concat``.
+        fusion: ``none``, ``concat``, ``svd_sum``, ``svd_concat``, or, for IDs of which each task
+            has its own, ``separate`` or ``prefix_share`` (search first, then recommendation).
         dim: Dimensions that an SVD keeps.
         reader: Embeddings through which the generator reads queries and items, by name; None
             takes those that are quantised.

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from sidrec.encoder.loading import load_bi_encoder
 from sidrec.encoder.tower import TextTower
+from sidrec.generator.code_space import CodeSpace
 from sidrec.generator.inputs import InputSettings
 from sidrec.generator.model import GeneratorModel
 from sidrec.generator.prior import CodebookPrior, code_means
@@ -23,10 +24,11 @@ from sidrec.generator.t5 import (
     train_tokenizer,
 )
 from sidrec.generator.trie import SemanticIdTrie
-from sidrec.generator.vocabulary import CodeVocabulary
+from sidrec.generator.vocabulary import CodeVocabulary, vocabularies_of
 from sidrec.run_directory import RunDirectory
-from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.maker import on_rank_zero
+from sidrec.semantic_ids.task_ids.bundles import TaskBundles
+from sidrec.types import TASKS, SemanticIdTable, Task
 
 _QUIET_HEAD = 0.1
 
@@ -39,7 +41,7 @@ def new_generator(
     text_vocabulary_size: int,
     codes_from_items: bool,
     inputs: InputSettings,
-    bundle: SemanticIdBundle,
+    ids: TaskBundles,
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
 ) -> GeneratorModel:
@@ -52,7 +54,7 @@ def new_generator(
         text_vocabulary_size: Tokens of a new tokenizer, at most.
         codes_from_items: Start the codes' embeddings from the item embeddings, not at random.
         inputs: How requests become positions.
-        bundle: Semantic IDs and item embeddings.
+        ids: Semantic IDs of each task, and item embeddings.
         popularity: Train interactions of each item.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
 
@@ -60,26 +62,29 @@ def new_generator(
         ConfigError: If the T5 cannot be made or loaded, or does not fit ``inputs``.
         RunError: If the encoder run is not a finished one.
     """
-    table = bundle.table
     if isinstance(t5, str):
         tokenizer = load_tokenizer_of(t5, revision=revision)
-        vocabulary = CodeVocabulary(tokenizer.get_vocab_size(), table.codebook_sizes)
-        model = t5_from_hub(t5, revision=revision, vocabulary=vocabulary)
     else:
         trained = on_rank_zero(
             lambda: train_tokenizer(texts(), vocabulary_size=text_vocabulary_size).to_str()
         )
         tokenizer = Tokenizer.from_str(trained)
-        vocabulary = CodeVocabulary(tokenizer.get_vocab_size(), table.codebook_sizes)
-        model = t5_from_config(t5, vocabulary=vocabulary)
+    vocabularies = _vocabularies(tokenizer, ids)
+    widest = vocabularies[TASKS[-1]]  # its tokens are the last
+    if isinstance(t5, str):
+        model = t5_from_hub(t5, revision=revision, vocabulary=widest)
+    else:
+        model = t5_from_config(t5, vocabulary=widest)
     if codes_from_items:
-        start_codes_from_items(model, vocabulary, table.codes, bundle.embeddings.vectors, seed=0)
+        for task, vocabulary in vocabularies.items():
+            codes = ids.bundles[task].table.codes
+            start_codes_from_items(model, vocabulary, codes, ids.item_vectors, seed=0)
     tied = model.lm_head.weight is model.shared.weight
     if (
         inputs.prior_scale is not None and not tied
     ):  # T5 starts quietly, so that the prior leads at first
-        model.lm_head.weight.data[vocabulary.first_token :] *= _QUIET_HEAD
-    return _together(model, tokenizer, inputs, bundle, popularity, encoder_run)
+        model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
+    return _together(model, tokenizer, inputs, ids, popularity, encoder_run)
 
 
 def parts_of(model: GeneratorModel) -> dict[str, Any]:
@@ -95,7 +100,7 @@ def generator_from(
     parts: dict[str, Any],
     *,
     inputs: InputSettings,
-    bundle: SemanticIdBundle,
+    ids: TaskBundles,
     encoder_run: str | None,
 ) -> GeneratorModel:
     """Return a generator whose weights are still to be loaded; needs no hub and no corpus.
@@ -103,7 +108,7 @@ def generator_from(
     Args:
         parts: From ``parts_of``.
         inputs: As in training.
-        bundle: As in training.
+        ids: As in training.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
 
     Raises:
@@ -111,32 +116,54 @@ def generator_from(
     """
     tokenizer = Tokenizer.from_str(parts["tokenizer"])
     t5 = t5_from_snapshot(parts["t5"])
-    return _together(t5, tokenizer, inputs, bundle, parts["popularity"], encoder_run)
+    return _together(t5, tokenizer, inputs, ids, parts["popularity"], encoder_run)
 
 
 def _together(
     t5: Any,  # noqa: ANN401 (transformers is untyped)
     tokenizer: Tokenizer,
     inputs: InputSettings,
-    bundle: SemanticIdBundle,
+    ids: TaskBundles,
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
 ) -> GeneratorModel:
-    vocabulary = CodeVocabulary(tokenizer.get_vocab_size(), bundle.table.codebook_sizes)
     tower = _frozen_tower(encoder_run) if inputs.text_input == "encoder_states" else None
-    vectors = bundle.embeddings.vectors
-    prior = None
-    if inputs.prior_scale is not None:
-        order = SemanticIdTrie.from_table(bundle.table, popularity).items
-        prior = CodebookPrior(
-            code_means(bundle.table.codes, vectors, bundle.table.codebook_sizes),
-            bundle.table.codes[order],
-            scale=inputs.prior_scale,
-            max_history_items=inputs.max_history_items,
-            half_life_items=inputs.prior_half_life_items,
-        )
-    return GeneratorModel(
-        t5, inputs, tokenizer, vocabulary, bundle.table, vectors, popularity, tower, prior
+    spaces: dict[Task, CodeSpace] = {}
+    for task, vocabulary in _vocabularies(tokenizer, ids).items():
+        if ids.is_common and spaces:
+            spaces[task] = spaces[TASKS[0]]
+            continue
+        table = ids.bundles[task].table
+        prior = _prior(table, ids.item_vectors, inputs, popularity)
+        spaces[task] = CodeSpace(vocabulary, table, popularity, prior)
+    return GeneratorModel(t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower)
+
+
+def _vocabularies(tokenizer: Tokenizer, ids: TaskBundles) -> dict[Task, CodeVocabulary]:
+    sizes = {task: bundle.table.codebook_sizes for task, bundle in ids.bundles.items()}
+    if ids.is_common:
+        common = CodeVocabulary(tokenizer.get_vocab_size(), sizes[TASKS[0]])
+        return dict.fromkeys(TASKS, common)
+    return vocabularies_of(
+        tokenizer.get_vocab_size(), sizes, num_shared_levels=ids.num_shared_levels
+    )
+
+
+def _prior(
+    table: SemanticIdTable,
+    item_vectors: Float[Tensor, "item dim"],
+    inputs: InputSettings,
+    popularity: Int[Tensor, " item"],
+) -> CodebookPrior | None:
+    if inputs.prior_scale is None:
+        return None
+    order = SemanticIdTrie.from_table(table, popularity).items
+    return CodebookPrior(
+        code_means(table.codes, item_vectors, table.codebook_sizes),
+        table.codes[order],
+        scale=inputs.prior_scale,
+        max_history_items=inputs.max_history_items,
+        half_life_items=inputs.prior_half_life_items,
     )
 
 

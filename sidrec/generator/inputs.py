@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from sidrec.encoder.tower import TextTower, mean_pool
 from sidrec.errors import ConfigError
 from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.prior import CodebookPrior
+from sidrec.generator.code_space import CodeSpace
 from sidrec.generator.t5 import END
 from sidrec.generator.text_states import TextStates
-from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.types import Task, TextTokens
 
 TextInput = Literal["tokens", "encoder_states"]
@@ -112,18 +111,16 @@ class RequestEmbedder(nn.Module):
         settings: How.
         tokens: T5's input embedding, shared with T5.
         tokenizer: T5's tokenizer.
-        vocabulary: Tokens of the codes.
-        codes: Semantic ID of every item.
+        space: Semantic IDs in which histories are read; its prior, if it has one, weighs them
+            into one vector.
         item_vectors: Bi-encoder embedding of every item.
         tower: The bi-encoder's tower, frozen; needed for ``encoder_states``.
-        prior: Weighs histories into one vector; None when no prior is used.
 
     Raises:
         ConfigError: If ``encoder_states`` lacks its tower, or tower and item embeddings differ
             in width.
     """
 
-    codes: Tensor
     item_vectors: Tensor
 
     def __init__(
@@ -131,18 +128,15 @@ class RequestEmbedder(nn.Module):
         settings: InputSettings,
         tokens: nn.Embedding,
         tokenizer: Tokenizer,
-        vocabulary: CodeVocabulary,
-        codes: Int[Tensor, "item level"],
+        space: CodeSpace,
         item_vectors: Float[Tensor, "item dim"],
         tower: TextTower | None,
-        prior: CodebookPrior | None = None,
     ) -> None:
         super().__init__()
-        self.settings, self.tokenizer, self.vocabulary = settings, tokenizer, vocabulary
-        self._shared: tuple[nn.Embedding, TextTower | None, CodebookPrior | None]
-        self._shared = (tokens, tower, prior)  # owned elsewhere
+        self.settings, self.tokenizer = settings, tokenizer
+        self._shared: tuple[nn.Embedding, TextTower | None, CodeSpace]
+        self._shared = (tokens, tower, space)  # owned elsewhere
         self.states: TextStates | None = None
-        self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("item_vectors", item_vectors, persistent=False)
         width, dim = tokens.embedding_dim, item_vectors.shape[1]
         if settings.text_input == "encoder_states":
@@ -182,7 +176,7 @@ class RequestEmbedder(nn.Module):
         gradient of 0 instead of none, so that weights move the same with and without DDP, which
         waits for the gradient of every weight.
         """
-        zero = self.codes.new_zeros((), dtype=torch.float32)
+        zero = self.item_vectors.new_zeros((), dtype=torch.float32)
         return sum((weight.sum() * 0.0 for weight in self.parameters()), start=zero)
 
     def _query(self, batch: GeneratorBatch) -> Reading:
@@ -208,7 +202,7 @@ class RequestEmbedder(nn.Module):
 
         The text of an indexing row has none: its embedding says it all.
         """
-        device = self.codes.device
+        device = self.item_vectors.device
         if self.states is not None and bool(
             torch.maximum(batch.text_rows, batch.indexed_item).ge(0).all()
         ):
@@ -229,10 +223,10 @@ class RequestEmbedder(nn.Module):
         items = batch.history.clamp(min=0)
         last = real.sum(dim=1, keepdim=True)
         ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
-        prior, vector = self._shared[2], None
-        if prior is not None:
-            vector = prior.history_vector(self.item_vectors[items], ago, real)
-        codes = self._embed(self.vocabulary.tokens_of(self.codes[items]))  # [r, i, level, dim]
+        space, vector = self._shared[2], None
+        if space.prior is not None:
+            vector = space.prior.history_vector(self.item_vectors[items], ago, real)
+        codes = self._embed(space.tokens_of(items))  # [request, item, level, dim]
         if self.settings.history_input == "codes":
             num_levels = codes.shape[2]
             return Reading(codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1), vector)
@@ -258,7 +252,8 @@ class RequestEmbedder(nn.Module):
         width = max([1, *map(len, rows)])
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
-        return TextTokens(ids.to(self.codes.device), mask.to(self.codes.device))
+        device = self.item_vectors.device
+        return TextTokens(ids.to(device), mask.to(device))
 
     def _text_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids

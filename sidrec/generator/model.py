@@ -1,6 +1,7 @@
 """The joint generator as a plain module: requests in, log-probabilities or ranked items out."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +13,13 @@ from sidrec.encoder.tower import TextTower
 from sidrec.generator.allowed import AllItemsBut, AllowedItems
 from sidrec.generator.batches import GeneratorBatch
 from sidrec.generator.beams import Decoded, Step, over_children
+from sidrec.generator.code_space import CodeSpace
 from sidrec.generator.decoder import T5Decoder
 from sidrec.generator.inputs import InputSettings, RequestEmbedder
 from sidrec.generator.modes import Decoding
 from sidrec.generator.prefix_mass import WeighedSteps
-from sidrec.generator.prior import CodebookPrior
 from sidrec.generator.t5_forward import read_positions, write_tokens
-from sidrec.generator.trie import SemanticIdTrie
-from sidrec.generator.vocabulary import CodeVocabulary
-from sidrec.types import SemanticIdTable
+from sidrec.types import TASKS, Task
 
 
 class GeneratorModel(nn.Module):
@@ -35,12 +34,11 @@ class GeneratorModel(nn.Module):
         t5: ``T5ForConditionalGeneration`` whose vocabulary holds the codes.
         inputs: How requests become positions.
         tokenizer: Of ``t5``.
-        vocabulary: Tokens of the codes.
-        table: Semantic ID of every item.
+        spaces: Semantic IDs in which each task answers, often the same object twice. Histories
+            are read in those of recommendation.
         item_vectors: Bi-encoder embedding of every item.
-        popularity: Train interactions of each item: orders items that share a Semantic ID.
+        popularity: Train interactions of each item.
         tower: Frozen text tower; None when queries are read as T5's tokens.
-        prior: Adds what the request's vector says; None leaves T5 alone.
 
     Raises:
         ConfigError: If ``inputs`` needs a tower that is missing or of another width.
@@ -51,33 +49,28 @@ class GeneratorModel(nn.Module):
         t5: Any,  # noqa: ANN401 (transformers is untyped)
         inputs: InputSettings,
         tokenizer: Tokenizer,
-        vocabulary: CodeVocabulary,
-        table: SemanticIdTable,
+        spaces: Mapping[Task, CodeSpace],
         item_vectors: Float[Tensor, "item dim"],
         popularity: Int[Tensor, " item"],
         tower: TextTower | None,
-        prior: CodebookPrior | None = None,
     ) -> None:
         super().__init__()
-        self.t5, self.vocabulary, self.popularity = t5, vocabulary, popularity
-        self.prior, self.decoding = prior, Decoding()
-        codes = table.codes.long()
-        tokens = t5.get_input_embeddings()
+        self.t5, self.popularity, self.decoding = t5, popularity, Decoding()
+        self.spaces = nn.ModuleDict({task: spaces[task] for task in TASKS})
         self.embedder = RequestEmbedder(
-            inputs, tokens, tokenizer, vocabulary, codes, item_vectors, tower, prior
+            inputs,
+            t5.get_input_embeddings(),
+            tokenizer,
+            spaces["recommendation"],
+            item_vectors,
+            tower,
         )
-        self.decoder = T5Decoder(t5, vocabulary.level_token_ids(), normalise_over="level")
-        self._trie = SemanticIdTrie.from_table(
-            SemanticIdTable(codes, table.codebook_sizes), popularity
-        )
+        tokens = spaces["search"].vocabulary.level_token_ids()
+        self.decoder = T5Decoder(t5, tokens, normalise_over="level")
 
-    @property
-    def trie(self) -> SemanticIdTrie:
-        """The catalogue, on the device of the weights."""
-        device = self.embedder.codes.device
-        if self._trie.items.device != device:
-            self._trie = self._trie.to(device)
-        return self._trie
+    def space(self, task: Task) -> CodeSpace:
+        """Return the Semantic IDs in which a task answers."""
+        return cast("CodeSpace", self.spaces[task])
 
     def forward(self, batch: GeneratorBatch, *, label_smoothing: float) -> Float[Tensor, " level"]:
         """Return the mean cross-entropy of each level's code over the batch, in nats.
@@ -91,14 +84,16 @@ class GeneratorModel(nn.Module):
                 catalogue goes on with, in [0, 1).
         """
         source, mask, mass_before = self.read(batch)
-        codes = self.embedder.codes[batch.target]  # [request, level]
-        hidden = self._decode(source, mask, codes)  # [request, level, dim]
+        space = self.space(batch.task)
+        trie, vocabulary = space.trie, space.vocabulary
+        codes = space.codes[batch.target]  # [request, level]
+        hidden = self._decode(source, mask, vocabulary.tokens_of(codes))  # [request, level, dim]
         low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
-        high, weight, losses = low + self.trie.num_items, self.t5.lm_head.weight, []
-        levels = zip(self.vocabulary.level_starts, self.vocabulary.codebook_sizes, strict=True)
+        high, weight, losses = low + trie.num_items, self.t5.lm_head.weight, []
+        levels = zip(vocabulary.level_starts, vocabulary.codebook_sizes, strict=True)
         for level, (first, size) in enumerate(levels):
             logits = F.linear(hidden[:, level], weight[first : first + size]).float()
-            bounds = self.trie.child_bounds(low, high, level=level)  # [request, 1, code + 1]
+            bounds = trie.child_bounds(low, high, level=level)  # [request, 1, code + 1]
             log_probabilities = over_children(logits[:, None], bounds, mass_before)[:, 0]
             code = codes[:, level, None]
             low, high = bounds[:, 0].gather(1, code), bounds[:, 0].gather(1, code + 1)
@@ -108,17 +103,15 @@ class GeneratorModel(nn.Module):
             )
         return torch.stack(losses) + self._untouched()
 
-    def _decode(self, source: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-        tokens = self.vocabulary.tokens_of(codes)[:, :-1]
+    def _decode(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+        tokens = target[:, :-1]
         start = torch.full_like(tokens[:, :1], self.t5.config.decoder_start_token_id)
         return write_tokens(self.t5, torch.cat([start, tokens], dim=1), source, mask)
 
     def _untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of the weights that only one of the tasks uses, for DDP."""
-        zero = self.embedder.untouched()
-        if self.prior is not None:
-            zero = zero + sum(weight.sum() * 0.0 for weight in self.prior.parameters())
-        return zero
+        own = [weight.sum() * 0.0 for weight in self.spaces.parameters()]
+        return sum(own, start=self.embedder.untouched())
 
     def read(
         self, batch: GeneratorBatch
@@ -129,9 +122,10 @@ class GeneratorModel(nn.Module):
     ]:
         """Return T5's encoder output, its mask, and the mass before each position of the trie."""
         read, mask, vector = self._read(batch)
-        if self.prior is None or vector is None:
-            return read, mask, self._even_mass(len(read))
-        return read, mask, self.prior(vector, task=batch.task)
+        space = self.space(batch.task)
+        if space.prior is None or vector is None:
+            return read, mask, space.even_mass(len(read))
+        return read, mask, space.prior(vector, task=batch.task)
 
     def _read(
         self, batch: GeneratorBatch
@@ -143,10 +137,6 @@ class GeneratorModel(nn.Module):
         reading = self.embedder(batch)
         read = read_positions(self.t5, reading.positions, reading.mask)
         return read, reading.mask, reading.vector
-
-    def _even_mass(self, num_requests: int) -> Float[Tensor, "request bound"]:
-        even = torch.arange(self.trie.num_items + 1, device=self.trie.items.device).double()
-        return even.expand(num_requests, -1)
 
     @torch.no_grad()
     def answer(
@@ -169,22 +159,23 @@ class GeneratorModel(nn.Module):
             ConfigError: If ``num_beams`` is smaller than ``top_k``.
         """
         source, mask, vector = self._read(batch)
-        masses = None
-        if self.prior is not None and vector is not None:
-            masses = self.prior.masses(vector, task=batch.task)
+        space, masses = self.space(batch.task), None
+        trie, tokens = space.trie, space.vocabulary.level_token_ids()
+        if space.prior is not None and vector is not None:
+            masses = space.prior.masses(vector, task=batch.task)
 
         def start() -> Step:
-            steps = self.decoder.start(source, mask)
-            return steps if masses is None else WeighedSteps(steps, self.trie, masses)
+            steps = self.decoder.start(source, mask, level_token_ids=tokens)
+            return steps if masses is None else WeighedSteps(steps, trie, masses)
 
         return self.decoding.search(
             start,
-            self.trie,
-            AllItemsBut.of(self.trie, batch.excluded) if allowed is None else allowed,
+            trie,
+            AllItemsBut.of(trie, batch.excluded) if allowed is None else allowed,
             num_requests=batch.num_requests,
             num_beams=num_beams,
             top_k=top_k,
-            mass_before=self._even_mass(batch.num_requests) if masses is None else None,
+            mass_before=space.even_mass(batch.num_requests) if masses is None else None,
         )
 
 

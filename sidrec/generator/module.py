@@ -26,10 +26,11 @@ from sidrec.generator.text_states import store_text_states
 from sidrec.metrics import Prediction, evaluate, harmonic_mean
 from sidrec.pairs.permutation import key_of
 from sidrec.run_directory import RunDirectory
-from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 from sidrec.types import TASKS
 
 _ENCODE_BATCH = 128
+_CONSTANTS = ("codes", "prior.codes", *(f"prior.means_{level}" for level in range(16)))
 _DEEPEST = 30  # rank down to which the figure that chooses checkpoints looks
 
 
@@ -37,7 +38,7 @@ class JointGenerator(L.LightningModule):
     """One T5 for both tasks: reads a query or a history, writes the Semantic ID of the answer.
 
     Args:
-        semantic_ids: Folder of the Semantic-ID bundle; ``--from`` gives the encoder run's.
+        semantic_ids: Folder of one Semantic-ID bundle, or of one per task; ``--from`` gives it.
         encoder_run: Run directory of the bi-encoder; ``--from`` gives it. Only read when
             ``text_input`` is ``encoder_states``.
         t5: Hub name or folder of a pretrained T5, or settings of ``transformers.T5Config`` for
@@ -115,8 +116,8 @@ class JointGenerator(L.LightningModule):
         self.guard = LossGuard(skip_bad_losses)
         self._predictions: list[Prediction] = []
         self._ddp_params_and_buffers_to_ignore = [  # constants: DDP would send them at every step
-            *(f"model.embedder.{name}" for name in ("codes", "item_vectors")),
-            *("model.prior.codes", *(f"model.prior.means_{level}" for level in range(16))),
+            "model.embedder.item_vectors",
+            *(f"model.spaces.{task}.{name}" for task in TASKS for name in _CONSTANTS),
         ]
 
     def setup(self, stage: str) -> None:
@@ -140,7 +141,7 @@ class JointGenerator(L.LightningModule):
         if hasattr(self, "model") or self.trainer.state.fn != "fit":
             return
         data, prompts = self._data(), [self.inputs.search_prompt, self.inputs.recommendation_prompt]
-        self.bundle = self._load_bundle()
+        self.ids = self._load_ids()
         self.model = new_generator(
             self.settings.t5,
             revision=self.settings.revision,
@@ -148,7 +149,7 @@ class JointGenerator(L.LightningModule):
             text_vocabulary_size=self.settings.text_vocabulary_size,
             codes_from_items=self.settings.codes_from_items,
             inputs=self.inputs,
-            bundle=self.bundle,
+            ids=self.ids,
             popularity=popularity(data.corpus.train_interactions(), data.corpus.num_items),
             encoder_run=self.settings.encoder_run,
         )
@@ -218,7 +219,7 @@ class JointGenerator(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""
         predictions = self._gathered()
-        figures = evaluate(predictions, self.model.popularity.cpu()) | self.bundle.quality
+        figures = evaluate(predictions, self.model.popularity.cpu()) | self.ids.quality
         if self.trainer.is_global_zero:
             run = RunDirectory(Path(self.trainer.default_root_dir))
             write_predictions(run.predictions, predictions)
@@ -248,7 +249,7 @@ class JointGenerator(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put beside the weights what the model is built from, and the bundle's hash."""
         checkpoint["generator"] = parts_of(self.model)
-        checkpoint["bundle_hash"] = self.bundle.hash
+        checkpoint["bundle_hash"] = self.ids.hash
         checkpoint["num_skipped_losses"] = self.guard.num_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -259,32 +260,31 @@ class JointGenerator(L.LightningModule):
                 belong to another corpus than the data.
         """
         self.guard.num_skipped = checkpoint.get("num_skipped_losses", 0)
-        if not hasattr(self, "bundle"):
-            self.bundle = self._load_bundle()
-        if checkpoint["bundle_hash"] != self.bundle.hash:
+        if not hasattr(self, "ids"):
+            self.ids = self._load_ids()
+        if checkpoint["bundle_hash"] != self.ids.hash:
             raise DataError(
-                f"{self.settings.semantic_ids} holds Semantic IDs {self.bundle.hash[:12]}, but "
+                f"{self.settings.semantic_ids} holds Semantic IDs {self.ids.hash[:12]}, but "
                 f"this generator was trained on {checkpoint['bundle_hash'][:12]}; give it those."
             )
         if not hasattr(self, "model"):
             self.model = generator_from(
                 checkpoint["generator"],
                 inputs=self.inputs,
-                bundle=self.bundle,
+                ids=self.ids,
                 encoder_run=self.settings.encoder_run,
             )
         self.model.decoding = self.decoding
 
-    def _load_bundle(self) -> SemanticIdBundle:
+    def _load_ids(self) -> TaskBundles:
         fingerprint = None if self._trainer is None else self._data().corpus.fingerprint
-        folder = Path(self.settings.semantic_ids)
-        return SemanticIdBundle.load(folder, corpus_fingerprint=fingerprint)
+        return TaskBundles.load(Path(self.settings.semantic_ids), corpus_fingerprint=fingerprint)
 
     def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> list[Prediction]:
         width, asked = self.settings.num_beams, self._data().requests(split)[which]
         decoded = self.model.answer(batch, num_beams=width, top_k=self.settings.top_k)
         rows = [asked[row] for row in batch.request_rows.tolist()]
-        answered = predictions_of(rows, decoded, self.model.trie, split=split)
+        answered = predictions_of(rows, decoded, self.model.space(batch.task).trie, split=split)
         self._predictions += answered
         return answered
 

@@ -18,9 +18,10 @@ from sidrec.generator.out_of_memory import FittingBatches, is_out_of_memory
 from sidrec.generator.request_lines import beginning_of
 from sidrec.generator.subsets import Restriction, SharedSet, allowed_items
 from sidrec.generator.top_up import popular_first, top_up
+from sidrec.generator.trie import SemanticIdTrie
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import read_config
-from sidrec.types import RankedItems, Request
+from sidrec.types import RankedItems, Request, Task
 
 __all__ = ["KnownItems", "RetrievedItem", "Retriever"]
 
@@ -72,7 +73,7 @@ class Retriever:
             raise RunError(f"{device} has no room for the model; use --device cpu.") from None
         self.bf16, self.device = bf16, device
         self.max_history_items, self.exclude_history = max_history_items, exclude_history
-        self._rows = {item_id: row for row, item_id in enumerate(generator.bundle.item_ids)}
+        self._rows = {item_id: row for row, item_id in enumerate(generator.ids.item_ids)}
         self._fill_order = popular_first(generator.model.popularity).to(device)
         self._batches = FittingBatches(device)
 
@@ -185,7 +186,10 @@ class Retriever:
                 f"top_k and batch_size must be at least 1, got {top_k} and {batch_size}."
             )
         mask = None if allowed is None else self._mask_of(allowed)
-        shared = None if mask is None else SharedSet.of(self.generator.model.trie, mask)
+        tasks = {request.task for request in requests}
+        shared = {
+            task: None if mask is None else SharedSet.of(self._trie(task), mask) for task in tasks
+        }
         own = [
             self._restriction(request, given, mask)
             for request, given in zip(
@@ -195,7 +199,8 @@ class Retriever:
 
         def work(rows: Sequence[int]) -> list[list[RetrievedItem]]:
             asked, limits = [requests[row] for row in rows], [own[row] for row in rows]
-            return self._items_of(self._decode(asked, limits, shared, top_k))
+            task = asked[0].task  # the same for all
+            return self._items_of(self._decode(asked, limits, shared[task], top_k), task)
 
         answers: list[list[RetrievedItem]] = [[] for _ in requests]
         for rows in _alike(requests, own):
@@ -247,17 +252,22 @@ class Retriever:
             for name, value in batch._asdict().items()
             if isinstance(value, Tensor)
         }
-        allowed = allowed_items(model.trie, restrictions, shared)
+        trie = self._trie(batch.task)
+        allowed = allowed_items(trie, restrictions, shared)
         length = min(top_k, len(self._rows))
         width = max(length, self.generator.settings.num_beams)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             decoded = model.answer(
                 batch._replace(**tensors), num_beams=width, top_k=length, allowed=allowed
             )
-        return top_up(decoded.ranked, trie=model.trie, allowed=allowed, fill_order=self._fill_order)
+        return top_up(decoded.ranked, trie=trie, allowed=allowed, fill_order=self._fill_order)
 
-    def _items_of(self, ranked: RankedItems) -> list[list[RetrievedItem]]:
-        bundle = self.generator.bundle
+    def _trie(self, task: Task) -> SemanticIdTrie:
+        trie: SemanticIdTrie = self.generator.model.space(task).trie
+        return trie
+
+    def _items_of(self, ranked: RankedItems, task: Task) -> list[list[RetrievedItem]]:
+        bundle = self.generator.ids.bundles[task]
         codes = bundle.table.codes[ranked.items.cpu().clamp(min=0)].tolist()
         return [
             [

@@ -1,11 +1,14 @@
 """The codes of every level as tokens behind the text vocabulary of a T5."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from sidrec.types import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,20 +18,28 @@ class CodeVocabulary:
     Attributes:
         first_token: Number of text tokens; code 0 of level 0 has this token.
         codebook_sizes: Number of codes at each level.
+        num_shared_levels: First levels whose tokens another vocabulary has as well.
+        own_start: Token at which the levels behind these begin; None: right behind them.
     """
 
     first_token: int
     codebook_sizes: tuple[int, ...]
+    num_shared_levels: int = 0
+    own_start: int | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Text and code tokens together."""
-        return self.first_token + sum(self.codebook_sizes)
+        """Text and code tokens together, those of other vocabularies before the last included."""
+        return self.level_starts[-1] + self.codebook_sizes[-1]
 
     @property
     def level_starts(self) -> list[int]:
         """Token of code 0 of each level."""
-        return [self.first_token + n for n in accumulate(self.codebook_sizes, initial=0)][:-1]
+        starts = [self.first_token + n for n in accumulate(self.codebook_sizes, initial=0)][:-1]
+        if self.own_start is None:
+            return starts
+        shared, own = starts[: self.num_shared_levels], starts[self.num_shared_levels :]
+        return [*shared, *(start - own[0] + self.own_start for start in own)]
 
     def level_token_ids(self) -> list[Int[Tensor, " _"]]:
         """Return the tokens of each level's codes, in the order of the codes."""
@@ -42,3 +53,20 @@ class CodeVocabulary:
         tensor([[103, 105]])
         """
         return codes + codes.new_tensor(self.level_starts)
+
+
+def vocabularies_of(
+    first_token: int, codebook_sizes: Mapping[Task, tuple[int, ...]], *, num_shared_levels: int
+) -> dict[Task, CodeVocabulary]:
+    """Return each task's vocabulary: the same tokens on the shared levels, others behind them.
+
+    >>> both = {"search": (4, 3), "recommendation": (4, 5)}
+    >>> made = vocabularies_of(10, both, num_shared_levels=1)
+    >>> [made[task].level_starts for task in both]
+    [[10, 14], [10, 17]]
+    """
+    search = CodeVocabulary(first_token, codebook_sizes["search"])
+    own = CodeVocabulary(
+        first_token, codebook_sizes["recommendation"], num_shared_levels, search.num_tokens
+    )
+    return {"search": search, "recommendation": own}

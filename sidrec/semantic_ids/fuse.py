@@ -1,17 +1,18 @@
 """Semantic IDs from the vectors of one run or two, for a generator that reads another one's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from sidrec.encoder.fusion import fused_concat, fused_svd
-from sidrec.errors import ConfigError, DataError, RunError
-from sidrec.run_directory import RunDirectory
+from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.stored_source import stored_bundle
 from sidrec.types import ItemEmbeddings
 
 Fusion = Literal["none", "concat", "svd_sum", "svd_concat"]
@@ -51,8 +52,8 @@ def fuse_ids(
     """
     _check(other, fusion, dim)
     folders = [folder for folder in (run, other, reader) if folder is not None]
-    bundles = {folder: _bundle_of(folder) for folder in folders}
-    _check_one_corpus(bundles)
+    bundles = {folder: stored_bundle(folder) for folder in folders}
+    check_one_corpus(bundles)
     vectors = bundles[run].embeddings
     if other is not None:
         fused = _fused(vectors, bundles[other].embeddings, fusion=fusion, dim=dim)
@@ -73,23 +74,9 @@ def fuse_ids(
         device=device,
     )
     if reader is not None:
-        bundle = _read_through(bundle, bundles[reader].embeddings)
+        bundle = replace(bundle, embeddings=bundles[reader].embeddings)
     bundle.save(out)
     return bundle
-
-
-def device_named(name: str) -> torch.device:
-    """Return the device of ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
-
-    Raises:
-        ConfigError: If a GPU is asked for and none is visible.
-    """
-    has_cuda = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    if name.startswith("cuda") and not has_cuda:
-        raise ConfigError("--device cuda: no GPU is visible; use --device cpu.")
-    return torch.device(name)
 
 
 def _fused(
@@ -105,21 +92,6 @@ def _fused(
     )
 
 
-def _read_through(bundle: SemanticIdBundle, reader: ItemEmbeddings) -> SemanticIdBundle:
-    """Return the same IDs and quality with the vectors of the reader."""
-    return SemanticIdBundle(
-        table=bundle.table,
-        embeddings=reader,
-        item_ids=bundle.item_ids,
-        titles=bundle.titles,
-        codebooks=bundle.codebooks,
-        quantiser=bundle.quantiser,
-        policy=bundle.policy,
-        source=bundle.source,
-        quality=bundle.quality,
-    )
-
-
 def _check(other: Path | None, fusion: Fusion, dim: int | None) -> None:
     if (other is None) != (fusion == "none"):
         raise ConfigError(
@@ -130,7 +102,12 @@ def _check(other: Path | None, fusion: Fusion, dim: int | None) -> None:
         raise ConfigError(f"--fusion {fusion}: --dim belongs to svd_sum and svd_concat.")
 
 
-def _check_one_corpus(bundles: dict[Path, SemanticIdBundle]) -> None:
+def check_one_corpus(bundles: dict[Path, SemanticIdBundle]) -> None:
+    """Refuse bundles over different corpora.
+
+    Raises:
+        DataError: Names two folders that do not belong together.
+    """
     (first, bundle), *rest = bundles.items()
     for folder, other in rest:
         if other.corpus_fingerprint != bundle.corpus_fingerprint:
@@ -138,13 +115,3 @@ def _check_one_corpus(bundles: dict[Path, SemanticIdBundle]) -> None:
                 f"{folder} belongs to corpus {other.corpus_fingerprint[:12]}, {first} to "
                 f"{bundle.corpus_fingerprint[:12]}; give runs over one corpus."
             )
-
-
-def _bundle_of(folder: Path) -> SemanticIdBundle:
-    if (folder / "semantic_ids.json").exists():
-        return SemanticIdBundle.load(folder)
-    run = RunDirectory(folder)
-    run.finished_checkpoint()
-    if not run.semantic_ids.exists():
-        raise RunError(f"{folder} holds no semantic_ids; give an encoder run or a bundle.")
-    return SemanticIdBundle.load(run.semantic_ids)

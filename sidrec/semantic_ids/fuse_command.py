@@ -1,46 +1,83 @@
-"""``sidrec fuse``: Semantic IDs from the vectors of two runs."""
+"""``sidrec fuse``: Semantic IDs from the vectors of two runs, for both tasks or for each."""
 
 import sys
 from pathlib import Path
+from typing import Literal, get_args
 
+from sidrec.errors import ConfigError
 from sidrec.run_source import allow_known_classes_only
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.command import IdsParser
-from sidrec.semantic_ids.fuse import Fusion, device_named, fuse_ids
+from sidrec.semantic_ids.fuse import fuse_ids
 from sidrec.semantic_ids.quantiser import Quantiser
 from sidrec.semantic_ids.report import quality_table
+from sidrec.semantic_ids.stored_source import device_named
+from sidrec.semantic_ids.task_ids.makers import TaskFusion, make_task_ids
+from sidrec.semantic_ids.task_ids.prefix_share import PrefixShareSettings
+
+AnyFusion = Literal["none", "concat", "svd_sum", "svd_concat", "separate", "prefix_share"]
 
 
 def main(args: list[str]) -> None:
     """Run ``sidrec fuse`` with the words after the command's name."""
     allow_known_classes_only()
+    parser = _parser()
+    config = parser.instantiate(parser.parse_args(args))
+    run = Path(config["from"])
+    other, reader = (Path(given) if given else None for given in (config["and"], config.reader))
+    common = {
+        "reader": reader,
+        "out": Path(config.out),
+        "policy": config.policy,
+        "device": device_named(config.device),
+    }
+    if config.fusion in get_args(TaskFusion):
+        if other is None or config.dim is not None:
+            raise ConfigError(f"--fusion {config.fusion} needs --and RUN and takes no --dim.")
+        made = make_task_ids(
+            run,
+            other,
+            fusion=config.fusion,
+            quantiser=config.quantiser,
+            prefix_share=config.prefix_share,
+            **common,
+        )
+        tables = [f"{task}\n{quality_table(bundle)}" for task, bundle in made.bundles.items()]
+    else:
+        if config.quantiser is None:
+            raise ConfigError(f"--fusion {config.fusion} needs quantiser; give --config FILE.")
+        fused = fuse_ids(
+            run,
+            other,
+            fusion=config.fusion,
+            dim=config.dim,
+            quantiser=config.quantiser,
+            **common,
+        )
+        tables = [quality_table(fused)]
+    sys.stdout.write("\n\n".join(tables) + f"\nwritten: {config.out}\n")
+
+
+def _parser() -> IdsParser:
     parser = IdsParser(
         prog="sidrec fuse",
-        description="Make Semantic IDs from the vectors of two runs, or for another run's reader.",
+        description="Make Semantic IDs from the vectors of two runs, or for another run's reader. "
+        "With separate and prefix_share each task gets IDs of its own: --from serves search, --and "
+        "recommendation.",
     )
     parser.add_argument("--config", action="config", help="YAML file, e.g. configs/ids/NAME.yaml.")
     parser.add_argument("--from", type=str, required=True, help="Encoder run, or a bundle.")
     parser.add_argument("--and", type=str | None, help="The second one.")
-    parser.add_argument("--fusion", type=Fusion, required=True, help="How two become one.")
+    parser.add_argument("--fusion", type=AnyFusion, required=True, help="How two become one.")
     parser.add_argument("--dim", type=int | None, help="Dimensions that an SVD keeps.")
     parser.add_argument(
         "--reader", type=str | None, help="Run whose vectors a generator shall read in their place."
     )
     parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
-    parser.add_argument("--quantiser", type=Quantiser, required=True, help="How codes are made.")
-    parser.add_argument("--policy", type=CollisionPolicy, required=True, help="What collisions do.")
-    config = parser.instantiate(parser.parse_args(args))
-    other, reader = (Path(given) if given else None for given in (config["and"], config.reader))
-    bundle = fuse_ids(
-        Path(config["from"]),
-        other,
-        fusion=config.fusion,
-        dim=config.dim,
-        reader=reader,
-        out=Path(config.out),
-        quantiser=config.quantiser,
-        policy=config.policy,
-        device=device_named(config.device),
+    parser.add_argument("--quantiser", type=Quantiser | None, help="How codes are made.")
+    parser.add_argument(
+        "--prefix_share", type=PrefixShareSettings | None, help="How codes are made instead."
     )
-    sys.stdout.write(f"{quality_table(bundle)}\nwritten: {config.out}\n")
+    parser.add_argument("--policy", type=CollisionPolicy, required=True, help="What collisions do.")
+    return parser

@@ -3,12 +3,13 @@
 import torch
 
 from sidrec.generator.batches import batch_of_requests
+from sidrec.generator.code_space import CodeSpace
 from sidrec.generator.inputs import InputSettings
 from sidrec.generator.model import GeneratorModel
 from sidrec.generator.t5 import t5_from_config, train_tokenizer
-from sidrec.generator.vocabulary import CodeVocabulary
+from sidrec.generator.vocabulary import CodeVocabulary, vocabularies_of
 from sidrec.semantic_ids.bundle import SemanticIdBundle
-from sidrec.types import ItemEmbeddings, Request, SemanticIdTable
+from sidrec.types import TASKS, ItemEmbeddings, Request, SemanticIdTable
 
 SIZES = (4, 3, 5)  # levels that differ, so that nobody can mix them up
 DIM = 16
@@ -78,9 +79,33 @@ def tiny_generator(*, num_items=20, tower=None, dim=DIM, t5=None, seed=0, **inpu
     table = SemanticIdTable(random_codes(num_items), SIZES)
     vectors = torch.nn.functional.normalize(torch.randn(num_items, dim), dim=1)
     popularity = torch.arange(num_items)
-    return GeneratorModel(
-        model, settings, tokenizer, vocabulary, table, vectors, popularity, tower
-    ).eval()
+    spaces = dict.fromkeys(TASKS, CodeSpace(vocabulary, table, popularity))
+    return GeneratorModel(model, settings, tokenizer, spaces, vectors, popularity, tower).eval()
+
+
+def generator_of_own_ids(*, num_items=20, num_shared_levels=0, seed=0):
+    """A generator in which each task has Semantic IDs of its own, but for the shared levels."""
+    torch.manual_seed(seed)
+    settings = input_settings()
+    prompts = [settings.search_prompt, settings.recommendation_prompt]
+    tokenizer = train_tokenizer(prompts + TEXTS, vocabulary_size=60)
+    sizes = {"search": SIZES, "recommendation": (SIZES[0], 5, 6)}
+    codes = {"search": random_codes(num_items)}
+    last = torch.arange(num_items)
+    own = torch.stack([last % 4, last // 4 % 5, last % 6], dim=1)
+    own[:, :num_shared_levels] = codes["search"][:, :num_shared_levels]
+    codes["recommendation"] = own
+    vocabularies = vocabularies_of(
+        tokenizer.get_vocab_size(), sizes, num_shared_levels=num_shared_levels
+    )
+    model = t5_from_config(T5, vocabulary=vocabularies["recommendation"])
+    popularity = torch.arange(num_items)
+    spaces = {
+        task: CodeSpace(vocabularies[task], SemanticIdTable(codes[task], sizes[task]), popularity)
+        for task in TASKS
+    }
+    vectors = torch.nn.functional.normalize(torch.randn(num_items, DIM), dim=1)
+    return GeneratorModel(model, settings, tokenizer, spaces, vectors, popularity, None).eval()
 
 
 def searches(*queries, answers=None):

@@ -61,7 +61,7 @@ def test_prompt_stands_around_the_query_and_the_end_token_behind():
 def test_codes_stand_level_by_level_item_by_item():
     model = tiny_generator()
     positions, mask, _ = model.embedder(histories([3, 1], [2]))
-    tokens = model.vocabulary.tokens_of(model.embedder.codes)
+    tokens = model.space("search").vocabulary.tokens_of(model.space("search").codes)
     for row, items in enumerate(([3, 1], [2])):
         ids = [
             *ids_of(model, "after"),

@@ -13,13 +13,13 @@ BATCH = searches("a heist film in paris", "rain", "space opera", answers=[3, 0, 
 def logits_of(model, batch):
     """What T5's own forward says at every level, over all tokens."""
     positions, mask, _ = model.embedder(batch)
-    labels = model.vocabulary.tokens_of(model.embedder.codes[batch.target])
+    labels = model.space(batch.task).tokens_of(batch.target)
     return model.t5(inputs_embeds=positions, attention_mask=mask.long(), labels=labels).logits
 
 
 def children(model, codes, level):
     """Number of items behind every code of ``level`` that go on from each row's prefix."""
-    table, size = model.embedder.codes, SIZES[level]
+    table, size = model.space("search").codes, SIZES[level]
     counts = torch.zeros(len(codes), size)
     for row, code in enumerate(codes):
         behind = table[(table[:, :level] == code[:level]).all(dim=1)][:, level]
@@ -31,9 +31,9 @@ def children(model, codes, level):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_t5s_own_normalised_over_the_items_that_go_on(tied, smoothing):
     model = tiny_generator(t5={"tie_word_embeddings": tied})
-    logits, codes = logits_of(model, BATCH), model.embedder.codes[BATCH.target]
+    logits, codes = logits_of(model, BATCH), model.space("search").codes[BATCH.target]
     expected = []
-    for level, ids in enumerate(model.vocabulary.level_token_ids()):
+    for level, ids in enumerate(model.space("search").vocabulary.level_token_ids()):
         counts = children(model, codes, level)
         weight = counts * logits[:, level][:, ids].exp()
         share = (weight / weight.sum(dim=1, keepdim=True)).log()
@@ -48,16 +48,16 @@ def test_a_head_of_zeros_holds_all_items_for_equally_likely():
     model = tiny_generator()
     torch.nn.init.zeros_(model.t5.lm_head.weight)
     total = model(BATCH, label_smoothing=0.0).sum()
-    assert total.item() == pytest.approx(math.log(model.trie.num_items), abs=1e-5)
+    assert total.item() == pytest.approx(math.log(model.space("search").trie.num_items), abs=1e-5)
 
 
 def test_other_levels_and_text_tokens_do_not_count():
     model = tiny_generator()
     before = model(BATCH, label_smoothing=0.0)
-    first, size = model.vocabulary.level_starts[1], SIZES[1]
+    first, size = model.space("search").vocabulary.level_starts[1], SIZES[1]
     with torch.no_grad():
         rows = model.t5.lm_head.weight
-        rows[: model.vocabulary.first_token] += 5
+        rows[: model.space("search").vocabulary.first_token] += 5
         rows[first : first + size] += torch.randn(rows.shape[1])  # the same for all codes
     torch.testing.assert_close(model(BATCH, label_smoothing=0.0), before)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_other_levels_and_text_tokens_do_not_count():
 
 def test_a_level_sees_only_the_codes_before_it():
     model = tiny_generator()
-    codes = model.embedder.codes
+    codes = model.space("search").codes
     alike = next(
         (a, b)
         for a in range(20)

@@ -11,6 +11,7 @@ from sidrec.semantic_ids.collisions import ReassignLastLevel
 from sidrec.semantic_ids.fuse import fuse_ids
 from sidrec.semantic_ids.fuse_command import main
 from sidrec.semantic_ids.maker import make_semantic_ids
+from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 from sidrec.types import ItemEmbeddings
 from tests.semantic_ids.test_callback import quantiser
 
@@ -80,7 +81,8 @@ def test_one_run_alone_gives_its_own_codes(folders, tmp_path):
     assert torch.equal(bundle.table.codes, SemanticIdBundle.load(folders / "search").table.codes)
 
 
-def test_command(folders, tmp_path, capsys):
+@pytest.fixture
+def ids_config(tmp_path):
     made = quantiser()
     settings = {
         "quantiser": {
@@ -99,11 +101,80 @@ def test_command(folders, tmp_path, capsys):
         "policy": {"class_path": "sidrec.semantic_ids.collisions.ReassignLastLevel"},
     }
     (tmp_path / "ids.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "ids.yaml"
+
+
+@pytest.fixture
+def prefix_config(tmp_path):
+    settings = {
+        "prefix_share": {
+            "shared_codes": 4,
+            "task_codes": 8,
+            "latent_dim": 4,
+            "hidden_dim": 8,
+            "num_steps": 20,
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+            "commitment_weight": 0.25,
+            "seed": 0,
+        },
+        "policy": {
+            "class_path": "sidrec.semantic_ids.collisions.ExtraLevel",
+            "init_args": {"num_codes": NUM_ITEMS},
+        },
+    }
+    (tmp_path / "prefix.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "prefix.yaml"
+
+
+def test_command(folders, tmp_path, ids_config, capsys):
     where = ("--from", str(folders / "search"), "--and", str(folders / "rec"))
     how = ("--fusion", "svd_sum", "--dim", "6", "--out", str(tmp_path / "out"))
-    main(["--config", str(tmp_path / "ids.yaml"), *where, *how])
+    main(["--config", str(ids_config), *where, *how])
     assert f"written: {tmp_path / 'out'}" in capsys.readouterr().out
     assert SemanticIdBundle.load(tmp_path / "out").embeddings.vectors.shape == (NUM_ITEMS, 6)
+
+
+@pytest.mark.parametrize(("fusion", "num_shared"), [("separate", 0), ("prefix_share", 1)])
+def test_each_task_gets_ids_of_its_own(
+    fusion, num_shared, folders, tmp_path, ids_config, prefix_config, capsys
+):
+    config = ids_config if fusion == "separate" else prefix_config
+    where = ["--from", str(folders / "search"), "--and", str(folders / "rec")]
+    how = ["--reader", str(folders / "search"), "--fusion", fusion, "--out", str(tmp_path / "out")]
+    main(["--config", str(config), *where, *how])
+    assert "search\nSemantic IDs of 40 items" in capsys.readouterr().out
+    made = TaskBundles.load(tmp_path / "out")
+    assert made.num_shared_levels == num_shared
+    search, recommendation = (bundle.table.codes for bundle in made.bundles.values())
+    assert not torch.equal(search[:, num_shared], recommendation[:, num_shared])
+    own = SemanticIdBundle.load(folders / "search")
+    assert torch.equal(made.item_vectors, own.embeddings.vectors)
+    if fusion == "separate":
+        assert torch.equal(search, own.table.codes)  # the same vectors, the same quantiser
+    assert made.bundles["search"].source["fusion"] == fusion
+
+
+@pytest.mark.parametrize(
+    ("fusion", "config", "extra", "message"),
+    [
+        ("separate", "ids", [], "--fusion separate needs --and RUN"),
+        ("separate", "ids", ["--and", "rec", "--dim", "4"], "takes no --dim"),
+        ("separate", "prefix", ["--and", "rec"], "separate needs quantiser and no prefix_share"),
+        ("prefix_share", "ids", ["--and", "rec"], "prefix_share needs prefix_share and no quant"),
+        ("none", "prefix", [], "--fusion none needs quantiser"),
+    ],
+)
+def test_wrong_parts_of_task_ids_are_refused(
+    fusion, config, extra, message, folders, tmp_path, ids_config, prefix_config
+):
+    file = {"ids": ids_config, "prefix": prefix_config}[config]
+    words = [str(folders / word) if word == "rec" else word for word in extra]
+    out = tmp_path / "out"
+    where = ["--from", str(folders / "search"), *words, "--out", str(out)]
+    with pytest.raises(ConfigError, match=message):
+        main(["--config", str(file), "--fusion", fusion, *where])
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

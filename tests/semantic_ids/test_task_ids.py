@@ -8,7 +8,8 @@ import torch
 from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import ExtraLevel, KeepCollisions, ReassignLastLevel
-from sidrec.semantic_ids.task_ids.bundles import TaskBundles, prefix_share_ids, separate_ids
+from sidrec.semantic_ids.task_ids.bundles import TaskBundles
+from sidrec.semantic_ids.task_ids.makers import prefix_share_ids, separate_ids
 from sidrec.semantic_ids.task_ids.prefix_share import PrefixShareSettings, fit_prefix_share
 from sidrec.types import ItemEmbeddings
 from tests.semantic_ids.test_callback import quantiser
@@ -56,6 +57,7 @@ def other(vectors):
 
 def made(vectors, policy, settings=SETTINGS):
     names = {"item_ids": [str(n) for n in range(NUM_ITEMS)], "titles": [""] * NUM_ITEMS}
+    names["source"] = {}
     return prefix_share_ids(vectors, settings, policy=policy, **names)
 
 
@@ -89,6 +91,7 @@ def test_separate_tasks_share_nothing(vectors, tmp_path):
         policy=ReassignLastLevel(),
         item_ids=[str(n) for n in range(NUM_ITEMS)],
         titles=[""] * NUM_ITEMS,
+        source={},
         device=torch.device("cpu"),
     )
     ids.save(tmp_path / "ids")
@@ -118,3 +121,41 @@ def test_levels_that_should_be_shared_are_compared(first, other):
 def test_fewer_items_than_codes(vectors):
     with pytest.raises(ConfigError, match="120 items cannot fill 500 shared and 4 own codes"):
         made(vectors, KeepCollisions(), replace(SETTINGS, shared_codes=500))
+
+
+def test_one_bundle_serves_both_tasks(first, tmp_path):
+    first.bundles["search"].save(tmp_path / "ids")
+    both = TaskBundles.load(tmp_path / "ids")
+    assert both.is_common
+    assert both.hash == first.bundles["search"].hash != first.hash
+    assert both.quality == first.bundles["search"].quality
+
+
+def test_quality_names_the_task_and_the_worse_collision_rate(first):
+    bundles = {
+        task: replace(bundle, quality=bundle.quality | {"ids/collision_rate": rate})
+        for (task, bundle), rate in zip(first.bundles.items(), (0.2, 0.3), strict=True)
+    }
+    figures = TaskBundles(bundles, num_shared_levels=1).quality
+    assert figures["ids/search/collision_rate"] == 0.2
+    assert figures["ids/recommendation/collision_rate"] == figures["ids/collision_rate"] == 0.3
+
+
+def test_a_generator_reads_items_as_one_vector_each(first, vectors):
+    with pytest.raises(DataError, match=r"different item vectors.*--reader"):
+        first.item_vectors  # noqa: B018
+    read = first.read_as(vectors["search"])
+    assert torch.equal(read.item_vectors, vectors["search"].vectors)
+    for task, bundle in read.bundles.items():
+        assert torch.equal(bundle.table.codes, first.bundles[task].table.codes)
+
+
+def test_another_corpus_is_refused(first, tmp_path):
+    first.save(tmp_path / "ids")
+    with pytest.raises(DataError, match="another corpus"):
+        TaskBundles.load(tmp_path / "ids", corpus_fingerprint="d" * 64)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"semantic_ids\.json"):
+        TaskBundles.load(tmp_path)

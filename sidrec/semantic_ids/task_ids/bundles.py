@@ -1,33 +1,32 @@
 """Two bundles over one catalogue, one per task, and how many levels they share."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from sidrec.errors import ConfigError, DataError
+from sidrec.errors import DataError
 from sidrec.files import atomic_folder, read_json, write_json
 from sidrec.semantic_ids.bundle import SemanticIdBundle
-from sidrec.semantic_ids.collisions import CollisionPolicy
-from sidrec.semantic_ids.maker import make_semantic_ids
-from sidrec.semantic_ids.quality import quality_of
-from sidrec.semantic_ids.quantiser import Quantiser
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
-from sidrec.semantic_ids.task_ids.prefix_share import PrefixShareSettings, fit_prefix_share
-from sidrec.types import TASKS, ItemEmbeddings, SemanticIdTable, Task
+from sidrec.semantic_ids.bundle_files import DESCRIPTION
+from sidrec.types import TASKS, ItemEmbeddings, Task
 
-_DESCRIPTION = "task_ids.json"
+TASK_IDS = "task_ids.json"
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
 class TaskBundles:
-    """Semantic IDs of which each task has its own.
+    """Semantic IDs of each task: one bundle for both, or one of its own for each.
 
     Attributes:
         bundles: One per task, over the same items in the same order.
-        num_shared_levels: First levels that are the same codes in both; 0 when all are separate.
+        num_shared_levels: First levels that are the same codes, and the same tokens, in both; 0
+            when all are separate.
 
     Raises:
         DataError: If the bundles disagree on the items, or on a level that they should share.
@@ -51,6 +50,64 @@ class TaskBundles:
                 "collision policy that moves no item to another prefix."
             )
 
+    @classmethod
+    def common(cls, bundle: SemanticIdBundle) -> "TaskBundles":
+        """Give both tasks one bundle."""
+        return cls(dict.fromkeys(TASKS, bundle), len(bundle.table.codebook_sizes))
+
+    @property
+    def is_common(self) -> bool:
+        """Whether both tasks have the same bundle."""
+        return self.bundles["search"] is self.bundles["recommendation"]
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The user's own ids, by item_index."""
+        return self.bundles["search"].item_ids
+
+    @property
+    def item_vectors(self) -> Float[Tensor, "item dim"]:
+        """The vectors as which a generator reads items.
+
+        Raises:
+            DataError: If the bundles hold different ones.
+        """
+        search, other = (self.bundles[task].embeddings.vectors for task in TASKS)
+        if search is not other and not torch.equal(search, other):
+            raise DataError(
+                "The bundles of the two tasks hold different item vectors, of which a generator "
+                "reads one; make them with `sidrec fuse --reader RUN`."
+            )
+        return search
+
+    @property
+    def hash(self) -> str:
+        """Of the one bundle; where there are two, sha256 over both and what they share."""
+        if self.is_common:
+            return self.bundles["search"].hash
+        parts = [*(self.bundles[task].hash for task in TASKS), str(self.num_shared_levels)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """Figures of the one bundle; of two ``ids/TASK/…`` each, and the worse collision rates."""
+        if self.is_common:
+            return self.bundles["search"].quality
+        figures = {
+            key.replace("ids/", f"ids/{task}/", 1): value
+            for task, bundle in self.bundles.items()
+            for key, value in bundle.quality.items()
+        }
+        for key in ("ids/collision_rate", "ids/collision_rate_before"):
+            rates = [b.quality[key] for b in self.bundles.values() if key in b.quality]
+            figures |= {key: max(rates)} if rates else {}
+        return figures
+
+    def read_as(self, embeddings: ItemEmbeddings) -> "TaskBundles":
+        """Return the same Semantic IDs for a generator that reads items as other vectors."""
+        read = {task: replace(one, embeddings=embeddings) for task, one in self.bundles.items()}
+        return TaskBundles(read, self.num_shared_levels)
+
     def save(self, folder: Path) -> None:
         """Write ``search/``, ``recommendation/`` and what binds them; whole or not at all."""
         with atomic_folder(folder) as temporary:
@@ -58,7 +115,7 @@ class TaskBundles:
                 bundle.save(temporary / task)
             hashes = {task: bundle.hash for task, bundle in self.bundles.items()}
             write_json(
-                temporary / _DESCRIPTION,
+                temporary / TASK_IDS,
                 {
                     "schema_version": SCHEMA_VERSION,
                     "num_shared_levels": self.num_shared_levels,
@@ -67,108 +124,28 @@ class TaskBundles:
             )
 
     @classmethod
-    def load(cls, folder: Path) -> "TaskBundles":
-        """Read both bundles.
+    def load(cls, folder: Path, *, corpus_fingerprint: str | None = None) -> "TaskBundles":
+        """Read both bundles; a folder that is a bundle itself gives it to both tasks.
+
+        Args:
+            folder: Where ``task_ids.json`` or ``semantic_ids.json`` lies.
+            corpus_fingerprint: If given, the corpus that the bundles must belong to.
 
         Raises:
-            DataError: If one is missing, damaged, or not the one that was saved with the other.
+            DataError: If one is missing, damaged, of another corpus, or not the one that was saved
+                with the other.
         """
-        description: dict[str, Any] = read_json(folder / _DESCRIPTION)
+        if (folder / DESCRIPTION).exists() or not (folder / TASK_IDS).exists():
+            one = SemanticIdBundle.load(folder, corpus_fingerprint=corpus_fingerprint)
+            return cls.common(one)
+        description: dict[str, Any] = read_json(folder / TASK_IDS)
         if description.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(f"{folder / _DESCRIPTION} is of another version; make the IDs again.")
+            raise DataError(f"{folder / TASK_IDS} is of another version; make the IDs again.")
         bundles: dict[Task, SemanticIdBundle] = {
-            task: SemanticIdBundle.load(folder / task) for task in TASKS
+            task: SemanticIdBundle.load(folder / task, corpus_fingerprint=corpus_fingerprint)
+            for task in TASKS
         }
         for task, bundle in bundles.items():
             if bundle.hash != description["hashes"][task]:
                 raise DataError(f"{folder / task} is not the bundle that belongs here.")
         return cls(bundles, int(description["num_shared_levels"]))
-
-
-def separate_ids(
-    vectors: dict[Task, ItemEmbeddings],
-    *,
-    quantiser: Quantiser,
-    policy: CollisionPolicy,
-    item_ids: list[str],
-    titles: list[str],
-    device: torch.device,
-) -> TaskBundles:
-    """Quantise each task's own vectors with codebooks of its own ("Separate" of the paper).
-
-    Raises:
-        DataError: If the vectors are not usable, or of different catalogues.
-    """
-    bundles = {
-        task: make_semantic_ids(
-            vectors[task],
-            quantiser=quantiser,
-            policy=policy,
-            item_ids=item_ids,
-            titles=titles,
-            source={"task_ids": "separate", "task": task},
-            device=device,
-        )
-        for task in TASKS
-    }
-    return TaskBundles(bundles, num_shared_levels=0)
-
-
-def prefix_share_ids(
-    vectors: dict[Task, ItemEmbeddings],
-    settings: PrefixShareSettings,
-    *,
-    policy: CollisionPolicy,
-    item_ids: list[str],
-    titles: list[str],
-) -> TaskBundles:
-    """Give each item a first code that both tasks share and a second one of each task.
-
-    The bundles hold the tasks' own vectors; codebooks and quality figures lie in the latent space.
-
-    Raises:
-        ConfigError: If there are fewer items than codes, or the policy would move an item to
-            another prefix.
-        DataError: If the vectors are of different catalogues.
-    """
-    search, recommendation = vectors["search"].vectors, vectors["recommendation"].vectors
-    fitted = fit_prefix_share(search, recommendation, settings)
-    bundles = {
-        task: _bundle(
-            task, vectors[task], fitted.latents, fitted.quantisers[task], policy, item_ids, titles
-        )
-        for task in TASKS
-    }
-    for task in TASKS:
-        before = fitted.quantisers[task].encode(fitted.latents)[:, 0]
-        if not torch.equal(bundles[task].table.codes[:, 0].long(), before.cpu()):
-            raise ConfigError(
-                f"{policy.settings()['name']} moved items of {task} to another prefix, which both "
-                "tasks must share; use ExtraLevel or more task_codes."
-            )
-        bundles[task].quality["ids/task_reconstruction_error"] = fitted.errors[task]
-    return TaskBundles(bundles, num_shared_levels=1)
-
-
-def _bundle(
-    task: Task,
-    vectors: ItemEmbeddings,
-    latents: torch.Tensor,
-    quantiser: RqKMeans,
-    policy: CollisionPolicy,
-    item_ids: list[str],
-    titles: list[str],
-) -> SemanticIdBundle:
-    codes = quantiser.encode(latents).cpu()
-    resolution = policy.resolve(latents, codes, quantiser)
-    return SemanticIdBundle(
-        table=SemanticIdTable(resolution.codes, resolution.codebook_sizes),
-        embeddings=vectors,
-        item_ids=item_ids,
-        titles=titles,
-        codebooks=quantiser.tensors(),
-        quantiser={"name": "rq_kmeans", "space": "prefix_share"},
-        policy=policy.settings(),
-        source={"task_ids": "prefix_share", "task": task},
-        quality=quality_of(latents, codes, resolution, quantiser),
-    )

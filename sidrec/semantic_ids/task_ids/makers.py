@@ -1,0 +1,187 @@
+"""Makes the Semantic IDs of which each task has its own."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sidrec.errors import ConfigError
+from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.collisions import CollisionPolicy
+from sidrec.semantic_ids.fuse import check_one_corpus
+from sidrec.semantic_ids.maker import make_semantic_ids
+from sidrec.semantic_ids.quality import quality_of
+from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from sidrec.semantic_ids.stored_source import stored_bundle
+from sidrec.semantic_ids.task_ids.bundles import TaskBundles
+from sidrec.semantic_ids.task_ids.prefix_share import PrefixShareSettings, fit_prefix_share
+from sidrec.types import TASKS, ItemEmbeddings, SemanticIdTable, Task
+
+TaskFusion = Literal["separate", "prefix_share"]
+
+
+def make_task_ids(
+    search: Path,
+    recommendation: Path,
+    *,
+    fusion: TaskFusion,
+    reader: Path | None,
+    out: Path,
+    quantiser: Quantiser | None,
+    prefix_share: PrefixShareSettings | None,
+    policy: CollisionPolicy,
+    device: torch.device,
+) -> TaskBundles:
+    """Make and write Semantic IDs of each task from the vectors of two runs.
+
+    Args:
+        search: Encoder run or bundle whose vectors serve search.
+        recommendation: The same for recommendation.
+        fusion: ``separate``: codebooks of each task's own; ``prefix_share``: the first one shared.
+        reader: Run or bundle as whose vectors a generator reads items, see ``fuse_ids``.
+        out: Folder to write.
+        quantiser: How codes are made; belongs to ``separate``.
+        prefix_share: All that decides the codes; belongs to ``prefix_share``.
+        policy: What happens where items share codes.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: If the arguments contradict each other.
+        DataError: If the runs belong to different corpora.
+        RunError: If a run has not finished or holds no embeddings.
+    """
+    folders = [folder for folder in (search, recommendation, reader) if folder is not None]
+    bundles = {folder: stored_bundle(folder) for folder in folders}
+    check_one_corpus(bundles)
+    vectors: dict[Task, ItemEmbeddings] = {
+        "search": bundles[search].embeddings,
+        "recommendation": bundles[recommendation].embeddings,
+    }
+    first = bundles[search]
+    source: dict[str, Any] = {
+        "fusion": fusion,
+        "bundles": [bundles[folder].hash for folder in (search, recommendation)],
+        "reader": bundles[reader].hash if reader is not None else None,
+    }
+    names = {"item_ids": first.item_ids, "titles": first.titles}
+    if fusion == "separate":
+        if quantiser is None or prefix_share is not None:
+            raise ConfigError(
+                "--fusion separate needs quantiser and no prefix_share; give --config "
+                "configs/ids/default.yaml."
+            )
+        made = separate_ids(
+            vectors, quantiser=quantiser, policy=policy, source=source, device=device, **names
+        )
+    else:
+        if prefix_share is None or quantiser is not None:
+            raise ConfigError(
+                "--fusion prefix_share needs prefix_share and no quantiser; give --config "
+                "configs/ids/task/prefix_share.yaml."
+            )
+        made = prefix_share_ids(vectors, prefix_share, policy=policy, source=source, **names)
+    if reader is not None:
+        made = made.read_as(bundles[reader].embeddings)
+    made.save(out)
+    return made
+
+
+def separate_ids(
+    vectors: dict[Task, ItemEmbeddings],
+    *,
+    quantiser: Quantiser,
+    policy: CollisionPolicy,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+    device: torch.device,
+) -> TaskBundles:
+    """Quantise each task's own vectors with codebooks of its own ("Separate" of the paper).
+
+    ``source`` says where the vectors come from.
+
+    Raises:
+        DataError: If the vectors are not usable, or of different catalogues.
+    """
+    bundles = {
+        task: make_semantic_ids(
+            vectors[task],
+            quantiser=quantiser,
+            policy=policy,
+            item_ids=item_ids,
+            titles=titles,
+            source={**source, "task": task},
+            device=device,
+        )
+        for task in TASKS
+    }
+    return TaskBundles(bundles, num_shared_levels=0)
+
+
+def prefix_share_ids(
+    vectors: dict[Task, ItemEmbeddings],
+    settings: PrefixShareSettings,
+    *,
+    policy: CollisionPolicy,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+) -> TaskBundles:
+    """Give each item a first code that both tasks share and a second one of each task.
+
+    The bundles hold the tasks' own vectors; codebooks and quality figures lie in the latent space.
+    ``source`` says where the vectors come from.
+
+    Raises:
+        ConfigError: If there are fewer items than codes, or the policy would move an item to
+            another prefix.
+        DataError: If the vectors are of different catalogues.
+    """
+    search, recommendation = vectors["search"].vectors, vectors["recommendation"].vectors
+    fitted = fit_prefix_share(search, recommendation, settings)
+    bundles = {
+        task: _bundle(
+            vectors[task],
+            fitted.latents,
+            fitted.quantisers[task],
+            policy,
+            item_ids,
+            titles,
+            {**source, "task": task},
+        )
+        for task in TASKS
+    }
+    for task in TASKS:
+        before = fitted.quantisers[task].encode(fitted.latents)[:, 0]
+        if not torch.equal(bundles[task].table.codes[:, 0].long(), before.cpu()):
+            raise ConfigError(
+                f"{policy.settings()['name']} moved items of {task} to another prefix, which both "
+                "tasks must share; use ExtraLevel or more task_codes."
+            )
+        bundles[task].quality["ids/task_reconstruction_error"] = fitted.errors[task]
+    return TaskBundles(bundles, num_shared_levels=1)
+
+
+def _bundle(
+    vectors: ItemEmbeddings,
+    latents: torch.Tensor,
+    quantiser: RqKMeans,
+    policy: CollisionPolicy,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+) -> SemanticIdBundle:
+    codes = quantiser.encode(latents).cpu()
+    resolution = policy.resolve(latents, codes, quantiser)
+    return SemanticIdBundle(
+        table=SemanticIdTable(resolution.codes, resolution.codebook_sizes),
+        embeddings=vectors,
+        item_ids=item_ids,
+        titles=titles,
+        codebooks=quantiser.tensors(),
+        quantiser={"name": "rq_kmeans", "space": "prefix_share"},
+        policy=policy.settings(),
+        source=source,
+        quality=quality_of(latents, codes, resolution, quantiser),
+    )
