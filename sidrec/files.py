@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from sidrec.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
+_UMASK_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -102,6 +104,7 @@ def _flush(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with _UMASK_LOCK:  # it belongs to the process: two threads here could leave it at 0
+        mask = os.umask(0)
+        os.umask(mask)
+        return mask

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sidrec.comparison.runner import (
     run_stage,
     run_stages,
     stages_hear_signals,
+    threads_of,
 )
 from sidrec.comparison.settings import Comparison, read_comparison
 from sidrec.comparison.slurm import array_jobs, submit, write_scripts
@@ -34,10 +36,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", type=Path, required=True, help="configs/compare/NAME.yaml")
     parser.add_argument("--strategies", help="only these systems, separated by commas")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="stages at once on this machine; cores are shared out"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the plan and do nothing")
     parser.add_argument("--report_only", action="store_true", help="report what is finished")
     parser.add_argument("--only", metavar="KEY", help="run one stage of the plan (for launchers)")
     given = parser.parse_args(arguments)
+    if given.jobs < 1 or (given.jobs > 1 and given.launcher != "local"):
+        raise ConfigError(
+            f"--jobs must be 1 or more, and belongs to --launcher local; got {given.jobs}."
+        )
     comparison = read_comparison(given.config)
     if given.strategies:
         comparison = comparison.only([name.strip() for name in given.strategies.split(",")])
@@ -52,7 +61,8 @@ def main(arguments: list[str]) -> None:
         _write_jobs(given, stages, out)
     else:
         outcomes = _standing(stages, out) if given.report_only else None
-        outcomes = outcomes or run_stages(stages, out, launch=launch_here)
+        launch = partial(launch_here, num_threads=threads_of(given.jobs))
+        outcomes = outcomes or run_stages(stages, out, launch=launch, jobs=given.jobs)
         command = f"sidrec compare {' '.join(arguments)}"
         _report(comparison, cells, outcomes, corpus, command, given.config.stem)
 
@@ -128,7 +138,7 @@ def _run_one(key: str, stages: Sequence[Stage], out: Path) -> None:
         say(f"already finished: {chosen.label}")
         return
     with stages_hear_signals():
-        outcome = run_stage(chosen, out, launch=launch_here)
+        outcome = run_stage(chosen, out, launch=partial(launch_here, num_threads=None))
     if outcome.reason:
         raise RunError(f"{chosen.label}: {outcome.reason}")
 

@@ -1,4 +1,4 @@
-"""Runs the stages of a comparison one after another; what fails does not stop the rest."""
+"""Runs the stages of a comparison, some at once; what fails does not stop the rest."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,33 +39,60 @@ class StagePreemptedError(SidrecError):
     exit_code = PREEMPTED
 
 
-def run_stages(stages: Sequence[Stage], out: Path, *, launch: Launch) -> dict[str, Outcome]:
-    """Run what is not finished, in order.
+def run_stages(
+    stages: Sequence[Stage], out: Path, *, launch: Launch, jobs: int
+) -> dict[str, Outcome]:
+    """Run what is not finished: a free place goes to the first stage whose inputs are there.
+
+    Whatever ends the run (the machine, Ctrl-C) starts nothing more and waits for what is running:
+    those stages were told as well, or finish and need not run again.
 
     Args:
         stages: Each after those that it reads.
         out: Folder of the comparison.
-        launch: Runs one stage with its arguments, writes to a log, returns the exit code.
+        launch: Runs one stage with its arguments, writes to a log, returns the exit code. Called
+            in threads.
+        jobs: Most stages at once, ``>= 1``.
 
     Returns:
-        The outcome of every stage, by key.
+        The outcome of every stage, by key, in the order of the stages.
 
     Raises:
         StagePreemptedError: If the machine wants the process gone.
     """
     outcomes: dict[str, Outcome] = {}
-    for number, stage in enumerate(stages, start=1):
-        lacking = [one.stage for one in stage.inputs if outcomes[one.stage.key].reason]
-        if lacking:
-            outcomes[stage.key] = Outcome("blocked", f"{lacking[0].label} is missing")
-        elif is_done(stage, out):
-            outcomes[stage.key] = Outcome("kept", "")
-        else:
-            say(f"[{number}/{len(stages)}] {stage.label} ({stage.key})")
-            outcomes[stage.key] = run_stage(stage, out, launch=launch)
-        if outcomes[stage.key].reason:
-            say(f"{outcomes[stage.key].state}: {stage.label}: {outcomes[stage.key].reason}")
-    return outcomes
+    waiting, running = list(stages), dict[Future[Outcome], Stage]()
+
+    def settle(stage: Stage, outcome: Outcome) -> None:
+        outcomes[stage.key] = outcome
+        if outcome.reason:
+            say(f"{outcome.state}: {stage.label}: {outcome.reason}")
+
+    with ThreadPoolExecutor(jobs) as pool:  # its end waits for what is running
+        while waiting or running:
+            while len(running) < jobs and (stage := _first_ready(waiting, outcomes)):
+                waiting.remove(stage)
+                if standing := _standing(stage, out, outcomes):
+                    settle(stage, standing)
+                    continue
+                say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.label} ({stage.key})")
+                running[pool.submit(run_stage, stage, out, launch=launch)] = stage
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                settle(running.pop(future), future.result())
+    return {stage.key: outcomes[stage.key] for stage in stages}
+
+
+def _first_ready(waiting: Sequence[Stage], outcomes: dict[str, Outcome]) -> Stage | None:
+    """Return the first stage all of whose inputs have run, well or not."""
+    return next((one for one in waiting if all(i.stage.key in outcomes for i in one.inputs)), None)
+
+
+def _standing(stage: Stage, out: Path, outcomes: dict[str, Outcome]) -> Outcome | None:
+    """Return the outcome of a stage that need not or cannot run, else None."""
+    lacking = [one.stage for one in stage.inputs if outcomes[one.stage.key].reason]
+    if lacking:
+        return Outcome("blocked", f"{lacking[0].label} is missing")
+    return Outcome("kept", "") if is_done(stage, out) else None
 
 
 def run_stage(stage: Stage, out: Path, *, launch: Launch) -> Outcome:
@@ -90,18 +118,29 @@ def run_stage(stage: Stage, out: Path, *, launch: Launch) -> Outcome:
     return Outcome("done", "")
 
 
-def launch_here(stage: Stage, arguments: list[str], log: Path) -> int:
+def threads_of(jobs: int) -> int | None:
+    """Return how many threads each of so many stages at once gets; None leaves it to torch."""
+    return None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
+
+
+def launch_here(stage: Stage, arguments: list[str], log: Path, *, num_threads: int | None) -> int:
     """Run a stage as a process of its own on this machine, its output into the log.
 
-    Loggers of the stage find group, job type and tags in the variables that W&B reads.
+    Loggers of the stage find group, job type and tags in the variables that W&B reads. An
+    ``OMP_NUM_THREADS`` that is set already stands; else ``num_threads`` is it, unless None.
     """
-    environment = os.environ | {
-        "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", "sidrec-compare"),
-        "WANDB_JOB_TYPE": stage.kind,
-        "WANDB_TAGS": ",".join(["sidrec", stage.kind, stage.key]),
-        "WANDB_NAME": stage.label,
-        "WANDB_RUN_ID": f"{stage.kind}-{stage.key}",
-    }
+    threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
+    environment = (
+        threads
+        | os.environ
+        | {
+            "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", "sidrec-compare"),
+            "WANDB_JOB_TYPE": stage.kind,
+            "WANDB_TAGS": ",".join(["sidrec", stage.kind, stage.key]),
+            "WANDB_NAME": stage.label,
+            "WANDB_RUN_ID": f"{stage.kind}-{stage.key}",
+        }
+    )
     command = [sys.executable, "-m", "sidrec", *arguments]
     with log.open("a") as stream:
         stream.write(f"$ sidrec {' '.join(arguments)}\n")

@@ -29,7 +29,10 @@ class FakeLauncher:
         self.corpus, self.failing, self.tasks = corpus, failing, tasks
         self.ran: list[str] = []
 
-    def __call__(self, stage: Stage, arguments: list[str], log: Path) -> int:
+    def __call__(
+        self, stage: Stage, arguments: list[str], log: Path, *, num_threads: int | None = None
+    ) -> int:
+        self.num_threads = num_threads
         self.ran.append(stage.label)
         log.write_text(f"{' '.join(arguments)}\nsidrec: something broke\n")
         if any(part in stage.label for part in self.failing):

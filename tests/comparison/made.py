@@ -151,9 +151,11 @@ def _strategy(embeddings: str | list[str], *, ids: str = "default", **more: obje
     return {"embeddings": embeddings, "ids": ids, "generator": "joint", **more}
 
 
-def launch_in_process(stage: Stage, arguments: list[str], log: Path) -> int:
+def launch_in_process(
+    stage: Stage, arguments: list[str], log: Path, *, num_threads: int | None
+) -> int:
     """Run a stage here: seconds of imports are saved; what it prints goes where pytest looks."""
-    del stage
+    del stage, num_threads
     log.write_text(" ".join(arguments))
     return sidrec(*arguments)
 

@@ -10,6 +10,7 @@ import yaml
 
 from sidrec.comparison import compare_command
 from sidrec.comparison.compare_command import main
+from sidrec.comparison.runner import threads_of
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.files import read_json
@@ -82,6 +83,17 @@ def test_nothing_runs_twice(config, launcher):
     ran = len(launcher.ran)
     assert run(config)["systems"] == first["systems"]
     assert len(launcher.ran) == ran
+
+
+def test_stages_side_by_side_give_the_same_report(config, launcher):
+    report = run(config, "--jobs", "3")
+    assert launcher.num_threads == threads_of(3)
+    (config.parent / "out").rename(config.parent / "at_once")
+    assert run(config)["systems"] == report["systems"]
+    assert launcher.num_threads is None
+    for words in (["--jobs", "0"], ["--jobs", "2", "--launcher", "slurm"]):
+        with pytest.raises(ConfigError, match="--jobs must be 1 or more"):
+            run(config, *words)
 
 
 def test_a_failing_cell_is_reported_beside_the_rest(config, launcher, capsys):

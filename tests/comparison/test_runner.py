@@ -4,6 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +19,7 @@ from sidrec.comparison.runner import (
     plan_lines,
     run_stages,
     stages_hear_signals,
+    threads_of,
 )
 from sidrec.comparison.settings import read_comparison
 from sidrec.comparison.slurm import array_jobs, submit, write_scripts
@@ -40,11 +44,11 @@ def made(tmp_path_factory):
 def test_everything_runs_once_and_is_kept(made, tmp_path):
     corpus, _, stages = made
     launch = FakeLauncher(corpus)
-    outcomes = run_stages(stages, tmp_path, launch=launch)
+    outcomes = run_stages(stages, tmp_path, launch=launch, jobs=1)
     assert {one.state for one in outcomes.values()} == {"done"}
     assert len(launch.ran) == len(stages)
     again = FakeLauncher(corpus)
-    outcomes = run_stages(stages, tmp_path, launch=again)
+    outcomes = run_stages(stages, tmp_path, launch=again, jobs=1)
     assert again.ran == []
     assert {one.state for one in outcomes.values()} == {"kept"}
 
@@ -52,7 +56,7 @@ def test_everything_runs_once_and_is_kept(made, tmp_path):
 def test_a_failure_blocks_its_readers_only(made, tmp_path):
     corpus, cells, stages = made
     launch = FakeLauncher(corpus, failing=["embeddings enmf"])
-    outcomes = run_stages(stages, tmp_path, launch=launch)
+    outcomes = run_stages(stages, tmp_path, launch=launch, jobs=1)
     state = {cell.system: outcomes[cell.last.key].state for cell in cells}
     for system in ("rec", "ENMF"):
         assert state.pop(system) == "blocked"
@@ -60,7 +64,7 @@ def test_a_failure_blocks_its_readers_only(made, tmp_path):
     reason = next(one.reason for one in outcomes.values() if one.state == "failed")
     assert reason.startswith("exit code 1: sidrec: something broke (")
     mended = FakeLauncher(corpus)
-    run_stages(stages, tmp_path, launch=mended)
+    run_stages(stages, tmp_path, launch=mended, jobs=1)
     assert "embeddings enmf" in mended.ran
     assert "embeddings multitask" not in mended.ran
 
@@ -75,23 +79,124 @@ def test_an_interruption_loses_one_stage_at_most(made, tmp_path):
         return whole(stage, arguments, log)
 
     with pytest.raises(KeyboardInterrupt):
-        run_stages(stages, tmp_path, launch=interrupted)
+        run_stages(stages, tmp_path, launch=interrupted, jobs=1)
     rest = FakeLauncher(corpus)
-    run_stages(stages, tmp_path, launch=rest)
+    run_stages(stages, tmp_path, launch=rest, jobs=1)
     assert len(whole.ran) + len(rest.ran) == len(stages)
 
 
 def test_preemption_ends_everything_with_its_code(made, tmp_path):
     _, _, stages = made
     with pytest.raises(StagePreemptedError, match="run the same command again") as stop:
-        run_stages(stages, tmp_path, launch=lambda *_: PREEMPTED)
+        run_stages(stages, tmp_path, launch=lambda *_: PREEMPTED, jobs=1)
     assert stop.value.exit_code == 85
+
+
+class Gate:
+    """A launcher that knows who runs beside whom; a stage ends when ``when`` says so."""
+
+    def __init__(self, corpus, when=lambda gate: True):
+        self.fake, self.when = FakeLauncher(corpus), when
+        self.now, self.most, self.started, self.lock = set(), 0, [], threading.Condition()
+
+    def __call__(self, stage, arguments, log):
+        with self.lock:
+            self.started.append(stage)
+            self.now.add(stage.key)
+            self.most = max(self.most, len(self.now))
+            self.lock.notify_all()
+            assert self.lock.wait_for(lambda: self.when(self), timeout=60)
+        code = self.fake(stage, arguments, log)
+        with self.lock:
+            self.now.remove(stage.key)
+        return code
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_so_many_at_once_and_each_after_its_inputs(made, tmp_path, jobs):
+    corpus, _, stages = made
+    # the first ones wait for each other, so that fewer than `jobs` at once cannot pass
+    gate = Gate(corpus, when=lambda gate: len(gate.started) >= jobs)
+    outcomes = run_stages(stages, tmp_path, launch=gate, jobs=jobs)
+    assert gate.most == jobs
+    assert list(outcomes) == [stage.key for stage in stages]
+    assert {one.state for one in outcomes.values()} == {"done"}
+    place = {stage.key: n for n, stage in enumerate(gate.started)}
+    for stage in stages:
+        assert all(place[one.stage.key] < place[stage.key] for one in stage.inputs)
+        assert is_done(stage, tmp_path)
+
+
+def test_a_free_place_goes_to_the_first_that_can_run(made, tmp_path):
+    corpus, _, stages = made
+    gate = Gate(corpus, when=lambda gate: len(gate.started) >= 2)
+    run_stages(stages, tmp_path, launch=gate, jobs=2)
+    without = [stage for stage in stages if not stage.inputs]
+    assert {stage.key for stage in gate.started[:2]} == {stage.key for stage in without[:2]}
+    alone = Gate(corpus)
+    run_stages(stages, tmp_path / "alone", launch=alone, jobs=1)
+    assert alone.started == stages
+
+
+def test_a_failure_beside_others_blocks_its_readers_only(made, tmp_path):
+    corpus, cells, stages = made
+    gate = Gate(corpus)
+    gate.fake.failing = ["embeddings enmf"]
+    outcomes = run_stages(stages, tmp_path, launch=gate, jobs=3)
+    blocked = {cell.system for cell in cells if outcomes[cell.last.key].state == "blocked"}
+    assert blocked == {"rec", "ENMF"}
+    failed = {stage.key for stage in stages if stage.label == "embeddings enmf"}
+    assert not [s for s in gate.started if any(one.stage.key in failed for one in s.inputs)]
+
+
+@pytest.mark.parametrize("stop", [PREEMPTED, KeyboardInterrupt])
+def test_who_runs_beside_a_stopped_stage_is_waited_for(made, tmp_path, stop):
+    corpus, _, stages = made
+    gate = Gate(corpus, when=lambda gate: len(gate.started) >= 2)
+
+    def launch(stage, arguments, log):
+        if stage.key != stages[0].key:
+            gate(stage, arguments, log)
+            time.sleep(0.2)  # the other one ends the run first
+            return 0
+        with gate.lock:
+            gate.started.append(stage)
+            assert gate.lock.wait_for(lambda: len(gate.started) >= 2, timeout=60)
+            gate.lock.notify_all()
+        if stop == PREEMPTED:
+            return PREEMPTED
+        raise stop
+
+    with pytest.raises(StagePreemptedError if stop == PREEMPTED else stop):
+        run_stages(stages, tmp_path, launch=launch, jobs=2)
+    assert len(gate.started) == 2
+    assert [is_done(stage, tmp_path) for stage in gate.started].count(True) == 1
+
+
+def test_cores_are_shared_out_unless_the_user_has_chosen(made, tmp_path, monkeypatch):
+    _, _, stages = made
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert [threads_of(jobs) for jobs in (1, 2, 3, 100)] == [None, 4, 2, 1]
+    given = []
+
+    def remember(command, *, env, **_):
+        given.append(env.get("OMP_NUM_THREADS"))
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(subprocess, "Popen", remember)
+    for value in (None, "6"):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if value:
+            monkeypatch.setenv("OMP_NUM_THREADS", value)
+        launch_here(stages[0], [], tmp_path / "log", num_threads=3)
+        launch_here(stages[0], [], tmp_path / "log", num_threads=None)
+    assert given == ["3", None, "6", "6"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone", "half a marker"])
 def test_what_is_no_longer_valid_runs_again(made, tmp_path, damage):
     corpus, _, stages = made
-    run_stages(stages, tmp_path, launch=FakeLauncher(corpus))
+    run_stages(stages, tmp_path, launch=FakeLauncher(corpus), jobs=1)
     victim = next(stage for stage in stages if stage.kind == "test")
     if damage == "half a marker":
         (tmp_path / "done" / f"{victim.key}.json").write_text('{"kind": "te')
@@ -101,19 +206,19 @@ def test_what_is_no_longer_valid_runs_again(made, tmp_path, damage):
         (victim.folder(tmp_path) / "metrics.json").write_text("{}")
     assert not is_done(victim, tmp_path)
     launch = FakeLauncher(corpus)
-    run_stages(stages, tmp_path, launch=launch)
+    run_stages(stages, tmp_path, launch=launch, jobs=1)
     assert launch.ran == [victim.label]
 
 
 def test_success_without_files_is_a_failure(made, tmp_path):
     _, _, stages = made
-    outcomes = run_stages(stages[:1], tmp_path, launch=lambda *_: 0)
+    outcomes = run_stages(stages[:1], tmp_path, launch=lambda *_: 0, jobs=1)
     assert "does not exist; give --from" in outcomes[stages[0].key].reason
 
 
 def test_the_plan_names_state_cells_and_command(made, tmp_path):
     corpus, cells, stages = made
-    run_stages(stages[:1], tmp_path, launch=FakeLauncher(corpus))
+    run_stages(stages[:1], tmp_path, launch=FakeLauncher(corpus), jobs=1)
     lines = plan_lines(cells, stages, tmp_path)
     assert "finished embeddings" in lines[0]
     assert lines[1].strip().startswith("sidrec fit --config")
@@ -124,9 +229,9 @@ def test_a_stage_is_a_process_with_a_log(made, tmp_path, monkeypatch):
     _, _, stages = made
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     log = tmp_path / "log"
-    assert launch_here(stages[0], ["--version"], log) == 0
+    assert launch_here(stages[0], ["--version"], log, num_threads=None) == 0
     assert log.read_text().startswith("$ sidrec --version\nsidrec ")
-    assert launch_here(stages[0], ["fiit"], log) == 2
+    assert launch_here(stages[0], ["fiit"], log, num_threads=None) == 2
     assert "did you mean 'fit'?" in log.read_text()
 
 
