@@ -13,6 +13,7 @@ from sidrec.comparison.cells import cells_of
 from sidrec.comparison.settings import read_comparison
 from sidrec.comparison.stages import in_order
 from sidrec.semantic_ids.command import main as make_ids
+from sidrec.semantic_ids.fuse_command import main as fuse
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -22,7 +23,8 @@ FROM_RUN = ["--data.corpus=c", "--model.semantic_ids=s", "--model.encoder_run=e"
 IDS = [*sorted((CONFIGS / "ids").glob("*.yaml")), CONFIGS / "paper" / "ids.yaml"]
 COMPARE = sorted((CONFIGS / "compare").glob("*.yaml"))
 SWEEP = CONFIGS / "sweep.yaml"
-TRAINING = sorted(set(CONFIGS.rglob("*.yaml")) - {*IDS, *COMPARE, SWEEP})
+OWN_IDS = sorted((CONFIGS / "ids" / "task").glob("*.yaml"))  # IDs of each task's own
+TRAINING = sorted(set(CONFIGS.rglob("*.yaml")) - {*IDS, *OWN_IDS, *COMPARE, SWEEP})
 
 
 def name(path):
@@ -106,6 +108,16 @@ def test_ids_config_parses(config, capsys):
     settings = yaml.safe_load(shown.out)
     assert settings["quantiser"]["init_args"] == content(config)["quantiser"]["init_args"]
     assert settings["policy"]["class_path"] == content(config)["policy"]["class_path"]
+
+
+@pytest.mark.parametrize("config", OWN_IDS, ids=name)
+def test_own_ids_config_parses(config, capsys):
+    where = ["--from", "search", "--and", "rec", "--out", "ids", "--fusion", config.stem]
+    with pytest.raises(SystemExit) as stop:
+        fuse(["--config", str(config), *where, "--print_config"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 0, shown.err
+    assert yaml.safe_load(shown.out)["prefix_share"] == content(config)["prefix_share"]
 
 
 @pytest.mark.parametrize(
