@@ -122,9 +122,9 @@ def notes(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """Return the report as one Markdown page."""
-    parts = [f"# {report['title']}", "", f"`{report['command']}`", ""]
+def to_markdown(report: dict[str, Any], *, before_table: Sequence[str] = ()) -> str:
+    """Return the report as one Markdown page; ``before_table``: lines that stand above it."""
+    parts = [f"# {report['title']}", "", f"`{report['command']}`", "", *before_table]
     parts += [*_table(*main_table(report)), ""]
     parts += [line for note in notes(report) for line in (f"- {note}",)]
     if report["failures"]:

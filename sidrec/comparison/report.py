@@ -12,6 +12,7 @@ from sidrec.comparison.curves import learning_curve
 from sidrec.comparison.judge import judge
 from sidrec.comparison.markdown import to_markdown
 from sidrec.comparison.page import to_html
+from sidrec.comparison.publish import publish
 from sidrec.comparison.results import System, TestedRun, read_run, requests_of
 from sidrec.comparison.runner import Outcome
 from sidrec.comparison.settings import Comparison
@@ -78,6 +79,9 @@ def make_report(
         systems, requests, corpus, per_task=settings.requests_per_task, seed=settings.seed
     )
     _write(report, Path(comparison.out))
+    if settings.publish is not None:
+        discussion = None if settings.discussion is None else Path(settings.discussion)
+        publish(report, Path(settings.publish), discussion=discussion)
     return report
 
 

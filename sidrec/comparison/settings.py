@@ -87,6 +87,9 @@ class ReportSettings:
         num_permutations: Random sign flips of a test.
         seed: Of both.
         requests_per_task: Requests whose lists stand side by side.
+        publish: Path, without ending, of a Markdown, SVG and JSON file for a repository; None:
+            none.
+        discussion: Markdown file that stands in it before the table.
     """
 
     reference: str
@@ -96,6 +99,8 @@ class ReportSettings:
     num_permutations: int
     seed: int
     requests_per_task: int
+    publish: str | None = None
+    discussion: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

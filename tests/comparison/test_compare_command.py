@@ -78,6 +78,24 @@ def test_a_report_in_every_form(config, launcher, capsys):
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 
+def test_files_for_a_repository(config, launcher):
+    settings = yaml.safe_load(config.read_text())["report"]
+    said, target = config.parent / "said.md", config.parent / "docs" / "tiny"
+    said.write_text("## What it says\n\nNothing *yet*.\n")
+    edit(config, report=settings | {"publish": str(target), "discussion": str(said)})
+    report = run(config)
+    page = target.with_suffix(".md").read_text()
+    assert page.index("![Pareto front](tiny.svg)") < page.index("Nothing *yet*.")
+    assert page.index("Nothing *yet*.") < page.index("| Recall@30 |")
+    assert target.with_suffix(".svg").read_text().count('id="point-') == 8
+    kept = read_json(target.with_suffix(".json"))
+    assert kept["systems"][0]["figures"] == report["systems"][0]["figures"]
+    assert "lists" not in kept
+    said.unlink()
+    with pytest.raises(ConfigError, match=r"said\.md cannot be read: No such file"):
+        run(config)
+
+
 def test_nothing_runs_twice(config, launcher):
     first = run(config)
     ran = len(launcher.ran)
