@@ -47,11 +47,12 @@ def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) 
         The rows of the table, the run first.
 
     Raises:
-        RunError: If the run has no ``metrics.json`` or names no corpus.
+        RunError: If the run has not finished, has no ``metrics.json``, or names no corpus.
         DataError: If the corpus cannot be read.
     """
     run = RunDirectory(run_folder)
     if not run.metrics.exists():
+        run.finished_checkpoint()  # what has not finished cannot be tested
         raise RunError(f"{run.metrics} does not exist; run `sidrec test --from {run_folder}`.")
     config = read_config(run.config) if run.config.exists() else {}
     corpus = Corpus.load(corpus_folder or _corpus_folder(run, config))

@@ -53,7 +53,15 @@ def test_terminal_gets_a_drawn_table(monkeypatch):
     assert "0.500" in stream.getvalue()
 
 
+def test_unfinished_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="not a finished run .no manifest"):
+        compare_with_baselines(tmp_path)
+
+
 def test_run_without_figures_is_refused(tmp_path):
+    write_json(tmp_path / "manifest.json", {"state": "finished"})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
     with pytest.raises(RunError, match=r"metrics\.json does not exist; run `sidrec test --from"):
         compare_with_baselines(tmp_path)
 
