@@ -54,7 +54,7 @@ def test_terminal_gets_a_drawn_table(monkeypatch):
 
 
 def test_unfinished_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match="not a finished run .no manifest"):
+    with pytest.raises(RunError, match=r"not a finished run \(no manifest"):
         compare_with_baselines(tmp_path)
 
 
