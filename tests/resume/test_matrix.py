@@ -46,9 +46,7 @@ def compare(stage, tiny, folder, *, cells, **choice):
     for where, num_workers in cells:
         name = f"{where}, {num_workers} workers"
         stops = stops_at(where, steps)
-        resumed = train(
-            stage, tiny, folder / name, stops=stops, num_workers=num_workers, **choice
-        )
+        resumed = train(stage, tiny, folder / name, stops=stops, num_workers=num_workers, **choice)
         found[name] = (resumed.difference_from(expected), resumed.num_resumes, len(stops))
     return found, expected
 

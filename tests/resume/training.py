@@ -53,10 +53,7 @@ def difference(one, other, place=""):
         inside = (difference(one[key], other[key], f"{place}/{key}") for key in one)
         return next((found for found in inside if found), None)
     if isinstance(one, list | tuple):
-        if len(one) != len(other):
-            return f"{place} length"
-        inside = (difference(a, b, f"{place}/{i}") for i, (a, b) in enumerate(zip(one, other)))
-        return next((found for found in inside if found), None)
+        return difference(dict(enumerate(one)), dict(enumerate(other)), place)
     return None if one == other else place
 
 
