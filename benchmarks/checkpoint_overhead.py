@@ -19,11 +19,11 @@ import argparse
 import os
 import platform
 import random
-import resource
 import signal
 import statistics
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,8 @@ def prepared(folder: Path) -> dict[str, list[str]]:
     quick = ["--trainer.limit_val_batches", "0", "--trainer.logger", "false"]
     generator = ["--config", "configs/movies/generator-core.yaml", "--from", str(encoder)]
     return {
-        "bi-encoder": ["fit", *fit_encoder, *quick, "--trainer.callbacks", "null"],
         "generator": ["fit", *generator, *quick],
+        "bi-encoder": ["fit", *fit_encoder, *quick, "--trainer.callbacks", "null"],
     }
 
 
@@ -192,28 +192,23 @@ def main() -> None:
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     commands = prepared(asked.folder)
-    fresh = lambda name: RunDirectory(asked.folder / f"{name}-{os.getpid()}")  # noqa: E731
-    until_end = {  # forks come first: what trains in this process starts threads
-        stage: ends(command, fresh(f"{stage}-end"), asked.folder / "log", asked.ends)
-        for stage, command in commands.items()
-    }
-    costs = {
-        stage: overhead(command, fresh(stage), asked.steps) for stage, command in commands.items()
-    }
-    result = {
+    facts: dict[str, Any] = {
         "command": "python benchmarks/checkpoint_overhead.py --folder runs/checkpoints",
         "checkpoint_every_s": sidrec.cli.CHECKPOINT_EVERY_S,
-        "checkpointing": costs,
-        "from_sigusr1_to_exit": until_end,
-        "machine": {
-            "cores": os.cpu_count(),
-            "processor": platform.machine(),
-            "load_of_the_last_15_minutes": os.getloadavg()[2],
-            "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        },
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "versions": {name: version(name) for name in ("torch", "lightning")},
+        "from_sigusr1_to_exit": {},
+        "checkpointing": {},
     }
-    write_json(Path(asked.out), result)
+    for what, measure in (  # forks come first: what trains in this process starts threads
+        ("from_sigusr1_to_exit", partial(ends, log=asked.folder / "log", times=asked.ends)),
+        ("checkpointing", partial(overhead, steps=asked.steps)),
+    ):
+        for stage, command in commands.items():
+            run = RunDirectory(asked.folder / f"{stage}-{what}-{os.getpid()}")
+            facts[what][stage] = measure(command, run)
+            facts["machine"]["load_of_the_last_15_minutes"] = os.getloadavg()[2]
+            write_json(Path(asked.out), facts)  # a busy machine may not come to the end
     print(f"written: {asked.out}")
 
 

@@ -61,6 +61,7 @@ class GeneratorModel(nn.Module):
         super().__init__()
         self.t5, self.vocabulary, self.popularity = t5, vocabulary, popularity
         self.prior, self.decoding = prior, Decoding()
+        self._read_positions, self._write_tokens = read_positions, write_tokens
         codes = table.codes.long()
         tokens = t5.get_input_embeddings()
         self.embedder = RequestEmbedder(
@@ -70,6 +71,11 @@ class GeneratorModel(nn.Module):
         self._trie = SemanticIdTrie.from_table(
             SemanticIdTable(codes, table.codebook_sizes), popularity
         )
+
+    def compile_t5(self) -> None:
+        """Let ``torch.compile`` turn T5's forward into kernels, in training alone."""
+        self._read_positions = torch.compile(read_positions, dynamic=True)
+        self._write_tokens = torch.compile(write_tokens, dynamic=True)
 
     @property
     def trie(self) -> SemanticIdTrie:
@@ -111,7 +117,8 @@ class GeneratorModel(nn.Module):
     def _decode(self, source: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
         tokens = self.vocabulary.tokens_of(codes)[:, :-1]
         start = torch.full_like(tokens[:, :1], self.t5.config.decoder_start_token_id)
-        return write_tokens(self.t5, torch.cat([start, tokens], dim=1), source, mask)
+        write = self._write_tokens if self.training else write_tokens
+        return write(self.t5, torch.cat([start, tokens], dim=1), source, mask)
 
     def _untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of the weights that only one of the tasks uses, for DDP."""
@@ -141,8 +148,8 @@ class GeneratorModel(nn.Module):
         Float[Tensor, "request _"] | None,
     ]:
         reading = self.embedder(batch)
-        read = read_positions(self.t5, reading.positions, reading.mask)
-        return read, reading.mask, reading.vector
+        read = self._read_positions if self.training else read_positions
+        return read(self.t5, reading.positions, reading.mask), reading.mask, reading.vector
 
     def _even_mass(self, num_requests: int) -> Float[Tensor, "request bound"]:
         even = torch.arange(self.trie.num_items + 1, device=self.trie.items.device).double()
