@@ -38,8 +38,7 @@ class JointGenerator(L.LightningModule):
 
     Args:
         semantic_ids: Folder of the Semantic-ID bundle; ``--from`` gives the encoder run's.
-        encoder_run: Run directory of the bi-encoder; ``--from`` gives it. Only read when
-            ``text_input`` is ``encoder_states``.
+        encoder_run: Run directory of the bi-encoder, for ``encoder_states``; ``--from`` gives it.
         t5: Hub name or folder of a pretrained T5, or settings of ``transformers.T5Config`` for
             one that starts from scratch, with a tokenizer trained on the corpus.
         text_vocabulary_size: Text tokens of a T5 from scratch, at most.
@@ -66,6 +65,7 @@ class JointGenerator(L.LightningModule):
         decoding: Mode of the search, with its next two: see ``modes.Decoding``.
         revision: Of ``t5`` on the hub.
         skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends it.
+        torch_compile: Compile T5's training forward (speed only, rounding aside).
     """
 
     stage = "generator"
@@ -101,6 +101,7 @@ class JointGenerator(L.LightningModule):
         encoder_run: str | None = None,
         revision: str | None = None,
         skip_bad_losses: int = 0,
+        torch_compile: bool = False,
     ) -> None:
         super().__init__()
         self.decoding = Decoding(decoding, num_groups, diversity_penalty)
@@ -155,7 +156,9 @@ class JointGenerator(L.LightningModule):
         self.model.decoding = self.decoding
 
     def on_fit_start(self) -> None:
-        """Encode the training queries once: the encoder is frozen."""
+        """Compile T5, if asked to; encode the training queries once: the encoder is frozen."""
+        if self.settings.torch_compile:
+            self.model.compile_t5()
         embedder = self.model.embedder
         if embedder.tower is not None and self._data().mix[0] > 0:
             embedder.states = store_text_states(
@@ -209,10 +212,9 @@ class JointGenerator(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
         figures = evaluate(self._gathered(), self.model.popularity.cpu())
-        keys = [f"{task}/recall@{_DEEPEST}" for task in TASKS]
-        mean = harmonic_mean([float(figures[key]) for key in keys if key in figures])
+        both = [float(figures[k]) for t in TASKS if (k := f"{t}/recall@{_DEEPEST}") in figures]
         wanted = {k: v for k, v in figures.items() if "recall@" in k and "_" not in k}
-        wanted |= {"recall_harmonic_mean": mean}
+        wanted |= {"recall_harmonic_mean": harmonic_mean(both)}
         self.log_dict({f"val/{key}": float(value) for key, value in wanted.items()}, batch_size=1)
 
     def on_test_epoch_end(self) -> None:
@@ -228,10 +230,9 @@ class JointGenerator(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Write ``predictions.parquet`` into the run directory."""
-        predictions = self._gathered()
+        found = self._gathered()
         if self.trainer.is_global_zero:
-            root = Path(self.trainer.default_root_dir)
-            write_predictions(RunDirectory(root).predictions, predictions)
+            write_predictions(RunDirectory(Path(self.trainer.default_root_dir)).predictions, found)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights that train, and its schedule by optimiser step."""
@@ -276,9 +277,8 @@ class JointGenerator(L.LightningModule):
         self.model.decoding = self.decoding
 
     def _load_bundle(self) -> SemanticIdBundle:
-        fingerprint = None if self._trainer is None else self._data().corpus.fingerprint
-        folder = Path(self.settings.semantic_ids)
-        return SemanticIdBundle.load(folder, corpus_fingerprint=fingerprint)
+        known = None if self._trainer is None else self._data().corpus.fingerprint
+        return SemanticIdBundle.load(Path(self.settings.semantic_ids), corpus_fingerprint=known)
 
     def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> list[Prediction]:
         width, asked = self.settings.num_beams, self._data().requests(split)[which]
