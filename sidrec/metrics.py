@@ -107,6 +107,16 @@ def harmonic_mean(figures: Sequence[float]) -> float:
     return len(figures) / sum(1 / max(figure, 1e-9) for figure in figures)
 
 
+def validation_figures(figures: Figures) -> dict[str, float]:
+    """Return the recalls of ``evaluate`` without slices, and what checkpoints are chosen by.
+
+    That is ``recall_harmonic_mean``, of Recall@30 of the tasks that were asked.
+    """
+    recalls = {k: float(v) for k, v in figures.items() if "recall@" in k and "_" not in k}
+    chosen = [recalls[key] for task in TASKS if (key := f"{task}/recall@30") in recalls]
+    return recalls | {"recall_harmonic_mean": harmonic_mean(chosen)}
+
+
 def head_items(popularity: Int[Tensor, " item"]) -> Bool[Tensor, " item"]:
     """Mark the 1 % most popular items, rounded down, at least one; ties go to the lower index."""
     num_head = max(1, int(len(popularity) * _HEAD_FRACTION))

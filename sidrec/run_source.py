@@ -1,6 +1,8 @@
 """From the run directory that a user names to the arguments that a stage needs."""
 
 import os
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,7 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
     """
     if not (run.last_checkpoint.exists() and run.config.exists()):
         return
-    stored = absolute_paths(read_config(run.config))
+    stored = _as_of_now(absolute_paths(read_config(run.config)), resolved)
     kept = ("seed_everything", "model", "data")
     before = dict(_leaves({key: stored.get(key) for key in kept}))
     now = dict(_leaves({key: resolved.get(key) for key in kept}))
@@ -131,8 +133,20 @@ def is_finished_with(run: RunDirectory, resolved: dict[str, Any]) -> bool:
     """Return whether the run has finished, with exactly these settings."""
     if run.state() != "finished" or not run.config.exists():
         return False
-    stored: dict[str, Any] = absolute_paths(read_config(run.config))
-    return stored == resolved
+    return _as_of_now(absolute_paths(read_config(run.config)), resolved) == resolved
+
+
+def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+    """Give a stored configuration the defaults of options that came after it, in place."""
+    for part in ("model", "data"):
+        before, now = stored.get(part) or {}, resolved.get(part) or {}
+        if "class_path" not in now or before.get("class_path") != now["class_path"]:
+            continue
+        module, _, name = now["class_path"].rpartition(".")
+        for option, known in signature(getattr(import_module(module), name)).parameters.items():
+            if now["init_args"].get(option, known) == known.default:
+                before["init_args"].setdefault(option, known.default)
+    return stored
 
 
 def allow_known_classes_only() -> None:

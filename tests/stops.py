@@ -1,5 +1,6 @@
 """What stops a run: a person, the machine, an error, a full disk."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import lightning as L
 from torch.distributed import distributed_c10d
+
+from tests.patience import patient
 
 _REASONS = {"person": KeyboardInterrupt, "error": FloatingPointError}
 
@@ -58,13 +61,10 @@ class Fail(L.Callback):
     def __init__(self, step: int, rank: int, how: str) -> None:
         self.step, self.rank, self.how = step, rank, how
 
-    def on_fit_start(self, trainer, pl_module):
-        if self.how == "hang":  # the time for the start must be longer
-            distributed_c10d._set_pg_timeout(
-                timedelta(seconds=6), distributed_c10d.GroupMember.WORLD
-            )
-
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.how == "hang" and trainer.global_step == self.step:  # nobody is slow any more
+            limit = timedelta(seconds=patient(6))
+            distributed_c10d._set_pg_timeout(limit, distributed_c10d.GroupMember.WORLD)
         if (trainer.global_step, trainer.global_rank) != (self.step, self.rank):
             return
         (Path(trainer.default_root_dir) / "failed").touch()  # its time is the test's start
@@ -73,6 +73,18 @@ class Fail(L.Callback):
         if self.how == "hang":
             time.sleep(600)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillWorker(L.Callback):
+    """End a process that makes batches, as the system does when memory is short."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            multiprocessing.active_children()[0].kill()
+            time.sleep(patient(1.0))  # for the news to come
 
 
 class Slow(L.Callback):

@@ -111,6 +111,20 @@ def test_a_signal_at_any_moment_ends_in_a_clear_state(config, tmp_path, capsys, 
     assert run.state() == "finished"
 
 
+@pytest.mark.usefixtures("_stops")
+def test_a_dead_data_worker_is_named_and_the_run_goes_on(config, tmp_path, capsys):
+    run = RunDirectory(tmp_path / "run")
+    fit = ("fit", "--config", config, "--run_dir", run.root, "--data.num_workers", "2")
+    kill = ("--trainer.callbacks+=tests.stops.KillWorker", "--trainer.callbacks.step=2")
+    assert sidrec(*fit, *kill) == 1
+    line = last_line(capsys)
+    assert line.startswith("sidrec: A process that makes batches (pid ")
+    assert "run the same command again, or lower data.num_workers" in line
+    assert run.state() == "failed"
+    assert sidrec(*fit) == 0
+    assert "(step 2)" in capsys.readouterr().err
+
+
 def test_a_preempted_run_saves_where_it_was(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SIDREC_ALLOW_IMPORTS", "tests")
     run = RunDirectory(tmp_path / "run")

@@ -126,6 +126,20 @@ def test_changed_settings_are_refused_with_a_table(run):
         assert part in str(refused.value)
 
 
+def test_an_option_that_came_later_counts_as_its_default(run):
+    enmf = {"class_path": "sidrec.encoder.enmf.datamodule.UserDataModule"}
+    older = {"corpus": "films", "batch_size": 2, "seed": 1}
+    run.config.write_text(yaml.safe_dump(SETTINGS | {"data": enmf | {"init_args": older}}))
+    for num_workers in (0, 2):
+        now = SETTINGS | {"data": enmf | {"init_args": older | {"num_workers": num_workers}}}
+        assert is_finished_with(run, now) == (num_workers == 0)
+        if num_workers == 0:
+            refuse_contradictions(run, now)
+            continue
+        with pytest.raises(ConfigError, match=r"num_workers: given 2, in run None\)"):
+            refuse_contradictions(run, now)
+
+
 def test_trainer_settings_may_change(run):
     refuse_contradictions(run, SETTINGS | {"trainer": {"max_steps": 9}})
 

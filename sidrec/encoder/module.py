@@ -33,6 +33,11 @@ class BiEncoder(L.LightningModule):
     The sum of two contrastive losses, taken in turns: a batch holds one task, and its loss is
     multiplied with the task's weight.
 
+    The negatives of a pair are those of one global batch (all ranks). ``accumulate_grad_batches``
+    averages gradients of several such batches and widens none of them: the loss is that of the
+    small batch. More negatives come from ``data.batch_size``, in bounded memory with
+    ``grad_cache_chunk``, or from more ranks.
+
     Args:
         encoder: Hub name, folder, or ``package:NAME/FOLDER``.
         temperature: Softmax temperature, unitless, ``> 0``.
@@ -51,6 +56,7 @@ class BiEncoder(L.LightningModule):
         encode_batch_size: Texts per forward pass in validation.
         revision: Of the encoder on the hub.
         skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends it.
+        torch_compile: Compile the encoder when training begins (speed only, rounding aside).
     """
 
     stage = "encoder"
@@ -75,6 +81,7 @@ class BiEncoder(L.LightningModule):
         encode_batch_size: int,
         revision: str | None = None,
         skip_bad_losses: int = 0,
+        torch_compile: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0 or learning_rate <= 0:
@@ -110,6 +117,11 @@ class BiEncoder(L.LightningModule):
                 f"model.encoder is '{self.settings.encoder}' ({self.settings.revision}) but "
                 f"data.encoder is '{data.encoder}' ({data.revision}); give both the same."
             )
+
+    def on_fit_start(self) -> None:
+        """Compile the encoder, if asked to."""
+        if self.settings.torch_compile:
+            self.tower.compile_encoder()
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Make dropout a function of seed, step and rank: a resumed run repeats it exactly."""

@@ -83,6 +83,10 @@ class TextTower(nn.Module):
         use_cheap_dropout(model)
         self.model, self.tokenizer, self.length_groups = model.train(), tokenizer, length_groups
 
+    def compile_encoder(self) -> None:
+        """Let ``torch.compile`` turn the encoder into kernels; names of weights stay."""
+        self.model.compile(dynamic=True)
+
     @property
     def dim(self) -> int:
         """Width of the embeddings."""

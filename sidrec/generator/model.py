@@ -57,6 +57,7 @@ class GeneratorModel(nn.Module):
         super().__init__()
         self.t5, self.popularity, self.decoding = t5, popularity, Decoding()
         self.spaces = nn.ModuleDict({task: spaces[task] for task in TASKS})
+        self._read_positions, self._write_tokens = read_positions, write_tokens
         self.embedder = RequestEmbedder(
             inputs,
             t5.get_input_embeddings(),
@@ -71,6 +72,11 @@ class GeneratorModel(nn.Module):
     def space(self, task: Task) -> CodeSpace:
         """Return the Semantic IDs in which a task answers."""
         return cast("CodeSpace", self.spaces[task])
+
+    def compile_t5(self) -> None:
+        """Let ``torch.compile`` turn T5's forward into kernels, in training alone."""
+        self._read_positions = torch.compile(read_positions, dynamic=True)
+        self._write_tokens = torch.compile(write_tokens, dynamic=True)
 
     def forward(self, batch: GeneratorBatch, *, label_smoothing: float) -> Float[Tensor, " level"]:
         """Return the mean cross-entropy of each level's code over the batch, in nats.
@@ -106,7 +112,8 @@ class GeneratorModel(nn.Module):
     def _decode(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         tokens = target[:, :-1]
         start = torch.full_like(tokens[:, :1], self.t5.config.decoder_start_token_id)
-        return write_tokens(self.t5, torch.cat([start, tokens], dim=1), source, mask)
+        write = self._write_tokens if self.training else write_tokens
+        return write(self.t5, torch.cat([start, tokens], dim=1), source, mask)
 
     def _untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of the weights that only one of the tasks uses, for DDP."""
@@ -135,8 +142,8 @@ class GeneratorModel(nn.Module):
         Float[Tensor, "request _"] | None,
     ]:
         reading = self.embedder(batch)
-        read = read_positions(self.t5, reading.positions, reading.mask)
-        return read, reading.mask, reading.vector
+        read = self._read_positions if self.training else read_positions
+        return read(self.t5, reading.positions, reading.mask), reading.mask, reading.vector
 
     @torch.no_grad()
     def answer(

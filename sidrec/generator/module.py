@@ -23,7 +23,7 @@ from sidrec.generator.model import GeneratorModel
 from sidrec.generator.modes import Decoding, DecodingMode
 from sidrec.generator.predictions import predictions_of, write_predictions
 from sidrec.generator.text_states import store_text_states
-from sidrec.metrics import Prediction, evaluate, harmonic_mean
+from sidrec.metrics import Prediction, evaluate, validation_figures
 from sidrec.pairs.permutation import key_of
 from sidrec.run_directory import RunDirectory
 from sidrec.semantic_ids.task_ids.bundles import TaskBundles
@@ -31,7 +31,6 @@ from sidrec.types import TASKS
 
 _ENCODE_BATCH = 128
 _CONSTANTS = ("codes", "prior.codes", *(f"prior.means_{level}" for level in range(16)))
-_DEEPEST = 30  # rank down to which the figure that chooses checkpoints looks
 
 
 class JointGenerator(L.LightningModule):
@@ -67,6 +66,7 @@ class JointGenerator(L.LightningModule):
         decoding: Mode of the search, with its next two: see ``modes.Decoding``.
         revision: Of ``t5`` on the hub.
         skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends it.
+        torch_compile: Compile T5's training forward (speed only, rounding aside).
     """
 
     stage = "generator"
@@ -102,6 +102,7 @@ class JointGenerator(L.LightningModule):
         encoder_run: str | None = None,
         revision: str | None = None,
         skip_bad_losses: int = 0,
+        torch_compile: bool = False,
     ) -> None:
         super().__init__()
         self.decoding = Decoding(decoding, num_groups, diversity_penalty)
@@ -156,7 +157,9 @@ class JointGenerator(L.LightningModule):
         self.model.decoding = self.decoding
 
     def on_fit_start(self) -> None:
-        """Encode the training queries once: the encoder is frozen."""
+        """Compile T5, if asked to; encode the training queries once: the encoder is frozen."""
+        if self.settings.torch_compile:
+            self.model.compile_t5()
         embedder = self.model.embedder
         if embedder.tower is not None and self._data().mix[0] > 0:
             embedder.states = store_text_states(
@@ -210,11 +213,8 @@ class JointGenerator(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
         figures = evaluate(self._gathered(), self.model.popularity.cpu())
-        keys = [f"{task}/recall@{_DEEPEST}" for task in TASKS]
-        mean = harmonic_mean([float(figures[key]) for key in keys if key in figures])
-        wanted = {k: v for k, v in figures.items() if "recall@" in k and "_" not in k}
-        wanted |= {"recall_harmonic_mean": mean}
-        self.log_dict({f"val/{key}": float(value) for key, value in wanted.items()}, batch_size=1)
+        wanted = validation_figures(figures)
+        self.log_dict({f"val/{key}": value for key, value in wanted.items()}, batch_size=1)
 
     def on_test_epoch_end(self) -> None:
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""
@@ -229,10 +229,9 @@ class JointGenerator(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Write ``predictions.parquet`` into the run directory."""
-        predictions = self._gathered()
+        found = self._gathered()
         if self.trainer.is_global_zero:
-            root = Path(self.trainer.default_root_dir)
-            write_predictions(RunDirectory(root).predictions, predictions)
+            write_predictions(RunDirectory(Path(self.trainer.default_root_dir)).predictions, found)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights that train, and its schedule by optimiser step."""

@@ -11,6 +11,7 @@ from sidrec.run_callback import ranks
 from sidrec.run_callback.ranks import explained
 from sidrec.run_directory import RunDirectory
 from sidrec.run_directory.stopping import STOP, Preempted
+from tests.patience import patient
 from tests.ranks import run_on_ranks
 from tests.tiny import encoder_settings, write_yaml
 
@@ -92,7 +93,7 @@ def two_ranks(tiny, tmp_path):
     def run(*arguments):
         fit = [*map(str, command), "--run_dir", str(tmp_path / "run"), *arguments]
         done = subprocess.run(
-            fit, env=environment, capture_output=True, text=True, timeout=900, check=False
+            fit, env=environment, capture_output=True, text=True, timeout=patient(600), check=False
         )
         own = [line for line in done.stderr.splitlines() if not _is_noise(line)]
         failed = tmp_path / "run" / "failed"
@@ -120,7 +121,7 @@ def test_a_rank_that_raises_ends_the_others(two_ranks, tmp_path, rank):
     errors = [line for line in lines if line.startswith("sidrec:")]
     assert f"ZeroDivisionError: rank {rank} of 2: made to fail" in errors[0], lines
     assert RunDirectory(tmp_path / "run").state() == "failed"
-    assert seconds < 60
+    assert seconds < patient(60)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from sidrec.run_directory.stopping import STOP, Preempted, StopRequest, ignore_stop_signals
+from tests.patience import patient
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 
@@ -56,10 +57,10 @@ def run_child(code, *numbers, wait_s=0.3):
     with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as child:
         line = child.stdout.readline()
         for number in numbers:
-            time.sleep(wait_s)  # for it to do what comes after the line
+            time.sleep(patient(wait_s))  # for it to do what comes after the line
             child.send_signal(number)
         rest = child.stdout.read()
-        return child.wait(timeout=20), line + rest
+        return child.wait(timeout=patient(20)), line + rest
 
 
 def test_a_process_stuck_in_a_library_is_ended_by_the_thread():
@@ -76,18 +77,18 @@ def test_a_process_stuck_in_a_library_is_ended_by_the_thread():
     returned, output = run_child(code, signal.SIGUSR1)
     assert returned == 85, output
     assert output.endswith("waits for another one; ending it.\n")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < patient(10)
 
 
 def test_a_process_that_ended_its_block_in_time_lives_on():
     code = (
-        "stopping.PATIENCE_S = stopping.LAST_PATIENCE_S = 0.2\n"
+        f"stopping.PATIENCE_S = stopping.LAST_PATIENCE_S = {patient(0.2)}\n"
         "try:\n"
         "    with stopping.STOP.listening():\n"
         "        signal.raise_signal(signal.SIGUSR1)\n"
         "except stopping.Preempted:\n"
         "    print('out', flush=True)\n"
-        "time.sleep(1.5)\n"
+        f"time.sleep({patient(1.5)})\n"
         "print('alive')\n"
     )
     assert run_child(code) == (0, "SIGUSR1: stopping now\nout\nalive\n")

@@ -1,0 +1,216 @@
+"""What writing checkpoints costs, and how long a run takes to end when the machine wants it gone.
+
+    python benchmarks/checkpoint_overhead.py --folder runs/checkpoints
+
+Prepares the most rated films and an untrained encoder run (SIDREC_DATA names the raw files), then
+trains the bi-encoder and the generator of configs/movies/*-core.yaml through the command line, in
+one process. Steps take turns: without the callback that keeps the newest checkpoint, with it, and
+with it and a save. A step's time goes from its start to the next one's, the loader included;
+figures are medians over steps of one task, averaged over the tasks. ``CHECKPOINT_EVERY_S`` seconds
+lie between two saves of a run: the overhead is that of the callback at every step, and of one save
+in that time.
+
+Then a process that trains is sent SIGUSR1 at a random moment, again and again, and its end awaited;
+processor seconds beside, since the machine may be busy. It is a fork of one that has imported
+everything, so Python's own end (some milliseconds) is missing.
+"""
+
+import argparse
+import os
+import platform
+import random
+import signal
+import statistics
+import sys
+import time
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+import sidrec.cli
+from sidrec.files import write_json
+from sidrec.generator.batches import GeneratorBatch
+from sidrec.main import main as run_sidrec
+from sidrec.run_callback import LastCheckpoint
+from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.stopping import PREEMPTED_EXIT_CODE
+from sidrec.types import PairBatch
+
+DATA = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "movies"
+WAYS = ("without", "voting", "saving")
+WARM_UP_STEPS = 6
+RECORD: list[dict[str, Any]] = []
+
+
+class TakingTurns(LastCheckpoint):
+    """The callback that keeps the newest checkpoint; by turns it does nothing, votes, or saves."""
+
+    started: tuple[float, float] | None = None
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: PairBatch | GeneratorBatch,
+        batch_idx: int,
+    ) -> None:
+        """End the step before, begin this one."""
+        del pl_module, batch_idx
+        now = (time.perf_counter(), time.process_time())
+        if self.started is not None and trainer.global_step > WARM_UP_STEPS:
+            wall, cpu = (a - b for a, b in zip(now, self.started, strict=True))
+            RECORD.append({"way": self.way, "task": self.task, "wall_s": wall, "cpu_s": cpu})
+        self.way, self.task, self.started = WAYS[trainer.global_step % 3], batch.task, now
+        self.every_s = 0.0 if self.way == "saving" else 1e9
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: object
+    ) -> None:
+        """Do what a run does, unless it is the turn of doing nothing."""
+        if self.way != "without":
+            super().on_train_batch_end(trainer, pl_module, *unused)
+
+
+def sidrec_fit(*arguments: str) -> int:
+    """Run the command in this process; return its exit code."""
+    sys.argv = ["sidrec", *arguments]
+    try:
+        run_sidrec()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def prepared(folder: Path) -> dict[str, list[str]]:
+    """Make corpus and encoder run if they are not there; return what fits each stage."""
+    corpus, encoder = folder / "corpus", folder / "enc"
+    with_queries = ["--queries", str(DATA / "queries_llm.jsonl"), "--min_item_interactions", "20"]
+    source = ["--source", str(DATA / "ml-latest-small")]
+    texts = ["--descriptions", str(DATA / "descriptions.jsonl")]
+    prepare = ["prepare", "movielens", *source, *texts, *with_queries, "--out", str(corpus)]
+    fit_encoder = ["--config", "configs/movies/encoder-core.yaml", "--data.corpus", str(corpus)]
+    first = ["fit", *fit_encoder, "--trainer.max_steps", "0", "--run_dir", str(encoder)]
+    for command in (prepare, first):
+        if in_a_fork(command) != 0:
+            sys.exit(f"sidrec {' '.join(command)} failed")
+    quick = ["--trainer.limit_val_batches", "0", "--trainer.logger", "false"]
+    generator = ["--config", "configs/movies/generator-core.yaml", "--from", str(encoder)]
+    return {
+        "generator": ["fit", *generator, *quick],
+        "bi-encoder": ["fit", *fit_encoder, *quick, "--trainer.callbacks", "null"],
+    }
+
+
+def in_a_fork(command: list[str]) -> int:
+    """Run a command in a child, so that this process starts no threads; return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked(command, None), 0)[1])
+
+
+def forked(command: list[str], log: Path | None) -> int:
+    """Start a command in a child; return its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if log is not None:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        code = sidrec_fit(*command)
+    finally:
+        os._exit(code)
+
+
+def overhead(command: list[str], run: RunDirectory, steps: int) -> dict[str, Any]:
+    """Train, and return times by way and what they amount to."""
+    RECORD.clear()
+    sidrec.cli.LastCheckpoint = TakingTurns  # type: ignore[misc]
+    if sidrec_fit(*command, "--trainer.max_steps", str(steps), "--run_dir", str(run.root)) != 0:
+        sys.exit("the fit failed")
+    every_s, found = sidrec.cli.CHECKPOINT_EVERY_S, {}
+    for clock in ("wall_s", "cpu_s"):
+        step, voting, saving = (typical(way, clock) for way in WAYS)
+        vote = voting - step
+        found[clock] = {
+            "step": step,
+            "callback_at_a_step": vote,
+            "save": saving - voting,
+            "overhead_percent": 100 * (vote / step + (saving - voting) / every_s),
+        }
+    found["checkpoint_mb"] = run.last_checkpoint.stat().st_size / 1e6
+    found["steps_of_each_way"] = {way: sum(r["way"] == way for r in RECORD) for way in WAYS}
+    return found
+
+
+def typical(way: str, clock: str) -> float:
+    """Return the mean over tasks of the median time of a step."""
+    tasks = sorted({record["task"] for record in RECORD})
+    medians = [
+        statistics.median(r[clock] for r in RECORD if (r["way"], r["task"]) == (way, task))
+        for task in tasks
+    ]
+    return statistics.fmean(medians)
+
+
+def ends(command: list[str], run: RunDirectory, log: Path, times: int) -> dict[str, Any]:
+    """Send SIGUSR1 to a training process, again and again; return how long its end took."""
+    draw, wall, cpu = random.Random(0), [], []  # noqa: S311
+    for _ in range(times):
+        child = forked([*command, "--run_dir", str(run.root)], log)
+        while "training: step" not in (log.read_text() if log.exists() else ""):
+            time.sleep(0.05)
+        time.sleep(draw.uniform(1.0, 4.0))
+        used, started = cpu_of(child), time.perf_counter()
+        os.kill(child, signal.SIGUSR1)
+        _, status, whole = os.wait4(child, 0)
+        wall.append(time.perf_counter() - started)
+        cpu.append(whole.ru_utime + whole.ru_stime - used)
+        log.unlink()
+        if os.waitstatus_to_exitcode(status) != PREEMPTED_EXIT_CODE:
+            sys.exit("the run did not end as a preempted one")
+    return {
+        name: {"median": statistics.median(found), "max": max(found), "times": times}
+        for name, found in (("wall_s", wall), ("cpu_s", cpu))
+    }
+
+
+def cpu_of(process: int) -> float:
+    """Return the processor seconds that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=66)
+    parser.add_argument("--ends", type=int, default=10)
+    parser.add_argument("--out", default="benchmarks/results/checkpoint_overhead.json")
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    commands = prepared(asked.folder)
+    facts: dict[str, Any] = {
+        "command": "python benchmarks/checkpoint_overhead.py --folder runs/checkpoints",
+        "checkpoint_every_s": sidrec.cli.CHECKPOINT_EVERY_S,
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
+        "versions": {name: version(name) for name in ("torch", "lightning")},
+        "from_sigusr1_to_exit": {},
+        "checkpointing": {},
+    }
+    for what, measure in (  # forks come first: what trains in this process starts threads
+        ("from_sigusr1_to_exit", partial(ends, log=asked.folder / "log", times=asked.ends)),
+        ("checkpointing", partial(overhead, steps=asked.steps)),
+    ):
+        for stage, command in commands.items():
+            run = RunDirectory(asked.folder / f"{stage}-{what}-{os.getpid()}")
+            facts[what][stage] = measure(command, run)
+            facts["machine"]["load_of_the_last_15_minutes"] = os.getloadavg()[2]
+            write_json(Path(asked.out), facts)  # a busy machine may not come to the end
+    print(f"written: {asked.out}")
+
+
+if __name__ == "__main__":
+    main()
