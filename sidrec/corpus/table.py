@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import polars as pl
 
-from sidrec.corpus.check import reading, require_columns
+from sidrec.corpus.check import reading, refuse_nested, require_columns
 from sidrec.corpus.clean_text import clean_text
 from sidrec.corpus.raw import SPLITS, RawCatalogue, RawQuery, Split
 from sidrec.errors import DataError
@@ -56,6 +56,7 @@ def read_query_table(file: Path) -> list[RawQuery]:
     with reading(str(file)):
         frame = _scan(file, all_text=True).collect()
     require_columns(str(file), frame.columns, ("query_id", "query", "item_ids"))
+    refuse_nested(str(file), frame.schema, ("query_id", "query", "group", "split"))
     queries = []
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
         split = cast('Split | Literal[""]', row.get("split") or "")
@@ -85,6 +86,7 @@ def _read_items(file: Path) -> pl.DataFrame:
     with reading(str(file)):
         frame = _scan(file).collect()
     require_columns(str(file), frame.columns, ("item_id", "title"))
+    refuse_nested(str(file), frame.schema, ("item_id",))
     if "item_index" in frame.columns:
         raise DataError(
             f"{file}: column 'item_index' has a name that sidrec gives itself; rename the column."
@@ -139,6 +141,7 @@ def _scan_interactions(file: Path) -> pl.LazyFrame:
         frame = _scan(file, all_text=True)
         schema = frame.collect_schema()
     require_columns(str(file), schema.names(), ("user_id", "item_id", "timestamp"))
+    refuse_nested(str(file), schema, ("user_id", "item_id", "timestamp", "rating"))
     rating = pl.lit(None, pl.Float32)
     if "rating" in schema:
         number = pl.col("rating").cast(pl.Float32, strict=False)
