@@ -36,7 +36,7 @@ _CUT = " … "
 
 
 def one_line(text: str, *, max_characters: int = MAX_CHARACTERS) -> str:
-    """Return a message as one line of a length that a person reads; the middle is left out.
+    r"""Return a message as one line of a length that a person reads; the middle is left out.
 
     Examples:
         >>> one_line("first line\nsecond\tline")

@@ -122,12 +122,13 @@ def require_columns(name: str, found: Sequence[str], needed: Sequence[str]) -> N
             raise DataError(f"{name} has no column '{column}'; {hint}")
 
 
-def refuse_nested(name: str, schema: pl.Schema, columns: Sequence[str]) -> None:
+def refuse_nested(name: str, frame: pl.DataFrame | pl.LazyFrame, columns: Sequence[str]) -> None:
     """Check that columns hold one value a row.
 
     Raises:
         DataError: If one of ``columns`` holds lists, objects or bytes.
     """
+    schema = frame.collect_schema()
     for column in columns:
         kind = schema.get(column)
         if kind is not None and (kind.is_nested() or kind == pl.Binary):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from itertools import pairwise
 
 import polars as pl
 import yaml
@@ -33,26 +34,25 @@ WORDS = st.one_of(
 @st.composite
 def damaged_bytes(draw, data):
     """Return bytes with one or two faults; None stands for a file that is missing."""
+    if draw(st.integers(0, 9)) == 0:
+        whole = [b"", b"\n", b"PK\x03\x04", b"PAR1", b"\x00" * 100, None]
+        return draw(st.one_of(st.sampled_from(whole), st.binary(max_size=30)))
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.integers(0, max(0, len(data) - 1)))
         length = draw(st.sampled_from([1, 1, 4, 40, 4_000]))
         junk = draw(st.one_of(st.binary(max_size=6), st.sampled_from(JUNK)))
-        kind = draw(st.sampled_from(["flip", "cut", "delete", "insert", "again", "code", "all"]))
-        if kind == "flip" and data:
-            data = data[:place] + bytes([data[place] ^ (1 << (length % 8))]) + data[place + 1 :]
-        elif kind == "cut":
-            data = data[:place]
-        elif kind == "delete":
-            data = data[:place] + data[place + length :]
-        elif kind == "insert":
-            data = data[:place] + junk + data[place:]
-        elif kind == "again":
-            data += data[place:]
-        elif kind == "code":
-            data = recoded(data, draw(st.sampled_from(["utf-16", "utf-8-sig", "cp037", "crlf"])))
-        elif kind == "all":
-            data = draw(st.sampled_from([b"", b"\n", junk, b"PK\x03\x04", b"PAR1", None]))
-            break
+        code = draw(st.sampled_from(["utf-16", "utf-8-sig", "cp037", "crlf"]))
+        head, byte, tail = data[:place], data[place : place + 1], data[place + 1 :]
+        flipped = bytes(one ^ (1 << (length % 8)) for one in byte)
+        faults = {
+            "flip": head + flipped + tail,
+            "cut": head,
+            "delete": head + data[place + length :],
+            "insert": head + junk + data[place:],
+            "again": data + data[place:],
+            "code": recoded(data, code),
+        }
+        data = faults[draw(st.sampled_from(sorted(faults)))]
     return data
 
 
@@ -100,10 +100,7 @@ def as_table(rows, ending):
     if ending == "jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
     if ending == "parquet":
-        buffer = io.BytesIO()
-        columns = [pl.Series(name, *as_column([r.get(name) for r in rows])) for name in names]
-        pl.DataFrame(columns).write_parquet(buffer)
-        return buffer.getvalue()
+        return as_parquet({name: [row.get(name) for row in rows] for name in names})
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t" if ending == "tsv" else ",", lineterminator="\n")
     writer.writerow(names)
@@ -113,13 +110,22 @@ def as_table(rows, ending):
     return text.getvalue().encode(errors="replace")
 
 
-def as_column(values):
-    """Return values as polars takes them: as they are if they agree, as text otherwise."""
+def as_parquet(columns):
+    """Return columns as Parquet; those that polars cannot write become text."""
+    kept = {name: as_series(name, values) for name, values in columns.items()}
+    buffer = io.BytesIO()
+    pl.DataFrame(list(kept.values())).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def as_series(name, values):
     try:
-        return (pl.Series(values).to_list(),)
-    except Exception:
-        texts = [None if v is None else ascii(v) for v in values]
-        return texts, pl.String
+        series = pl.Series(name, values)
+        pl.DataFrame([series]).write_parquet(io.BytesIO())
+    except Exception:  # whatever polars says, text always goes
+        texts = [None if value is None else ascii(value) for value in values]
+        return pl.Series(name, texts, dtype=pl.String)
+    return series
 
 
 @st.composite
@@ -165,9 +171,7 @@ ANCHORS = [
     "{<<: 3}",
     "{a: &a {x: 1}, b: *a}",
     "[&a [x, x], "
-    + ", ".join(
-        f"&{name} [{_TEN.format(*[last] * 10)}]" for last, name in zip("abcdefgh", "bcdefghi")
-    )
+    + ", ".join(f"&{name} [{_TEN.format(*[last] * 10)}]" for last, name in pairwise("abcdefghi"))
     + "]",
 ]
 
@@ -183,20 +187,18 @@ def damaged_tree(draw, tree):
     for step in way:
         inner = inner[step]
     kind = draw(st.sampled_from(["value", "value", "key", "drop", "list", "under", "move", "more"]))
-    if kind == "value":
-        inner[key] = draw(VALUES)
-    elif kind == "key" and isinstance(inner, dict):
-        inner[draw(misspelt(str(key)))] = inner.pop(key)
-    elif kind == "drop":
-        del inner[key]
-    elif kind == "list":
-        inner[key] = [inner[key]]
-    elif kind == "under":
-        inner[key] = {draw(st.sampled_from(["class_path", "init_args", "a"])): inner[key]}
+    if kind in ("value", "list", "under"):
+        above = draw(st.sampled_from(["class_path", "init_args", "a"]))
+        inner[key] = {"value": draw(VALUES), "list": [inner[key]], "under": {above: inner[key]}}[
+            kind
+        ]
     elif kind == "move":
         tree[str(draw(st.sampled_from(places))[-1])] = inner.pop(key)
-    elif isinstance(inner, dict):
-        inner[draw(WORDS)] = draw(VALUES)
+    elif kind == "drop" or not isinstance(inner, dict):
+        del inner[key]
+    else:
+        name = draw(misspelt(str(key)) if kind == "key" else WORDS)
+        inner[name] = inner.pop(key) if kind == "key" else draw(VALUES)
     return tree
 
 

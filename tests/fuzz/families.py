@@ -1,4 +1,4 @@
-"""The commands under test, each with its spoiled inputs: ``FAMILIES[name](tiny, folder, tally)``."""
+"""The commands under test, each with its spoiled inputs."""
 
 import json
 import shutil
@@ -143,7 +143,6 @@ def ids(tiny, folder, tally, num_cases):
             given["codebook_sizes"] = [min(size, 8) for size in sizes[:2]]
         if "learned" not in tree["quantiser"]["class_path"]:  # those train for seconds
             trees.append(tree)
-    tally.trees = len(trees)
 
     def one(data):
         fresh(folder)

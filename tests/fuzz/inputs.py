@@ -88,6 +88,6 @@ def _zip(files):
 
 LAYOUTS["zip"] = {"ml.zip": _zip(_MAIN)}
 MOVIE_QUERIES = (
-    b'{"query_id": "q1", "query": "plastic toys", "movieIds": [10], "group": "g", "split": "test"}\n'
+    b'{"query_id": "q1", "query": "toys", "movieIds": [10], "group": "g", "split": "test"}\n'
     b'{"query_id": "q2", "query": "a heist", "movieIds": ["20", 30]}\n'
 )
