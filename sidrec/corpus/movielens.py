@@ -112,7 +112,9 @@ def _read_csv(folder: Path) -> _Layout:
 def _read_dat(folder: Path) -> _Layout:
     movies_file, ratings_file = folder / "movies.dat", folder / "ratings.dat"
     rows = _split_lines(movies_file, "::", 3)
-    movies = pl.DataFrame(rows, schema=["id", "title", "genres"], orient="row")
+    movies = pl.DataFrame(
+        rows, schema=dict.fromkeys(("id", "title", "genres"), pl.String), orient="row"
+    )
     # "1::1193::5::978300760" read with ":" leaves an empty column between any two
     names = ["user_id", "", "item_id", "", "rating", "", "timestamp"]
     columns = [name or f"empty_{place}" for place, name in enumerate(names)]

@@ -62,22 +62,24 @@ def descriptions_of(file: Path | None) -> pl.DataFrame:
             try:
                 content = json.loads(line)
                 rows[str(content["movieId"])] = str(content["description"])
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise DataError(
                     f"{file} row {number} is not an object with movieId and description; "
                     "correct the row or take it out."
                 ) from None
-    return pl.DataFrame(
-        {"item_id": list(rows), "description": list(rows.values())},
-        schema={"item_id": pl.String, "description": pl.String},
-    )
+    schema = {"item_id": pl.String, "description": pl.String}
+    with reading(str(file)):  # half a character is no text for polars
+        return pl.DataFrame(
+            {"item_id": list(rows), "description": list(rows.values())}, schema=schema
+        )
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist; check --descriptions.") from None
+        with reading(str(file)):
+            return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{file} is no file; check --descriptions.") from None
 
 
 def _tag_rows(folder: Path) -> pl.LazyFrame | None:
