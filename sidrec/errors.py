@@ -5,12 +5,19 @@ class SidrecError(Exception):
     """Base class: caught at the command line, nothing wider. Ends the process with code 1."""
 
     exit_code = 1
+    max_characters = 300  # of what a person is shown; --debug shows all
 
 
 class ConfigError(SidrecError):
     """Two settings contradict each other, or one is out of range. Exit code 2."""
 
     exit_code = 2
+
+
+class ContradictionError(ConfigError):
+    """Settings differ from those that something was begun with; the table of them may be long."""
+
+    max_characters = 4_000
 
 
 class DataError(SidrecError):
@@ -21,3 +28,29 @@ class DataError(SidrecError):
 
 class RunError(SidrecError):
     """A run directory cannot be used: unfinished, of another stage, or of another corpus."""
+
+
+MAX_CHARACTERS = SidrecError.max_characters
+_MAX_WORD_CHARACTERS = 160  # longer ones are values of somebody's file, or paths
+_CUT = " … "
+
+
+def one_line(text: str, *, max_characters: int = MAX_CHARACTERS) -> str:
+    r"""Return a message as one line of a length that a person reads; the middle is left out.
+
+    Examples:
+        >>> one_line("first line\nsecond\tline")
+        'first line second line'
+        >>> len(one_line("word " * 400)), len(one_line("x" * 4_000))
+        (300, 160)
+    """
+    words = (_shortened(word, _MAX_WORD_CHARACTERS) for word in text.split())
+    printable = "".join(sign if sign.isprintable() else "?" for sign in " ".join(words))
+    return _shortened(printable, max_characters)
+
+
+def _shortened(text: str, length: int) -> str:
+    if len(text) <= length:
+        return text
+    head = (length - len(_CUT)) * 2 // 3
+    return text[:head] + _CUT + text[head + len(_CUT) - length :]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from sidrec import __version__
-from sidrec.errors import SidrecError
+from sidrec.errors import MAX_CHARACTERS, SidrecError, one_line
 from sidrec.run_directory.stopping import PREEMPTED_EXIT_CODE, STOP, Preempted
 from sidrec.suggestion import refuse_broken_configs
 
@@ -100,10 +100,11 @@ def _fail(error: Exception, *, debug: bool, code: int) -> None:
     if debug:
         traceback.print_exception(error)
     else:
-        text = " ".join(str(error).split()) or "no message; run again with --debug"
+        text = str(error).strip() or "no message; run again with --debug"
         kind = "" if isinstance(error, SidrecError) else f"{type(error).__name__}: "
         hint = "" if isinstance(error, SidrecError) else " (--debug shows where)"
-        sys.stderr.write(f"sidrec: {kind}{text}{hint}\n")
+        room = getattr(error, "max_characters", MAX_CHARACTERS) - len(f"sidrec: {kind}{hint}")
+        sys.stderr.write(f"sidrec: {kind}{one_line(text, max_characters=room)}{hint}\n")
     sys.exit(code)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sidrec.errors import ConfigError, RunError
+from sidrec.errors import ConfigError, ContradictionError, RunError
 from sidrec.run_directory import RunDirectory
 
 _FLAG = "--from"
@@ -112,7 +112,7 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
     Trainer settings (devices, steps, precision, logging) may change between the two.
 
     Raises:
-        ConfigError: Names every setting that differs, given and stored.
+        ContradictionError: Names every setting that differs, given and stored.
     """
     if not (run.last_checkpoint.exists() and run.config.exists()):
         return
@@ -123,7 +123,7 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         table = "; ".join(f"{k}: given {now.get(k)}, in run {before.get(k)}" for k in differing)
-        raise ConfigError(
+        raise ContradictionError(
             f"{run.root} was begun with other settings ({table}); "
             "use a new --run_dir, or the settings it began with."
         )

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sidrec.errors import ConfigError
+from sidrec.errors import MAX_CHARACTERS, ConfigError, one_line
 
 _UNKNOWN_KEY = re.compile(
     r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not accepted"
@@ -26,8 +26,11 @@ _NOISE = (
         re.compile(r"Add the import path to import_path_allowlist in set_parsing_settings"),
         "Add its package to the environment variable SIDREC_ALLOW_IMPORTS",
     ),
+    (re.compile(r" Subclass types expect one of:.*", re.S), " Give class_path and init_args"),
     (re.compile(r"\s+"), " "),
 )
+_MAX_CHARACTERS = MAX_CHARACTERS - 40  # room for the name of the command before it
+_MAX_NODES = 100_000  # of a configuration; ours have a few hundred
 
 
 def with_suggestion(message: str, valid: Iterable[str]) -> str:
@@ -41,8 +44,8 @@ def with_suggestion(message: str, valid: Iterable[str]) -> str:
     line = message
     for pattern, replacement in _NOISE:
         line = pattern.sub(replacement, line)
-    line = line.strip().rstrip(".;")
-    return f"{line}; did you mean '{near}'?" if near else f"{line}."
+    hint = f"; did you mean '{near}'?" if near else "."
+    return one_line(line.strip().rstrip(".;"), max_characters=_MAX_CHARACTERS - len(hint)) + hint
 
 
 def refuse_broken_configs(arguments: Sequence[str]) -> None:
@@ -51,7 +54,8 @@ def refuse_broken_configs(arguments: Sequence[str]) -> None:
     A file that is missing is left to the parser.
 
     Raises:
-        ConfigError: If a file is no YAML mapping; names file and line.
+        ConfigError: If a file is no YAML mapping, contains itself, or unfolds to more than
+            100,000 values; names file and line.
     """
     files = [argument.split("=", 1)[1] for argument in arguments if argument[:9] == "--config="]
     files += [value for flag, value in pairwise(arguments) if flag == "--config"]
@@ -60,16 +64,37 @@ def refuse_broken_configs(arguments: Sequence[str]) -> None:
 
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except Exception as error:  # a wrong !!bool is a KeyError, a wrong date a ValueError, …
             mark = getattr(error, "problem_mark", None)
             place = f"{file}, line {mark.line + 1}" if mark else f"{file}"
-            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+            reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
             raise ConfigError(f"{place}: no valid YAML ({reason}); correct it.") from None
         if content is not None and not isinstance(content, dict):
             raise ConfigError(
                 f"{file}: expected keys with values, found a {type(content).__name__}; "
                 "`--print_config` shows what a configuration looks like."
             )
+        _count_nodes(content, file, {}, set())
+
+
+def _count_nodes(node: Any, file: Path, known: dict[int, int], above: set[int]) -> int:  # noqa: ANN401
+    """Return how many values a tree has once its anchors are unfolded; refuse an endless one."""
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) in known:
+        return known[id(node)]
+    if id(node) in above:
+        raise ConfigError(f"{file}: an anchor contains itself; take its alias out of it.")
+    inside = node.values() if isinstance(node, dict) else node
+    above.add(id(node))
+    count = 1 + sum(_count_nodes(one, file, known, above) for one in inside)
+    above.discard(id(node))
+    if count > _MAX_NODES:
+        raise ConfigError(
+            f"{file}: its anchors unfold to more than {_MAX_NODES:,} values; write fewer aliases."
+        )
+    known[id(node)] = count
+    return count
 
 
 def options_of(parser: Any) -> list[str]:  # noqa: ANN401 (argparse hides what we read)

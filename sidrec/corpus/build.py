@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,14 @@ from sidrec.corpus.contents import (
     item_schema,
 )
 from sidrec.corpus.disk import disk_errors
+from sidrec.corpus.partition import pieces_by_user
 from sidrec.corpus.raw import SPLITS, BuildSettings, RawCatalogue, RawQuery
 from sidrec.corpus.splits import leave_last_out, query_splits, temporal, time_bounds
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, sha256_of_file, write_json
 
 _ROWS_AT_ONCE = 4_000_000  # interactions sorted in memory at a time; users stay whole
+_ITEMS_AT_ONCE = 131_072  # items written at a time
 _ADVICE = "free space or choose another --out. What was there before is unchanged."
 
 
@@ -69,13 +71,16 @@ def build_corpus(
         kept = _keep_interactions(raw, items, folder / "kept.parquet")
         counts |= {"items": items.height, "users": kept.users.height}
         digests = {}
-        with TableWriter(folder / "items.parquet", item_schema(items.to_arrow().schema)) as writer:
-            writer.write(items.to_arrow())
+        with TableWriter(
+            folder / "items.parquet", item_schema(items.clear().to_arrow().schema)
+        ) as writer:
+            for part in items.iter_slices(_ITEMS_AT_ONCE):
+                writer.write(part.to_arrow())
             digests["items"] = writer.digest()
         with TableWriter(folder / "interactions.parquet", INTERACTION_SCHEMA) as writer:
             counts |= _write_interactions(kept, settings, writer)
             digests["interactions"] = writer.digest()
-        kept.file.unlink()
+        kept.file.unlink(missing_ok=True)
         with TableWriter(folder / "queries.parquet", QUERY_SCHEMA) as writer:
             counts |= _write_queries(queries, raw, items, settings, writer)
             digests["queries"] = writer.digest()
@@ -162,30 +167,20 @@ def _write_interactions(
     split = leave_last_out()
     if settings.split == "temporal":
         test, valid = settings.temporal_fractions
-        moments = pl.scan_parquet(kept.file).select("timestamp").collect()["timestamp"]
+        moments = pl.scan_parquet(kept.file).select("timestamp")
         split = temporal(time_bounds(moments, test_fraction=test, valid_fraction=valid))
     counts: Counter[str] = Counter({f"interactions_{name}": 0 for name in SPLITS})
     counts["interactions_out_of_order"] = 0
-    for users in _user_slices(kept.users):
-        rows = (
-            pl.scan_parquet(kept.file)
-            .join(users.lazy().select("user_id", "user_index"), on="user_id", how="inner")
-            .collect(engine="streaming")
-            .sort("user_index", "row")
-        )
+    pieces = pieces_by_user(kept.file, kept.users, kept.file.parent, rows_at_once=_ROWS_AT_ONCE)
+    for rows in pieces:
         backwards = pl.col("timestamp").diff().over("user_index") < 0
         counts["interactions_out_of_order"] += int(rows.select(backwards.sum()).item())
-        rows = rows.sort("user_index", "timestamp", maintain_order=True).with_columns(split=split)
-        for name, number in rows.group_by("split").len().iter_rows():
+        ordered = rows.sort("user_index", "timestamp", maintain_order=True)
+        ordered = ordered.with_columns(split=split)
+        for name, number in ordered.group_by("split").len().iter_rows():
             counts[f"interactions_{name}"] += number
-        writer.write(rows.to_arrow())
+        writer.write(ordered.to_arrow())
     return {**counts, "interactions": writer.num_rows}
-
-
-def _user_slices(users: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    before = users["num_rows"].cum_sum() - users["num_rows"]
-    for _, users_of_slice in users.group_by(before // _ROWS_AT_ONCE, maintain_order=True):
-        yield users_of_slice
 
 
 def _write_queries(
@@ -195,8 +190,11 @@ def _write_queries(
     settings: BuildSettings,
     writer: TableWriter,
 ) -> dict[str, int]:
-    item_index = dict(zip(items["item_id"].to_list(), items["item_index"].to_list(), strict=True))
-    known = item_index.keys() if settings.unknown_items == "drop" else set(raw.items["item_id"])
+    named = list({item_id for query in queries for item_id in query.item_ids})
+    is_named = pl.col("item_id").is_in(pl.Series(named, dtype=pl.String).implode())
+    item_index = dict(items.filter(is_named).select("item_id", "item_index").iter_rows())
+    listed = items if settings.unknown_items == "drop" else raw.items
+    known = set(listed.filter(is_named)["item_id"])
     seen: set[str] = set()
     kept: list[RawQuery] = []
     for query in queries:

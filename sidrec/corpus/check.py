@@ -15,9 +15,9 @@ def reading(name: str) -> Iterator[None]:
     """Turn what polars says about a damaged file into one line that names the file."""
     try:
         yield
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if isinstance(error, UnicodeDecodeError) or "utf-8" in reason.lower():
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, UnicodeError) or "utf-8" in reason.lower():
             raise DataError(f"{name} is not UTF-8 ({reason}); save it as UTF-8.") from None
         raise DataError(f"{name} cannot be read: {reason}; check or write it again.") from None
 
@@ -120,3 +120,19 @@ def require_columns(name: str, found: Sequence[str], needed: Sequence[str]) -> N
             near = get_close_matches(column, found, n=1)
             hint = f"did you mean '{near[0]}'? Rename it." if near else f"it has {list(found)}."
             raise DataError(f"{name} has no column '{column}'; {hint}")
+
+
+def refuse_nested(name: str, frame: pl.DataFrame | pl.LazyFrame, columns: Sequence[str]) -> None:
+    """Check that columns hold one value a row.
+
+    Raises:
+        DataError: If one of ``columns`` holds lists, objects or bytes.
+    """
+    schema = frame.collect_schema()
+    for column in columns:
+        kind = schema.get(column)
+        if kind is not None and (kind.is_nested() or kind == pl.Binary):
+            raise DataError(
+                f"{name}: column '{column}' holds {kind}, expected one text or number a row; "
+                "write it anew."
+            )

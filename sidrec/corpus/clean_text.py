@@ -9,6 +9,8 @@ _STYLE_RULE = re.compile(
 )
 _BETWEEN_STRINGS = re.compile(r"""['"], ['"]""")
 _UNREAD = ("style", "script")
+_LITTER = re.compile(r"[<&{]")  # a text without any of these has no tag, entity or rule
+_LISTS = ("['", '["')
 
 
 def clean_text(text: str) -> str:
@@ -20,6 +22,8 @@ def clean_text(text: str) -> str:
         >>> clean_text("holds < 5 kg & > 1 kg")
         'holds < 5 kg & > 1 kg'
     """
+    if not _LITTER.search(text) and not text.lstrip().startswith(_LISTS):
+        return " ".join(text.split())
     visible = _VisibleText()
     visible.feed(_without_list(text.strip()))
     visible.close()
@@ -28,7 +32,7 @@ def clean_text(text: str) -> str:
 
 def _without_list(text: str) -> str:
     """Join the strings of a written-out list, as dumps of Amazon's data hold them."""
-    if not (text.startswith(("['", '["')) and text.endswith(("']", '"]'))):
+    if not (text.startswith(_LISTS) and text.endswith(("']", '"]'))):
         return text
     try:
         parts = ast.literal_eval(text)

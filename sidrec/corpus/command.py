@@ -86,8 +86,8 @@ def movielens(
 
 
 def table(
-    items: Path,
-    interactions: Path,
+    items: str,
+    interactions: str,
     out: Path,
     queries: list[Path] | None = None,
     write_queries: str | None = None,
@@ -100,6 +100,9 @@ def table(
     unknown_items: Literal["error", "drop"] = "error",
 ) -> None:
     """Make a corpus of your own catalogue: CSV, TSV, JSONL or Parquet.
+
+    A table is a file, a pattern of files (logs/*.parquet), or an address that fsspec knows
+    (s3://bucket/logs/*.parquet).
 
     Args:
         items: Columns item_id, title, text; others become attributes. Without text it is made of
@@ -119,6 +122,7 @@ def table(
     """
     from sidrec.corpus.build import kept_items
     from sidrec.corpus.raw import BuildSettings
+    from sidrec.corpus.shards import local_shards
     from sidrec.corpus.table import read_table
 
     settings = BuildSettings(
@@ -129,15 +133,16 @@ def table(
         valid_query_fraction,
         unknown_items,
     )
-    raw = read_table(items, interactions)
-    own = chosen_queries(
-        kept_items(raw, min_item_interactions),
-        files=queries or (),
-        write_queries=write_queries,
-        writing=writer,
-        packaged=False,
-    )
-    _build(raw, own, out, settings)
+    with local_shards(items, near=out) as listed, local_shards(interactions, near=out) as logged:
+        raw = read_table(listed, logged)
+        own = chosen_queries(
+            kept_items(raw, min_item_interactions),
+            files=queries or (),
+            write_queries=write_queries,
+            writing=writer,
+            packaged=False,
+        )
+        _build(raw, own, out, settings)
 
 
 def synthetic(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
-from sidrec.corpus.check import require_columns
+from sidrec.corpus.check import reading
+from sidrec.corpus.delimited import scan_text
 from sidrec.corpus.item_text import item_text, reading_order, title_and_year
 from sidrec.corpus.movielens_tags import descriptions_of, genome_tags_of, tags_of
 from sidrec.corpus.raw import RawCatalogue
@@ -99,9 +100,8 @@ def _layout(folder: Path) -> _Layout:
 
 def _read_csv(folder: Path) -> _Layout:
     movies_file, ratings_file = folder / "movies.csv", folder / "ratings.csv"
-    _require_header(movies_file, ("movieId", "title", "genres"))
-    _require_header(ratings_file, _RATING_COLUMNS)
-    movies = pl.read_csv(movies_file, infer_schema=False)
+    with reading(str(movies_file)):
+        movies = scan_text(movies_file, ("movieId", "title", "genres")).collect()
     return (
         _movies(movies["movieId"], movies["title"], movies["genres"].str.split("|")),
         _scan_columns(ratings_file, ",", _RATING_COLUMNS),
@@ -112,7 +112,9 @@ def _read_csv(folder: Path) -> _Layout:
 def _read_dat(folder: Path) -> _Layout:
     movies_file, ratings_file = folder / "movies.dat", folder / "ratings.dat"
     rows = _split_lines(movies_file, "::", 3)
-    movies = pl.DataFrame(rows, schema=["id", "title", "genres"], orient="row")
+    movies = pl.DataFrame(
+        rows, schema=dict.fromkeys(("id", "title", "genres"), pl.String), orient="row"
+    )
     # "1::1193::5::978300760" read with ":" leaves an empty column between any two
     names = ["user_id", "", "item_id", "", "rating", "", "timestamp"]
     columns = [name or f"empty_{place}" for place, name in enumerate(names)]
@@ -156,10 +158,9 @@ def _read_atomic(folder: Path) -> _Layout:
     ratings_file = next(iter(sorted(folder.glob("*.inter"))))
     movies_file = ratings_file.with_suffix(".item")
     columns = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
-    _require_header(movies_file, columns, separator="\t")
     ratings_columns = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
-    _require_header(ratings_file, ratings_columns, separator="\t")
-    movies = pl.read_csv(movies_file, separator="\t", quote_char=None, infer_schema=False)
+    with reading(str(movies_file)):
+        movies = scan_text(movies_file, columns, separator="\t", quote=None).collect()
     titles = movies[columns[1]].fill_null("").map_elements(reading_order, return_dtype=pl.String)
     frame = _movies(
         movies[columns[0]], titles, movies[columns[3]].fill_null("").str.split(" ")
@@ -190,7 +191,7 @@ def _movies(ids: pl.Series, raw_titles: pl.Series, genres: pl.Series) -> pl.Data
 
 def _scan_columns(file: Path, separator: str, columns: tuple[str, ...]) -> pl.LazyFrame:
     """Scan user, item, rating and timestamp, in this order of ``columns``, as typed columns."""
-    frame = pl.scan_csv(file, separator=separator, infer_schema=False)
+    frame = scan_text(file, columns, separator=separator)
     names = ("user_id", "item_id", "rating", "timestamp")
     return _typed(frame.rename(dict(zip(columns, names, strict=True))))
 
@@ -203,15 +204,6 @@ def _typed(ratings: pl.LazyFrame) -> pl.LazyFrame:
         pl.col("timestamp").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False),
         pl.col("rating").cast(pl.Float32, strict=False).fill_null(float("nan")),
     )
-
-
-def _require_header(file: Path, columns: tuple[str, ...], *, separator: str = ",") -> None:
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            header = stream.readline().rstrip("\r\n")
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist; the layout needs it.") from None
-    require_columns(str(file), [name.strip('"') for name in header.split(separator)], columns)
 
 
 def _split_lines(file: Path, separator: str, num_fields: int) -> list[list[str]]:

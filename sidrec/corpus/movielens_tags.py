@@ -5,6 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
+from sidrec.corpus.check import reading
+from sidrec.corpus.delimited import scan_text
 from sidrec.errors import DataError
 
 
@@ -22,7 +24,8 @@ def tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
         .group_by("item_id", maintain_order=True)
         .agg(pl.col("tag").head(num_tags).alias("tags"))
     )
-    return counts.collect()
+    with reading(str(folder / "tags")):
+        return counts.collect()
 
 
 def genome_tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
@@ -30,10 +33,10 @@ def genome_tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
     scores, names = folder / "genome-scores.csv", folder / "genome-tags.csv"
     if num_tags == 0 or not scores.exists() or not names.exists():
         return _no_words("genome_tags")
-    words = pl.scan_csv(names, infer_schema=False).select("tagId", "tag")
+    words = scan_text(names, ("tagId", "tag")).select("tagId", "tag")
     relevance = pl.col("relevance").cast(pl.Float32)
     best = (
-        pl.scan_csv(scores, infer_schema=False)
+        scan_text(scores, ("movieId", "tagId", "relevance"))
         .select(pl.col("movieId").alias("item_id"), "tagId", relevance)
         .join(words, on="tagId")
         .group_by("item_id")
@@ -43,7 +46,8 @@ def genome_tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
             .alias("genome_tags")
         )
     )
-    return best.collect(engine="streaming")
+    with reading(str(scores)):
+        return best.collect(engine="streaming")
 
 
 def descriptions_of(file: Path | None) -> pl.DataFrame:
@@ -58,33 +62,36 @@ def descriptions_of(file: Path | None) -> pl.DataFrame:
             try:
                 content = json.loads(line)
                 rows[str(content["movieId"])] = str(content["description"])
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise DataError(
                     f"{file} row {number} is not an object with movieId and description; "
                     "correct the row or take it out."
                 ) from None
-    return pl.DataFrame(
-        {"item_id": list(rows), "description": list(rows.values())},
-        schema={"item_id": pl.String, "description": pl.String},
-    )
+    schema = {"item_id": pl.String, "description": pl.String}
+    with reading(str(file)):  # half a character is no text for polars
+        return pl.DataFrame(
+            {"item_id": list(rows), "description": list(rows.values())}, schema=schema
+        )
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist; check --descriptions.") from None
+        with reading(str(file)):
+            return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{file} is no file; check --descriptions.") from None
 
 
 def _tag_rows(folder: Path) -> pl.LazyFrame | None:
     csv, dat = folder / "tags.csv", folder / "tags.dat"
     if csv.exists():
         columns = {"userId": "user_id", "movieId": "item_id"}
-        return pl.scan_csv(csv, infer_schema=False).rename(columns)
+        return scan_text(csv, (*columns, "tag")).rename(columns)
     if dat.exists():  # 10M: user::movie::tag::timestamp
         text = dat.read_text(encoding="utf-8", errors="replace")
         rows = [line.split("::")[:3] for line in text.split("\n") if line.count("::") >= 3]
-        return pl.LazyFrame(rows, schema=["user_id", "item_id", "tag"], orient="row")
+        schema = dict.fromkeys(("user_id", "item_id", "tag"), pl.String)
+        return pl.LazyFrame(rows, schema=schema, orient="row")
     return None
 
 

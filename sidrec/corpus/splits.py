@@ -11,6 +11,7 @@ from sidrec.corpus.raw import SPLITS, RawQuery, Split
 from sidrec.errors import DataError
 
 _MIN_INTERACTIONS_TO_SPLIT = 3
+_COUNTS = 1 << 16  # counts held at once, by which a moment is found among all
 
 
 class TimeBounds(NamedTuple):
@@ -21,21 +22,44 @@ class TimeBounds(NamedTuple):
 
 
 def time_bounds(
-    timestamps: pl.Series, *, test_fraction: float, valid_fraction: float
+    moments: pl.LazyFrame, *, test_fraction: float, valid_fraction: float
 ) -> TimeBounds:
     """Find the moments that cut off the latest interactions of all users together.
 
     Interactions of one moment are never torn apart: all of them go to the later split.
 
     Args:
-        timestamps: Of all interactions, in any order, seconds.
+        moments: One column, timestamp: of all interactions, in any order, seconds. It is read a
+            few times and never held.
         test_fraction: Share of the interactions that is test, the latest.
         valid_fraction: Share of the interactions before those that is valid.
     """
-    ordered, total = timestamps.sort(), len(timestamps)
+    total = int(moments.select(pl.len()).collect(engine="streaming").item())
     valid_row = min(int(total * (1 - test_fraction - valid_fraction)), total - 1)
     test_row = min(int(total * (1 - test_fraction)), total - 1)
-    return TimeBounds(int(ordered[valid_row]), int(ordered[test_row]))
+    return TimeBounds(_smallest(moments, valid_row), _smallest(moments, test_row))
+
+
+def _smallest(moments: pl.LazyFrame, row: int) -> int:
+    """Return the moment that would stand at ``row`` if all were sorted, by ever finer counts."""
+    column = pl.col("timestamp").cast(pl.Int128)  # a difference of two may need 65 bits
+    ends = moments.select(low=column.min(), high=column.max()).collect(engine="streaming")
+    low, high = ends.row(0)
+    while low < high:
+        width = (high - low) // _COUNTS + 1
+        counts = (
+            moments.filter(column.is_between(low, high))
+            .group_by(((column - low) // width).alias("place"))
+            .len()
+            .collect(engine="streaming")
+            .sort("place")
+            .with_columns(end=pl.col("len").cum_sum())
+        )
+        place, number, end = counts.filter(pl.col("end") > row).row(0)
+        row -= end - number
+        low += place * width
+        high = min(high, low + width - 1)
+    return int(low)
 
 
 def leave_last_out() -> pl.Expr:

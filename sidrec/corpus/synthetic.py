@@ -12,6 +12,7 @@ from sidrec.corpus.raw import RawCatalogue, RawQuery
 from sidrec.errors import ConfigError
 
 _ROWS_AT_ONCE = 1_000_000
+_ITEMS_AT_ONCE = 100_000
 _WORDS_PER_TOPIC = 40
 _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 _FIRST_MOMENT, _LAST_MOMENT = 946_684_800, 1_577_836_800  # 2000 to 2020, seconds
@@ -137,7 +138,13 @@ def _zipf_ranks(
 
 
 def _items(settings: SyntheticSettings) -> pl.DataFrame:
-    item = range(settings.num_items)
+    starts = range(0, settings.num_items, _ITEMS_AT_ONCE)
+    ends = (min(start + _ITEMS_AT_ONCE, settings.num_items) for start in starts)
+    parts = [_some_items(settings, range(*bounds)) for bounds in zip(starts, ends, strict=True)]
+    return pl.concat(parts)
+
+
+def _some_items(settings: SyntheticSettings, item: range) -> pl.DataFrame:
     words = [_words_of(settings, index) for index in item]
     return pl.DataFrame(
         {

@@ -7,20 +7,24 @@ from typing import Literal, cast
 
 import polars as pl
 
-from sidrec.corpus.check import reading, require_columns
+from sidrec.corpus.check import reading, refuse_nested, require_columns
 from sidrec.corpus.clean_text import clean_text
 from sidrec.corpus.raw import SPLITS, RawCatalogue, RawQuery, Split
+from sidrec.corpus.shards import Shards
 from sidrec.errors import DataError
 
 _DESCRIBING = (
     *("subtitle", "description", "abstract", "summary", "body", "brand", "author", "authors"),
     *("category", "categories", "genre", "genres", "tags", "keywords"),
 )
+_ITEMS_AT_ONCE = 100_000  # items whose strings are in Python at a time
 _LICENCE = "the user's own data; its terms are not known to sidrec"
 
 
-def read_table(items: Path, interactions: Path) -> RawCatalogue:
+def read_table(items: Path | Shards, interactions: Path | Shards) -> RawCatalogue:
     """Read items and interactions from tables; the ending of the name says the format.
+
+    Several files are one table; they share their columns, and rows are counted over all of them.
 
     Args:
         items: Columns item_id, title and text; the rest become attributes. Without ``text`` it is
@@ -33,14 +37,19 @@ def read_table(items: Path, interactions: Path) -> RawCatalogue:
     Raises:
         DataError: If a file cannot be read or lacks a column; the nearest column is suggested.
     """
+    items, interactions = _shards(items), _shards(interactions)
     return RawCatalogue(
         _read_items(items),
         _scan_interactions(interactions),
-        str(items),
-        str(interactions),
-        source=f"table {items.name}",
+        items.name,
+        interactions.name,
+        source=f"table {Path(items.name).name}",
         licence=_LICENCE,
     )
+
+
+def _shards(given: Path | Shards) -> Shards:
+    return given if isinstance(given, Shards) else Shards(str(given), [given])
 
 
 def read_query_table(file: Path) -> list[RawQuery]:
@@ -54,8 +63,9 @@ def read_query_table(file: Path) -> list[RawQuery]:
         DataError: If the file cannot be read, lacks a column, or names another split.
     """
     with reading(str(file)):
-        frame = _scan(file, all_text=True).collect()
+        frame = _scan(_shards(file), all_text=True).collect()
     require_columns(str(file), frame.columns, ("query_id", "query", "item_ids"))
+    refuse_nested(str(file), frame, ("query_id", "query", "group", "split"))
     queries = []
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
         split = cast('Split | Literal[""]', row.get("split") or "")
@@ -81,14 +91,22 @@ def read_query_table(file: Path) -> list[RawQuery]:
     return queries
 
 
-def _read_items(file: Path) -> pl.DataFrame:
-    with reading(str(file)):
-        frame = _scan(file).collect()
-    require_columns(str(file), frame.columns, ("item_id", "title"))
+def _read_items(table: Shards) -> pl.DataFrame:
+    with reading(table.name):
+        frame = _scan(table).collect(engine="streaming")
+    require_columns(table.name, frame.columns, ("item_id", "title"))
+    refuse_nested(table.name, frame, ("item_id",))
     if "item_index" in frame.columns:
         raise DataError(
-            f"{file}: column 'item_index' has a name that sidrec gives itself; rename the column."
+            f"{table.name}: column 'item_index' has a name that sidrec gives itself; rename the "
+            "column."
         )
+    parts = [_items_of(part) for part in frame.iter_slices(_ITEMS_AT_ONCE)]
+    return pl.concat(parts) if parts else _items_of(frame)
+
+
+def _items_of(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return items with text of one line; strings of Python are made for a part at a time."""
     fixed = ("item_id", "title", "text")
     describing = [name for name in _DESCRIBING if name in frame.columns]
     sources = ["text"] if "text" in frame.columns else ["title", *describing]
@@ -134,11 +152,12 @@ def _sentence(text: str) -> str:
     return text if text[-1] in ".!?…" else text + "."
 
 
-def _scan_interactions(file: Path) -> pl.LazyFrame:
-    with reading(str(file)):
-        frame = _scan(file, all_text=True)
+def _scan_interactions(table: Shards) -> pl.LazyFrame:
+    with reading(table.name):
+        frame = _scan(table, all_text=True)
         schema = frame.collect_schema()
-    require_columns(str(file), schema.names(), ("user_id", "item_id", "timestamp"))
+    require_columns(table.name, schema.names(), ("user_id", "item_id", "timestamp"))
+    refuse_nested(table.name, frame, ("user_id", "item_id", "timestamp", "rating"))
     rating = pl.lit(None, pl.Float32)
     if "rating" in schema:
         number = pl.col("rating").cast(pl.Float32, strict=False)
@@ -166,20 +185,24 @@ def _seconds(frame: pl.LazyFrame) -> pl.Expr:
     return pl.coalesce(number, *written)
 
 
-def _scan(file: Path, *, all_text: bool = False) -> pl.LazyFrame:
-    if not file.is_file():
-        raise DataError(f"{file} does not exist; check the path.")
-    ending = file.suffix.lower()
+def _scan(table: Shards, *, all_text: bool = False) -> pl.LazyFrame:
+    for file in table.files:
+        if not file.is_file():
+            raise DataError(f"{file} does not exist; check the path.")
+    endings = sorted({file.suffix.lower() for file in table.files})
+    if len(endings) > 1:
+        raise DataError(f"{table.name} has files of several kinds {endings}; name those of one.")
+    ending = endings[0]
     if ending == ".parquet":
-        return pl.scan_parquet(file)
+        return pl.scan_parquet(table.files)
     if ending in (".jsonl", ".ndjson"):
-        return pl.scan_ndjson(file, infer_schema_length=None)
+        return pl.scan_ndjson(table.files, infer_schema_length=None)
     if ending in (".csv", ".tsv"):
         separator = "\t" if ending == ".tsv" else ","
         as_text = dict.fromkeys(("item_id", "title", "text"), pl.String)
-        header = _header(file, separator)
+        header = _header(table, separator)
         return pl.scan_csv(
-            file,
+            table.files,
             separator=separator,
             infer_schema=not all_text,
             infer_schema_length=None,
@@ -187,17 +210,25 @@ def _scan(file: Path, *, all_text: bool = False) -> pl.LazyFrame:
             if all_text
             else {name: kind for name, kind in as_text.items() if name in header},
         )
-    raise DataError(f"{file} ends in '{ending}'; give a .csv, .tsv, .jsonl or .parquet file.")
+    raise DataError(f"{table.name} ends in '{ending}'; give a .csv, .tsv, .jsonl or .parquet file.")
 
 
-def _header(file: Path, separator: str) -> list[str]:
-    """Return the column names of a delimited text; polars would rename doubled ones in silence."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        names = next(csv.reader(stream, delimiter=separator), [])
-    doubled = [name for place, name in enumerate(names) if name in names[:place]]
-    if doubled:
-        raise DataError(
-            f"{file} has two columns '{doubled[0]}'; rename one or take it out: nobody can tell "
-            "which is meant."
-        )
+def _header(table: Shards, separator: str) -> list[str]:
+    """Return the column names of delimited texts; polars would rename doubled ones in silence."""
+    names: list[str] = []
+    for number, file in enumerate(table.files):
+        with reading(str(file)), file.open(encoding="utf-8-sig", newline="") as stream:
+            found = next(csv.reader(stream, delimiter=separator), [])
+        doubled = [name for place, name in enumerate(found) if name in found[:place]]
+        if doubled:
+            raise DataError(
+                f"{file} has two columns '{doubled[0]}'; rename one or take it out: nobody can "
+                "tell which is meant."
+            )
+        if number and found != names:
+            raise DataError(
+                f"{file} has the columns {found}, {table.files[0]} has {names}; files of one table "
+                "have the same columns in the same order."
+            )
+        names = found
     return names
