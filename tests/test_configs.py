@@ -175,9 +175,14 @@ def test_comparison_plans_stages_that_parse(config, capsys, monkeypatch):
         assert str(shown["seed_everything"]) == options.get("--seed_everything", "1234")
         if "--trainer.max_steps" in options:
             assert str(shown["trainer"]["max_steps"]) == options["--trainer.max_steps"]
-    for stage in stages:
-        if stage.command == "ids" and stage.options:
-            assert [flag for flag, _ in stage.options] == ["--quantiser.init_args.seed"]
+    made = {stage.label: stage for stage in stages if stage.command == "ids"}
+    for stage in made.values():
+        with pytest.raises(SystemExit) as stop:
+            make_ids([*stage.arguments(Path("out"))[1:], "--print_config"])
+        shown = yaml.safe_load(capsys.readouterr().out)["quantiser"]["init_args"]
+        assert stop.value.code == 0
+        for flag, value in stage.options:
+            assert str(shown[flag.removeprefix("--quantiser.init_args.")]) == value
 
 
 def test_sweep_expands_to_a_command_that_parses(capsys, tmp_path):

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from sidrec.comparison.results import trained_tasks
 from sidrec.run_directory import RunDirectory
 from sidrec.types import TASKS, Task
 
@@ -24,13 +25,18 @@ def learning_curve(folder: Path) -> Curve | None:
     """Return the curve of a run from ``logs/*/metrics.csv``; None where nothing was validated.
 
     A resumed run has several logs: of two figures for one step the later log's counts. Other
-    loggers than the CSV logger leave no curve here.
+    loggers than the CSV logger leave no curve here. Tasks that the run was not trained for are left
+    out.
     """
+    run = RunDirectory(folder)
+    trained = trained_tasks(run)
     found: dict[int, dict[Task, float]] = {}
-    for log in sorted(RunDirectory(folder).logs.glob("*/metrics.csv"), key=_number):
+    for log in sorted(run.logs.glob("*/metrics.csv"), key=_number):
         with log.open(newline="") as stream:
             for row in csv.DictReader(stream):
-                values = {task: row.get(f"val/{task}/recall@30") for task in TASKS}
+                values = {
+                    task: row.get(f"val/{task}/recall@30") for task in TASKS if task in trained
+                }
                 known = {task: float(value) for task, value in values.items() if value}
                 if known:
                     found[int(row["step"]) + 1] = known

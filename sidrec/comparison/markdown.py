@@ -118,7 +118,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         f"On the front: nobody is better in both tasks; in brackets in which share of "
         f"{settings['num_bootstrap']:,} draws of requests and seeds. Hypervolume of the front: "
         f"{report['hypervolume']:.4f}.",
-        "A slice without requests has no figure (-).",
+        "A slice without requests has no figure (-), nor has a task that a system does not answer "
+        "or was not trained for.",
     ]
 
 

@@ -1,6 +1,6 @@
 """Tested runs, read and checked: one corpus, one split, the same requests for all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from sidrec.files import read_json
 from sidrec.generator.predictions import read_predictions
 from sidrec.metrics import Figures, Prediction, hits, recall_at_k
 from sidrec.run_directory import RunDirectory
+from sidrec.run_source import read_config
 from sidrec.types import TASKS, Task
 
 DEPTH = 30  # of recall
@@ -29,7 +30,8 @@ class TestedRun:
         seed: None for what no seed changes.
         folder: Run directory.
         figures: Content of ``metrics.json``.
-        answers: Predictions of each task, by request.
+        answers: Predictions of each task, by request; none of a task that the run was not trained
+            for: what it says there is not what its Semantic IDs can do.
     """
 
     seed: int | None
@@ -92,10 +94,37 @@ def read_run(folder: Path, *, seed: int | None) -> TestedRun:
     if splits:
         raise DataError(f"{run.predictions} answers the split '{splits[0]}', expected 'test'.")
     answers: dict[Task, dict[str, Prediction]] = {task: {} for task in TASKS}
+    trained = trained_tasks(run)
     for one in predictions:
-        if one.relevant:
+        if one.relevant and one.task in trained:
             answers[one.task][one.request_id] = one
     return TestedRun(seed, folder, read_json(run.metrics), answers)
+
+
+def made_elsewhere(runs: Mapping[str, Sequence[str]]) -> list[System]:
+    """Read runs that no stage of the comparison makes.
+
+    Args:
+        runs: Name to run directories, one per seed.
+
+    Raises:
+        RunError: If one is half-finished or untested.
+        DataError: If a file is damaged, or answers another split.
+    """
+    systems = []
+    for name, folders in runs.items():
+        own = [read_run(Path(folder), seed=number) for number, folder in enumerate(folders)]
+        commands = [f"sidrec test --from {folder}" for folder in folders]
+        systems.append(System(name=name, kind="run", runs=own, commands=commands))
+    return systems
+
+
+def trained_tasks(run: RunDirectory) -> set[Task]:
+    """Return the tasks with a share of the batches; both where the run knows no shares."""
+    config = read_config(run.config) if run.config.exists() else {}
+    data = config.get("data") or {}
+    shares = data.get("init_args") or {}
+    return {task for task in TASKS if shares.get(f"{task}_share", 1.0) > 0}
 
 
 def requests_of(systems: Sequence[System], corpus: Corpus) -> dict[Task, list[str]]:

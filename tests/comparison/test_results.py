@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import yaml
 
 from sidrec.comparison.judge import judge
+from sidrec.comparison.markdown import cell, harmonic_cell
 from sidrec.comparison.results import System, read_run, requests_of
 from sidrec.comparison.settings import ReportSettings
 from sidrec.comparison.side_by_side import side_by_side
@@ -84,6 +86,35 @@ def test_the_judgement(systems, synthetic):
     assert inflation == pytest.approx(by_id / by_item - 1)
     assert rows["multitask"]["front_share"] == 1.0
     assert found["hypervolume"] == pytest.approx(rows["multitask"]["contribution"], rel=0.5)
+
+
+@pytest.mark.parametrize("untrained", ["search", "recommendation"])
+def test_a_task_that_was_not_trained_is_left_out(systems, synthetic, tmp_path, untrained):
+    write_answers(tmp_path, synthetic, seed=9, quality=1.0)  # better than all in both
+    shares = {f"{untrained}_share": 0.0, "batch_size": 8}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": shares}}))
+    alone = System(name="alone", kind="strategy", runs=[read_run(tmp_path, seed=9)])
+    assert alone.runs[0].figures[f"{untrained}/recall@30"] == 1.0  # metrics.json has it
+    requests = requests_of([*systems, alone], synthetic)
+    found = judge([*systems, alone], requests, SETTINGS)
+    row = found["systems"][-1]
+    trained = ({"search", "recommendation"} - {untrained}).pop()
+    assert row["figures"][f"{trained}/recall@30"]["mean"] == 1.0
+    assert {key.split("/")[0] for key in row["figures"]} == {trained}
+    assert row["tests"].keys() == {trained}
+    assert row["harmonic_mean"] is None
+    assert found["front"] == ["multitask"]
+    assert row["front_share"] == row["contribution"] == 0
+    assert cell(row, f"{untrained}/recall@30") == harmonic_cell(row) == "-"
+    lists = side_by_side([*systems, alone], requests, synthetic, per_task=2, seed=0)
+    assert {one["task"] for one in lists if "alone" in one["lists"]} == {trained}
+
+
+@pytest.mark.parametrize("text", ["data: {init_args: {search_share: 0.5}}", "data: null", "a: 1"])
+def test_a_run_without_a_share_of_nothing_answers_both(synthetic, tmp_path, text):
+    write_answers(tmp_path, synthetic, seed=1)
+    (tmp_path / "config.yaml").write_text(text)
+    assert all(read_run(tmp_path, seed=1).answers.values())
 
 
 def test_a_slice_without_requests_has_no_figure(systems, synthetic):

@@ -1,0 +1,92 @@
+"""How far from converged a training was: validation Recall@30 over its steps, of any runs.
+
+Use: sidrec fit --config configs/movies/encoder-core.yaml --data.corpus data/movies-core \
+         --trainer.max_steps 400 --trainer.val_check_interval 50 --run_dir runs/curve/encoder
+     python benchmarks/learning_curve.py "encoder, 400 steps=runs/curve/encoder" …
+Figures come from each run's CSV logs. Rates decay over the whole of a run, so the figure at step
+200 of a long run is not that of a run of 200 steps: give both.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sidrec.comparison.curves import learning_curve
+from sidrec.comparison.plots import curves_svg
+from sidrec.errors import ConfigError, RunError
+from sidrec.files import atomic_file, read_json, write_json
+from sidrec.run_directory import RunDirectory
+from sidrec.run_source import read_config
+
+
+def curve_of(name: str, folder: Path) -> dict[str, Any]:
+    """Return a run's curve with what it was trained with.
+
+    Returns:
+        ``steps``, ``recalls`` per task, ``max_steps``, ``seed``, ``state`` and, per task,
+        ``last_gain``: by how much the last interval between validations raised the figure.
+
+    Raises:
+        RunError: If the run validated nothing, or another logger than the CSV logger ran.
+    """
+    curve = learning_curve(folder)
+    if curve is None:
+        raise RunError(f"{folder} holds no validation figures in logs/*/metrics.csv.")
+    run = RunDirectory(folder)
+    config = read_config(run.config)
+    return {
+        "name": name,
+        "run": str(folder),
+        "state": run.state(),
+        "max_steps": config["trainer"]["max_steps"],
+        "seed": config["seed_everything"],
+        "corpus_fingerprint": read_json(run.manifest).get("corpus_fingerprint"),
+        **curve._asdict(),
+        "last_gain": {
+            task: own[-1] - own[-2] for task, own in curve.recalls.items() if len(own) > 1
+        },
+    }
+
+
+def split_name(word: str) -> tuple[str, Path]:
+    """Return name and folder of ``NAME=DIR``.
+
+    Raises:
+        ConfigError: If a part is missing.
+    """
+    name, _, folder = word.rpartition("=")
+    if not name or not folder:
+        raise ConfigError(f"a run is NAME=DIR, got '{word}'.")
+    return name, Path(folder)
+
+
+def main() -> None:
+    """Write the curves as JSON and as one picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "runs", nargs="+", metavar="NAME=DIR", help="run directories, finished or not"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/learning_curve.json")
+    )
+    chosen = parser.parse_args()
+    curves = [curve_of(*split_name(word)) for word in chosen.runs]
+    write_json(
+        chosen.output,
+        {
+            "command": f"python benchmarks/learning_curve.py {' '.join(map(repr, chosen.runs))}",
+            "figure": "Recall@30 on validation requests (generators: data.valid_requests per task)",
+            "curves": curves,
+        },
+    )
+    picture = chosen.output.with_suffix(".svg")
+    with atomic_file(picture) as temporary:
+        temporary.write_text(curves_svg([one["name"] for one in curves], curves))
+    for one in curves:
+        ends = {task: round(own[-1], 3) for task, own in one["recalls"].items()}
+        print(f"{one['name']}: step {one['steps'][-1]} of {one['max_steps']}: {ends}")
+    print(f"written: {chosen.output} and {picture}")
+
+
+if __name__ == "__main__":
+    main()
