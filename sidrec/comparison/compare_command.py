@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> None:
     corpus = Corpus.load(comparison.corpus)
     cells = cells_of(comparison, fingerprint=corpus.fingerprint)
     stages, out = in_order(cells), Path(comparison.out)
+    if comparison.runs and not given.only:
+        _check_runs(comparison, corpus)
     if given.dry_run:
         sys.stdout.write("\n".join(plan_lines(cells, stages, out)) + "\n")
     elif given.only:
@@ -65,6 +67,13 @@ def main(arguments: list[str]) -> None:
         outcomes = outcomes or run_stages(stages, out, launch=launch, jobs=given.jobs)
         command = f"sidrec compare {' '.join(arguments)}"
         _report(comparison, cells, outcomes, corpus, command, given.config.stem)
+
+
+def _check_runs(comparison: Comparison, corpus: Corpus) -> None:
+    """Refuse runs made elsewhere that do not fit before hours go into the others."""
+    from sidrec.comparison.results import made_elsewhere, requests_of
+
+    requests_of(made_elsewhere(comparison.runs), corpus)
 
 
 def _report(

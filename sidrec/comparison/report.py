@@ -12,7 +12,7 @@ from sidrec.comparison.curves import learning_curve
 from sidrec.comparison.judge import judge
 from sidrec.comparison.markdown import to_markdown
 from sidrec.comparison.page import to_html
-from sidrec.comparison.results import System, TestedRun, read_run, requests_of
+from sidrec.comparison.results import System, made_elsewhere, read_run, requests_of
 from sidrec.comparison.runner import Outcome
 from sidrec.comparison.settings import Comparison
 from sidrec.comparison.side_by_side import side_by_side
@@ -49,7 +49,7 @@ def make_report(
         RunError: If no run is there at all.
         DataError: If runs belong to different corpora or splits.
     """
-    systems = [*_systems(comparison, cells, outcomes), *_made_elsewhere(comparison)]
+    systems = [*_systems(comparison, cells, outcomes), *made_elsewhere(comparison.runs)]
     if not any(system.runs for system in systems):
         reasons = [outcome.reason for outcome in outcomes.values() if outcome.reason]
         raise RunError(
@@ -112,17 +112,6 @@ def _systems(
                 commands=[] if first is None else _commands(first, out),
             )
         )
-    return systems
-
-
-def _made_elsewhere(comparison: Comparison) -> list[System]:
-    systems = []
-    for name, folders in comparison.runs.items():
-        runs: list[TestedRun] = [
-            read_run(Path(folder), seed=number) for number, folder in enumerate(folders)
-        ]
-        commands = [f"sidrec test --from {folder}" for folder in folders]
-        systems.append(System(name=name, kind="run", runs=runs, commands=commands))
     return systems
 
 

@@ -1,6 +1,6 @@
 """Tested runs, read and checked: one corpus, one split, the same requests for all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -99,6 +99,24 @@ def read_run(folder: Path, *, seed: int | None) -> TestedRun:
         if one.relevant and one.task in trained:
             answers[one.task][one.request_id] = one
     return TestedRun(seed, folder, read_json(run.metrics), answers)
+
+
+def made_elsewhere(runs: Mapping[str, Sequence[str]]) -> list[System]:
+    """Read runs that no stage of the comparison makes.
+
+    Args:
+        runs: Name to run directories, one per seed.
+
+    Raises:
+        RunError: If one is half-finished or untested.
+        DataError: If a file is damaged, or answers another split.
+    """
+    systems = []
+    for name, folders in runs.items():
+        own = [read_run(Path(folder), seed=number) for number, folder in enumerate(folders)]
+        commands = [f"sidrec test --from {folder}" for folder in folders]
+        systems.append(System(name=name, kind="run", runs=own, commands=commands))
+    return systems
 
 
 def trained_tasks(run: RunDirectory) -> set[Task]:

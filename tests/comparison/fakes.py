@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from sidrec.comparison.stages import Stage
 from sidrec.corpus.popularity import popularity
@@ -27,6 +28,7 @@ class FakeLauncher:
 
     def __init__(self, corpus: Corpus, *, failing=(), tasks=TASKS):
         self.corpus, self.failing, self.tasks = corpus, failing, tasks
+        self.failing_keys: set[str] = set()
         self.ran: list[str] = []
 
     def __call__(
@@ -35,7 +37,7 @@ class FakeLauncher:
         self.num_threads = num_threads
         self.ran.append(stage.label)
         log.write_text(f"{' '.join(arguments)}\nsidrec: something broke\n")
-        if any(part in stage.label for part in self.failing):
+        if stage.key in self.failing_keys or any(part in stage.label for part in self.failing):
             return 1
         folder = Path(arguments[-1])
         seed = int(stage.key, 16) % 2**31
@@ -48,6 +50,8 @@ class FakeLauncher:
             run.last_checkpoint.write_bytes(b"weights")
             if stage.kind == "embeddings":
                 bundle_of(self.corpus, seed).save(run.semantic_ids)
+            data = {flag[7:]: float(value) for flag, value in stage.options if "_share" in flag}
+            run.config.write_text(yaml.safe_dump({"data": {"init_args": data}}))
             run.write_manifest(state="finished", corpus_fingerprint=self.corpus.fingerprint)
             return 0
         write_answers(folder, self.corpus, seed=seed, tasks=self.tasks)

@@ -4,6 +4,8 @@ import html
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,9 +16,11 @@ from sidrec.comparison.runner import threads_of
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.files import read_json
+from sidrec.run_directory import RunDirectory
 from tests.comparison.fakes import FakeLauncher, write_answers
 from tests.comparison.made import edit, launch_in_process, make_comparison
 
+IDS = Path(__file__).parents[2] / "configs" / "ids"
 NASTY = '<script>alert("1")</script>'
 
 
@@ -137,6 +141,106 @@ def test_a_run_over_another_corpus_is_refused(config, launcher, folder, tmp_path
     edit(config, runs={"other": [str(tmp_path / "foreign")]})
     with pytest.raises(DataError, match="one table holds one corpus"):
         run(config)
+    assert launcher.ran == []  # said before hours of work, not after them
+
+
+def test_a_run_of_another_split_is_refused(config, launcher, folder, tmp_path):
+    write_answers(tmp_path / "foreign", Corpus.load(folder / "corpus"), seed=5, split="valid")
+    edit(config, runs={"other": [str(tmp_path / "foreign")]})
+    with pytest.raises(DataError, match="answers the split 'valid', expected 'test'"):
+        run(config)
+    assert launcher.ran == []
+
+
+@pytest.mark.parametrize("state", ["running", "failed", None])
+def test_a_half_finished_run_is_refused(config, launcher, folder, tmp_path, state):
+    foreign = RunDirectory(tmp_path / "foreign")
+    write_answers(foreign.root, Corpus.load(folder / "corpus"), seed=5)
+    if state:
+        foreign.write_manifest(state=state)
+    else:
+        foreign.predictions.unlink()
+    edit(config, runs={"other": [str(foreign.root)]})
+    with pytest.raises(RunError, match=r"finish it first|run `sidrec test --from"):
+        run(config)
+    assert launcher.ran == []
+
+
+def test_a_stage_that_left_half_a_run_is_no_figure(config, launcher):
+    """What a finished stage wrote is looked for each time."""
+    run(config, "--strategies", "multitask,popularity")
+    half = next((config.parent / "out").glob("runs/baseline-*"))
+    RunDirectory(half).predictions.unlink()
+    with pytest.raises(RunError, match="1 stages are missing"):
+        run(config, "--strategies", "multitask,popularity", "--report_only")
+    report = read_json(config.parent / "out" / "report.json")
+    assert [row["seeds"] for row in report["systems"]] == [[1, 2], []]
+
+
+def test_one_seed_is_missing(config, launcher, capsys):
+    main(["--config", str(config), "--dry_run"])
+    lines = capsys.readouterr().out.splitlines()
+    lost = next(line.split()[3] for line in lines if "generator" in line and " rec/2" in line)
+    launcher.failing_keys = {lost}
+    with pytest.raises(RunError, match="2 stages are missing"):
+        run(config)
+    report = read_json(config.parent / "out" / "report.json")
+    rows = {row["name"]: row for row in report["systems"]}
+    assert rows["rec"]["seeds"] == [1]
+    assert rows["rec"]["missing"].keys() == {"2"}
+    assert rows["rec"]["figures"]["search/recall@30"]["deviation"] is None
+    assert rows["rec"]["tests"].keys() == {"search", "recommendation"}  # one seed against two
+    assert rows["multitask"]["seeds"] == [1, 2]
+    assert "1 (1 missing)" in (config.parent / "out" / "report.md").read_text()
+
+
+def test_nobody_answers_one_of_the_tasks(config, launcher):
+    launcher.tasks = ("recommendation",)
+    report = run(config)
+    assert report["num_requests"]["search"] == 0
+    assert report["front"] == []
+    assert report["hypervolume"] == 0
+    for row in report["systems"]:
+        assert {key.split("/")[0] for key in row["figures"]} == {"recommendation"}
+        assert row["harmonic_mean"] is None
+    page = (config.parent / "out" / "report.html").read_text()
+    assert 'id="point-' not in page
+
+
+def test_a_generator_of_one_task(config, launcher, folder):
+    """As search_only and rec_only of configs/compare/movies.yaml."""
+    settings = yaml.safe_load(config.read_text())
+    alone = {"data.recommendation_share": 0.0}
+    settings["generators"]["alone"] = settings["generators"]["joint"] | {"set": alone}
+    settings["strategies"]["search_only"] = settings["strategies"]["multitask"] | {
+        "generator": "alone"
+    }
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    report = run(config)
+    rows = {row["name"]: row for row in report["systems"]}
+    assert {key.split("/")[0] for key in rows["search_only"]["figures"]} == {"search"}
+    assert rows["search_only"]["tests"].keys() == {"search"}
+    assert not rows["search_only"]["on_front"]
+    assert {key.split("/")[0] for key in rows["multitask"]["figures"]} == {
+        "search",
+        "recommendation",
+    }
+    line = next(
+        line
+        for line in (config.parent / "out" / "report.md").read_text().splitlines()
+        if line.startswith("| search_only |")
+    )
+    assert [cell.strip() for cell in line.split("|")][3] == "-"
+
+
+def test_weights_and_biases_out_of_reach(config, launcher, capsys, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", unreachable)
+    edit(config, wandb={"project": "tiny", "offline": False})
+    assert run(config, "--strategies", "multitask")["failures"] == []
+    assert "not logged to Weights & Biases: no route to host" in capsys.readouterr().err
 
 
 def test_a_dry_run_does_nothing(config, launcher, capsys):
@@ -205,13 +309,65 @@ def test_the_page_opens_in_a_browser(config, launcher):
 
 @pytest.mark.slow
 def test_real_stages(folder, tmp_path, monkeypatch):
+    """Every kind of stage of configs/compare/movies.yaml, trained for a few steps."""
     settings = yaml.safe_load((folder / "tiny.yaml").read_text()) | {"out": str(tmp_path / "out")}
+    joint = settings["generators"]["joint"]
+    for name, change in {
+        "no_prior": {"model.prior_scale": None},
+        "search_only": {"data.recommendation_share": 0.0},
+        "rec_only": {"data.search_share": 0.0},
+    }.items():
+        settings["generators"][name] = joint | {"set": change}
+        settings["strategies"][name] = settings["strategies"]["multitask"] | {"generator": name}
+    sizes, learned = {"codebook_sizes": [8, 8]}, {"num_steps": 3, "batch_size": 16}
+    for name, changes in {
+        "balanced": sizes,
+        "dictionary": sizes,
+        "rq_vae": {"method.init_args.codebook_sizes": [8, 8], **learned},
+        "residual_lfq": {"method.init_args.codebook_sizes": [8, 8], **learned},
+        "random": sizes,
+        "atomic": {},
+    }.items():
+        settings["ids"][name] = {
+            "configs": [str(IDS / f"{name}.yaml")],
+            "set": {f"quantiser.init_args.{key}": value for key, value in changes.items()},
+        }
+        settings["strategies"][name] = settings["strategies"]["multitask"] | {"ids": name}
+    settings["strategies"]["atomic_no_prior"] = settings["strategies"]["atomic"] | {
+        "generator": "no_prior"
+    }
     config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    config.write_text(yaml.safe_dump(settings | {"seeds": [1]}, sort_keys=False))
     monkeypatch.setattr(compare_command, "launch_here", launch_in_process)
     report = run(config)
     assert report["failures"] == []
-    assert all(row["figures"] for row in report["systems"])
-    kept = next(row for row in report["systems"] if row["name"] == "multitask-kept")
+    rows = {row["name"]: row for row in report["systems"]}
+    assert all(row["figures"] for row in rows.values())
+    kept = rows["multitask-kept"]
     assert kept["figures"]["search/inflation"] >= 0
     assert kept["ids"]["ids/collision_rate"] > 0
+    for name, left_out in (("search_only", "recommendation"), ("rec_only", "search")):
+        assert f"{left_out}/recall@30" not in rows[name]["figures"]
+    assert [len(level) for level in rows["atomic"]["usage"]] == [60]  # one code per item
+
+
+@pytest.mark.slow
+def test_stages_as_processes(folder, tmp_path):
+    """The command itself: stages side by side, each a process; a second call runs none again."""
+    settings = yaml.safe_load((folder / "tiny.yaml").read_text())
+    settings |= {"out": str(tmp_path / "out"), "seeds": [1]}
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    command = [sys.executable, "-m", "sidrec", "compare", "--config", str(config), "--jobs", "2"]
+    command += ["--strategies", "multitask,BM25"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "[5/5]" in done.stderr
+    report = read_json(tmp_path / "out" / "report.json")
+    assert report["failures"] == []
+    assert [row["seeds"] for row in report["systems"]] == [[1], [None]]
+    logs = sorted(file.name.split("-")[0] for file in (tmp_path / "out" / "logs").iterdir())
+    assert logs == ["baseline", "embeddings", "generator", "ids", "test"]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "[" not in again.stderr.split("written:")[0]
+    assert read_json(tmp_path / "out" / "report.json")["systems"] == report["systems"]
