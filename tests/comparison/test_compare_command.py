@@ -180,7 +180,7 @@ def test_a_stage_that_left_half_a_run_is_no_figure(config, launcher):
 def test_one_seed_is_missing(config, launcher, capsys):
     main(["--config", str(config), "--dry_run"])
     lines = capsys.readouterr().out.splitlines()
-    lost = next(line.split()[3] for line in lines if "generator" in line and " rec/2" in line)
+    lost = next(line.split()[4] for line in lines if "generator" in line and " rec/2" in line)
     launcher.failing_keys = {lost}
     with pytest.raises(RunError, match="2 stages are missing"):
         run(config)
