@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,16 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from sidrec.corpus.build import build_corpus
+from sidrec.corpus.store import Corpus
+from sidrec.corpus.synthetic import make_synthetic
 from sidrec.files import read_json
 from sidrec.generator.t5 import train_tokenizer
 from sidrec.run_source import read_config
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.types import TASKS
 from tests.hub import serve
-from tests.pairs.made import make_corpus
+from tests.pairs.made import SETTINGS, SIZES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENCODER, T5 = "sentence-transformers/all-mpnet-base-v2", "google/flan-t5-base"
@@ -84,6 +88,14 @@ def make_flan(folder: Path, texts: list[str]) -> None:
     (folder / "config.json").write_text(json.dumps(stored))
 
 
+def make_catalogue(folder: Path) -> Corpus:
+    """Write a corpus with more items than the paper's codebooks have codes."""
+    sizes = replace(SIZES, num_items=300, num_users=60, num_interactions=1_500, queries_per_item=1)
+    raw, queries = make_synthetic(sizes, folder.parent / "scratch")
+    build_corpus(raw, queries, folder, SETTINGS)
+    return Corpus.load(folder)
+
+
 RUN_ALL = """
 import json, sys
 from tests.tiny import sidrec
@@ -97,7 +109,7 @@ for words in json.loads(sys.argv[1]):
 @pytest.mark.slow
 def test_the_papers_run_in_small(tmp_path):
     """Steps, batches and requests are shrunk by flags, models by the hub; nothing else differs."""
-    corpus = make_corpus(tmp_path / "corpus")
+    corpus = make_catalogue(tmp_path / "corpus")
     texts = [*corpus.item_texts(), *corpus.queries["text"]]
     make_mpnet(tmp_path / "mpnet", texts)
     make_flan(tmp_path / "flan", texts)

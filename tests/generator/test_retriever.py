@@ -68,7 +68,9 @@ def test_a_history_is_not_recommended_again(retriever, item_ids):
 def test_semantic_ids_are_those_of_the_bundle(retriever):
     (answer,) = retriever.search(["anything"])
     for item in answer:
-        assert item.semantic_id == retriever.generator.ids.bundles["search"].semantic_id_of(item.item_id)
+        assert item.semantic_id == retriever.generator.ids.bundles["search"].semantic_id_of(
+            item.item_id
+        )
 
 
 def test_unknown_items_are_skipped_and_counted(retriever, item_ids):
