@@ -11,6 +11,7 @@ directory holds. A validation is due after every third step; a stop that falls o
 later, as in any run.
 """
 
+import multiprocessing
 import os
 
 import pytest
@@ -77,6 +78,7 @@ def test_one_rank(stage, warmup, tiny, tmp_path):
 
 def on_ranks(rank, world_size, tmp_path):
     """Fill in the cells of two ranks, all in one start of two processes."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a rank that a launcher started
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
