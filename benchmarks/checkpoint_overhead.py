@@ -3,12 +3,11 @@
     python benchmarks/checkpoint_overhead.py --folder runs/checkpoints
 
 Prepares the most rated films and an untrained encoder run (SIDREC_DATA names the raw files), then
-trains the bi-encoder and the generator of configs/movies/*-core.yaml through the command line, in
-one process. Steps take turns: without the callback that keeps the newest checkpoint, with it, and
-with it and a save. A step's time goes from its start to the next one's, the loader included;
-figures are medians over steps of one task, averaged over the tasks. ``CHECKPOINT_EVERY_S`` seconds
-lie between two saves of a run: the overhead is that of the callback at every step, and of one save
-in that time.
+trains the bi-encoder and the generator of configs/movies/*-core.yaml through the command line.
+Steps take turns: without the callback that keeps the newest checkpoint, with it, and with it and a
+save. A step's time goes from its start to the next one's, the loader included; figures are medians
+over steps of one task, averaged over the tasks. ``CHECKPOINT_EVERY_S`` seconds lie between two
+saves of a run: the overhead is that of the callback at every step, and of one save in that time.
 
 Then a process that trains is sent SIGUSR1 at a random moment, again and again, and its end awaited;
 processor seconds beside, since the machine may be busy. It is a fork of one that has imported
@@ -31,24 +30,31 @@ from typing import Any
 import lightning as L
 
 import sidrec.cli
-from sidrec.files import write_json
+from sidrec.files import read_json, write_json
 from sidrec.generator.batches import GeneratorBatch
 from sidrec.main import main as run_sidrec
 from sidrec.run_callback import LastCheckpoint
 from sidrec.run_directory import RunDirectory
+from sidrec.run_directory.checkpoints import step_of
 from sidrec.run_directory.stopping import PREEMPTED_EXIT_CODE
 from sidrec.types import PairBatch
 
 DATA = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "movies"
 WAYS = ("without", "voting", "saving")
 WARM_UP_STEPS = 6
-RECORD: list[dict[str, Any]] = []
 
 
 class TakingTurns(LastCheckpoint):
     """The callback that keeps the newest checkpoint; by turns it does nothing, votes, or saves."""
 
+    file = Path()
     started: tuple[float, float] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin."""
+        super().on_train_start(trainer, pl_module)
+        self.steps: list[dict[str, Any]] = []
+        self.first_step = trainer.global_step + WARM_UP_STEPS
 
     def on_train_batch_start(
         self,
@@ -60,9 +66,9 @@ class TakingTurns(LastCheckpoint):
         """End the step before, begin this one."""
         del pl_module, batch_idx
         now = (time.perf_counter(), time.process_time())
-        if self.started is not None and trainer.global_step > WARM_UP_STEPS:
+        if self.started is not None and trainer.global_step > self.first_step:
             wall, cpu = (a - b for a, b in zip(now, self.started, strict=True))
-            RECORD.append({"way": self.way, "task": self.task, "wall_s": wall, "cpu_s": cpu})
+            self.steps.append({"way": self.way, "task": self.task, "wall_s": wall, "cpu_s": cpu})
         self.way, self.task, self.started = WAYS[trainer.global_step % 3], batch.task, now
         self.every_s = 0.0 if self.way == "saving" else 1e9
 
@@ -72,6 +78,11 @@ class TakingTurns(LastCheckpoint):
         """Do what a run does, unless it is the turn of doing nothing."""
         if self.way != "without":
             super().on_train_batch_end(trainer, pl_module, *unused)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the times where the parent finds them."""
+        super().on_train_end(trainer, pl_module)
+        write_json(self.file, {"steps": self.steps})
 
 
 def sidrec_fit(*arguments: str) -> int:
@@ -124,14 +135,19 @@ def forked(command: list[str], log: Path | None) -> int:
 
 
 def overhead(command: list[str], run: RunDirectory, steps: int) -> dict[str, Any]:
-    """Train, and return times by way and what they amount to."""
-    RECORD.clear()
+    """Train in a child, and return times by way and what they amount to."""
+    last = step_of(run.last_checkpoint) if run.last_checkpoint.exists() else 0
+    length = ["--trainer.max_steps", str(last + WARM_UP_STEPS + steps)]
     sidrec.cli.LastCheckpoint = TakingTurns  # type: ignore[misc]
-    if sidrec_fit(*command, "--trainer.max_steps", str(steps), "--run_dir", str(run.root)) != 0:
+    TakingTurns.file = run.root.with_suffix(".json")
+    code = in_a_fork([*command, *length, "--run_dir", str(run.root)])
+    sidrec.cli.LastCheckpoint = LastCheckpoint  # type: ignore[misc]
+    if code != 0:
         sys.exit("the fit failed")
+    records = read_json(TakingTurns.file)["steps"]
     every_s, found = sidrec.cli.CHECKPOINT_EVERY_S, {}
     for clock in ("wall_s", "cpu_s"):
-        step, voting, saving = (typical(way, clock) for way in WAYS)
+        step, voting, saving = (typical(records, way, clock) for way in WAYS)
         vote = voting - step
         found[clock] = {
             "step": step,
@@ -140,15 +156,15 @@ def overhead(command: list[str], run: RunDirectory, steps: int) -> dict[str, Any
             "overhead_percent": 100 * (vote / step + (saving - voting) / every_s),
         }
     found["checkpoint_mb"] = run.last_checkpoint.stat().st_size / 1e6
-    found["steps_of_each_way"] = {way: sum(r["way"] == way for r in RECORD) for way in WAYS}
+    found["steps_of_each_way"] = {way: sum(r["way"] == way for r in records) for way in WAYS}
     return found
 
 
-def typical(way: str, clock: str) -> float:
+def typical(records: list[dict[str, Any]], way: str, clock: str) -> float:
     """Return the mean over tasks of the median time of a step."""
-    tasks = sorted({record["task"] for record in RECORD})
+    tasks = sorted({record["task"] for record in records})
     medians = [
-        statistics.median(r[clock] for r in RECORD if (r["way"], r["task"]) == (way, task))
+        statistics.median(r[clock] for r in records if (r["way"], r["task"]) == (way, task))
         for task in tasks
     ]
     return statistics.fmean(medians)
@@ -200,12 +216,12 @@ def main() -> None:
         "from_sigusr1_to_exit": {},
         "checkpointing": {},
     }
-    for what, measure in (  # forks come first: what trains in this process starts threads
-        ("from_sigusr1_to_exit", partial(ends, log=asked.folder / "log", times=asked.ends)),
+    for what, measure in (
         ("checkpointing", partial(overhead, steps=asked.steps)),
+        ("from_sigusr1_to_exit", partial(ends, log=asked.folder / "log", times=asked.ends)),
     ):
         for stage, command in commands.items():
-            run = RunDirectory(asked.folder / f"{stage}-{what}-{os.getpid()}")
+            run = RunDirectory(asked.folder / f"{stage}-{os.getpid()}")
             facts[what][stage] = measure(command, run)
             facts["machine"]["load_of_the_last_15_minutes"] = os.getloadavg()[2]
             write_json(Path(asked.out), facts)  # a busy machine may not come to the end

@@ -143,9 +143,10 @@ def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, An
         if "class_path" not in now or before.get("class_path") != now["class_path"]:
             continue
         module, _, name = now["class_path"].rpartition(".")
+        given = now.get("init_args") or {}
         for option, known in signature(getattr(import_module(module), name)).parameters.items():
-            if now["init_args"].get(option, known) == known.default:
-                before["init_args"].setdefault(option, known.default)
+            if option in given and given[option] == known.default:
+                before.setdefault("init_args", {}).setdefault(option, known.default)
     return stored
 
 

@@ -16,7 +16,7 @@ def dropout(states: Float[Tensor, "*any"], *, rate: float) -> Float[Tensor, "*an
 
     On a CPU, torch draws one number for each entry, in a T5 about a sixth of a training step; here
     a 64-bit draw serves four entries. Drawn from torch's own generator: the same seed gives the
-    same mask.
+    same mask. Compiled, it is torch's own dropout: other masks.
 
     Args:
         states: Any shape.
@@ -24,7 +24,7 @@ def dropout(states: Float[Tensor, "*any"], *, rate: float) -> Float[Tensor, "*an
     """
     if rate == 0:
         return states
-    if states.device.type != "cpu":
+    if states.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(states, rate)
     dropped = round(rate * _LEVELS)
     words = torch.empty((states.numel() + 3) // 4, dtype=torch.int64)

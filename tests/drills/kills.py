@@ -26,10 +26,14 @@ import sidrec.cli
 from sidrec.main import main
 from sidrec.run_directory import RunDirectory
 from sidrec.run_directory.checkpoints import damage_of
+from tests.encoder.test_enmf import MODEL as ENMF
 from tests.pairs.made import make_corpus, make_encoder
+from tests.semantic_ids.learned.test_run import tiny_settings as rq_vae_settings
 from tests.tiny import encoder_settings, generator_settings, write_yaml
 
 KILLS_PER_STAGE = 3
+RUNS = ("enc", "enmf", "rq_vae", "gen")
+LENGTH = {"max_steps": 24, "val_check_interval": 6, "check_val_every_n_epoch": None}
 REQUESTS = [
     {"id": "a", "task": "search", "query": "red film"},
     {"id": "b", "task": "recommendation", "history": ["i1", "i2"]},
@@ -47,12 +51,24 @@ class Stage:
 
 def stages(folder: Path, given: Path) -> list[Stage]:
     enc, gen, ids = (str(folder / name) for name in ("enc", "gen", "ids"))
-    encoder, generator, wanted = (str(given / f"{name}.yaml") for name in ("enc", "gen", "ids"))
+    encoder, generator, wanted, enmf, rq_vae = (
+        str(given / f"{name}.yaml") for name in ("enc", "gen", "ids", "enmf", "rq_vae")
+    )
     synthetic = ("prepare", "synthetic", "--out", str(folder / "made"), "--items", "300")
     requests = ("--input", str(given / "requests.jsonl"), "--output", str(folder / "answers.jsonl"))
     return [
         Stage("prepare", (*synthetic, "--users", "60"), "made/corpus.json"),
         Stage("fit encoder", ("fit", "--config", encoder, "--run_dir", enc), "enc/weights"),
+        Stage(
+            "fit ENMF",
+            ("fit", "--config", enmf, "--run_dir", str(folder / "enmf")),
+            "enmf/weights",
+        ),
+        Stage(
+            "fit RQ-VAE",
+            ("fit", "--config", rq_vae, "--from", enc, "--run_dir", str(folder / "rq_vae")),
+            "rq_vae/weights",
+        ),
         Stage(
             "fit generator",
             ("fit", "--config", generator, "--from", enc, "--run_dir", gen),
@@ -131,7 +147,7 @@ def result_of(stage: Stage, folder: Path) -> object:
 def wrongs_after_a_kill(folder: Path) -> list[str]:
     """Return what a reader would stumble over at this moment."""
     wrong = []
-    for name in ("enc", "gen"):
+    for name in RUNS:
         run = RunDirectory(folder / name)
         try:
             run.state()
@@ -148,13 +164,28 @@ def prepare(given: Path) -> None:
     corpus = make_corpus(given / "corpus")
     encoder = make_encoder(given / "encoder", corpus, dropout=0.0)
     settings = encoder_settings(given / "corpus", encoder)
-    settings["trainer"] |= {"max_steps": 40, "val_check_interval": 10}
+    settings["trainer"] |= LENGTH
     write_yaml(given / "enc.yaml", settings)
     quantised = settings["trainer"]["callbacks"][0]["init_args"]
     write_yaml(given / "ids.yaml", {name: quantised[name] for name in ("quantiser", "policy")})
     generator = generator_settings()
-    generator["trainer"] |= {"max_steps": 40, "val_check_interval": 10}
+    generator["trainer"] |= LENGTH
     write_yaml(given / "gen.yaml", generator)
+    rq_vae = rq_vae_settings()
+    rq_vae["trainer"]["max_steps"] = LENGTH["max_steps"]
+    write_yaml(given / "rq_vae.yaml", rq_vae)
+    enmf = {
+        "class_path": "sidrec.encoder.enmf.module.Enmf",
+        "init_args": ENMF | {"warmup_fraction": 0.2},
+    }
+    users = {"corpus": str(given / "corpus"), "batch_size": 9, "seed": 1}
+    data = {
+        "class_path": "sidrec.encoder.enmf.datamodule.UserDataModule",
+        "init_args": users,
+    }
+    whole = settings | {"model": enmf, "data": data}
+    whole["trainer"] = settings["trainer"] | {"max_epochs": -1}
+    write_yaml(given / "enmf.yaml", whole)
     (given / "requests.jsonl").write_text("".join(json.dumps(r) + "\n" for r in REQUESTS))
 
 
@@ -190,8 +221,9 @@ def drill(folder: Path, kills: int, seed: int, until: float) -> dict[str, object
                 survived[stage.name] += hits
             else:
                 wrong.append(f"round {rounds}, {stage.name}: code {code} or another result")
+            show(tried, survived, wrong, rounds)
+            if wrong:
                 break
-        show(tried, survived, wrong, rounds)
     return {"tried": tried.total(), "survived": survived.total(), "wrong": wrong}
 
 

@@ -11,6 +11,7 @@ directory holds. A validation is due after every third step; a stop that falls o
 later, as in any run.
 """
 
+import multiprocessing
 import os
 
 import pytest
@@ -76,7 +77,8 @@ def test_one_rank(stage, warmup, tiny, tmp_path):
 
 
 def on_ranks(rank, world_size, tmp_path):
-    """Fill in all cells of a stage in one start of two processes."""
+    """Fill in the cells of two ranks, all in one start of two processes."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a rank that a launcher started
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -87,21 +89,37 @@ def on_ranks(rank, world_size, tmp_path):
         "MASTER_PORT": "29571",  # not used: the ranks know each other already
         "TORCHELASTIC_RUN_ID": "test",
     }
-    stage, tiny, warmup = torch.load(tmp_path / "input.pt", weights_only=False)
+    wanted, tiny = torch.load(tmp_path / "input.pt", weights_only=False)
     assert rank_and_world_size() == (rank, 2)
-    choice = {"num_ranks": 2, "warmup": warmup, "cells": cells_of(stage)}
-    found, expected = compare(stage, tiny, tmp_path, **choice)
-    torch.save((found, expected.end["weights"]), tmp_path / f"{rank}.pt")
-    wait_for_all_ranks()
+    for stage, warmup in wanted:
+        folder = tmp_path / f"{stage} {warmup}"
+        choice = {"num_ranks": 2, "warmup": warmup, "cells": cells_of(stage)}
+        found, expected = compare(stage, tiny, folder, **choice)
+        torch.save((found, expected.end["weights"]), folder / f"{rank}.pt")
+        wait_for_all_ranks()
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tiny, tmp_path_factory, request):
+    """Return the folder with what two ranks found for the tests that were chosen."""
+    folder = tmp_path_factory.mktemp("ranks")
+    chosen = [item.callspec.params for item in request.session.items if _needs_ranks(item)]
+    wanted = [(one["stage"], one["warmup"]) for one in chosen]
+    torch.save((wanted, tiny), folder / "input.pt")
+    run_on_ranks(on_ranks, folder)
+    return folder
+
+
+def _needs_ranks(item):
+    return "on_two_ranks" in getattr(item, "fixturenames", ())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("warmup", [True, False], ids=["warmup", "constant"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks(stage, warmup, tiny, tmp_path):
-    torch.save((stage, tiny, warmup), tmp_path / "input.pt")
-    run_on_ranks(on_ranks, tmp_path)
-    (first, weights), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_two_ranks(stage, warmup, on_two_ranks):
+    files = [on_two_ranks / f"{stage} {warmup}" / f"{rank}.pt" for rank in range(2)]
+    (first, weights), (second, others) = map(torch.load, files)
     assert_same(first)
     assert_same(second)
     assert all(torch.equal(weights[name], others[name]) for name in weights)

@@ -1,5 +1,6 @@
 """A real Slurm, two nodes on this machine: a job of two ranks is stopped, requeued, finishes."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from sidrec.run_directory import RunDirectory
+from tests.patience import patient
 from tests.tiny import encoder_settings, write_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,7 @@ class Job:
         return self.ask("squeue", "--noheader", "--states=all", f"--jobs={self.id}", "--format=%T")
 
     def wait_for(self, what, condition, timeout_s=240):
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + patient(timeout_s)
         while not condition():
             assert time.monotonic() < end, f"waited for {what} in vain:\n{self.output()}"
             time.sleep(0.5)
@@ -149,9 +151,13 @@ def test_a_signalled_job_is_requeued_and_ends_with_the_same_weights(
 
 
 def test_the_time_limit_requeues_too(cluster, tiny, tmp_path, undisturbed):
-    job = Job(tiny, tmp_path / "job", cluster, "--time=2", "--signal=SIGUSR1@70", step_s=2.5)
+    first_part_s = patient(50)  # from the start to the signal; imports and some steps
+    minutes = math.ceil((first_part_s + 70) / 60)
+    signal = f"--signal=SIGUSR1@{60 * minutes - int(first_part_s)}"
+    job = Job(tiny, tmp_path / "job", cluster, f"--time={minutes}", signal, step_s=2.5)
     for _ in range(8):  # a slow machine may be stopped before it trains, and comes back as well
-        job.wait_for("the limit", lambda: job.state() in ("PENDING", "COMPLETED"))
+        ends = lambda: job.state() in ("PENDING", "COMPLETED")  # noqa: E731
+        job.wait_for("the limit", ends, timeout_s=60 * minutes + 120)
         if job.state() == "COMPLETED":
             break
         job.go_on_now()
