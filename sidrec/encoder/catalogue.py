@@ -76,9 +76,14 @@ def encode_over_ranks(
 ) -> Float[Tensor, "text dim"]:
     """Embed texts, each rank a slice; every rank returns all of them.
 
-    The result is the same for any number of ranks, up to rounding. Arguments as ``encode_texts``.
+    The result is the same for any number of ranks, up to rounding.
 
     Args:
+        tower: As for ``encode_texts``.
+        texts: Of all ranks.
+        max_tokens: Longer texts are cut.
+        batch_size: Texts per forward pass.
+        bf16: Run the encoder under bfloat16 autocast.
         folder: Where the vectors lie, memory-mapped, if there are more than 2 GiB of them; all
             ranks must see it. None keeps them in memory.
     """
