@@ -24,11 +24,11 @@ from tests.fuzz.tally import Tally
 from tests.tiny import make_tiny
 
 DEFAULT = {
-    "retrieve": 4_000,
-    "prepare table": 2_500,
-    "prepare movielens": 1_500,
-    "ids": 600,
-    "compare": 1_500,
+    "retrieve": 5_000,
+    "prepare table": 1_500,
+    "prepare movielens": 1_000,
+    "compare": 1_800,
+    "ids": 400,
     "fit": 300,
 }
 _MEMORY_BYTES = 12 << 30
@@ -44,15 +44,15 @@ def main() -> None:
     chosen = {name: int(n) for name, n in (case.split("=") for case in options.cases)} or DEFAULT
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    results, wrong = {}, {}
+    output, results = options.output.absolute(), {}
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=options.scratch) as scratch:
         os.chdir(scratch)
-        tiny = make_tiny(Path(scratch) / "tiny")
+        trained = {"compare", "fit"} & chosen.keys()
+        tiny = make_tiny(Path(scratch) / "tiny") if trained else None
         for name, num_cases in chosen.items():
             tally, started = Tally(name), time.process_time()
             FAMILIES[name](tiny, Path(scratch) / "case" / "folder", tally, num_cases)
             results[name] = tally.result() | {"cpu_s": round(time.process_time() - started, 1)}
-            wrong[name] = tally.wrong
             print(name, results[name], flush=True)
             reasons = Counter(one["reason"][:160] for one in tally.wrong)
             for reason, count in reasons.most_common(40):
@@ -62,9 +62,10 @@ def main() -> None:
             )
             if tally.wrong:
                 found.write_text(json.dumps(tally.wrong, indent=1, ensure_ascii=False))
+    known = json.loads(output.read_text())["families"] if output.exists() else {}
+    results = known | results
     total = {key: sum(one[key] for one in results.values()) for key in ("tried", "answered")}
-    content = {"command": "python benchmarks/fuzz.py", **total, "families": results}
-    write_json(options.output, content)
+    write_json(output, {"command": "python benchmarks/fuzz.py", **total, "families": results})
     print(total)
 
 

@@ -15,8 +15,9 @@ FOUND, UNREACHABLE = 1, 75
 
 
 def main(locks: list[Path]) -> int:
-    """Audit each lock file; return the exit code."""
-    return max((audit(lock) for lock in locks), default=0)
+    """Audit each lock file; return the exit code: what was found outweighs what was not asked."""
+    codes = [audit(lock) for lock in locks]
+    return FOUND if FOUND in codes else max(codes, default=0)
 
 
 def audit(lock: Path) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -128,7 +129,7 @@ class SidrecCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, TypeError, StrictDataclassError) as error:
             raise ConfigError(with_suggestion(str(error), ())) from error
 
     def _instantiate_trainer(

@@ -56,3 +56,12 @@ def test_an_audit_that_asked_nobody_says_so(capsys):
         audit.report(Path("lock"), [*clean, {"name": "b", "version": "1", "vulns": [known]}]) == 1
     )
     assert "b 1: CVE-1 -> 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("codes", "code"), [([0, 75], 75), ([1, 75], 1), ([75, 1], 1), ([], 0)])
+def test_what_was_found_in_one_file_outweighs_what_was_not_asked_of_another(
+    monkeypatch, codes, code
+):
+    found = iter(codes)
+    monkeypatch.setattr(audit, "audit", lambda _: next(found))
+    assert audit.main([Path("lock")] * len(codes)) == code

@@ -41,7 +41,9 @@ class LanguageModel(Protocol):
         ...
 
 
-def load_language_model(spec: str, *, sampling: Sampling) -> LanguageModel:
+def load_language_model(
+    spec: str, *, sampling: Sampling, revision: str | None = None
+) -> LanguageModel:
     """Open the model that a user named.
 
     Args:
@@ -49,14 +51,18 @@ def load_language_model(spec: str, *, sampling: Sampling) -> LanguageModel:
             ``openai:URL`` or ``openai:URL#MODEL`` (``URL/chat/completions`` is called; without
             MODEL the only one that the endpoint lists is taken).
         sampling: How it writes.
+        revision: Commit, tag or branch of a model on the hub; None takes what is there today.
 
     Raises:
-        ConfigError: If the form is wrong or there is no such model.
+        ConfigError: If the form is wrong, there is no such model, or a folder or endpoint is to
+            have a revision.
         SidrecError: If the endpoint or hub cannot be reached.
     """
     kind, _, rest = spec.partition(":")
+    if revision is not None and (kind != "hf" or Path(rest).is_dir()):
+        raise ConfigError(f"{spec} has no revisions, only a model on the hub has; leave it out.")
     if kind == "hf" and rest:
-        return LocalModel(rest, sampling=sampling)
+        return LocalModel(rest, sampling=sampling, revision=revision)
     if kind == "openai" and rest:
         from sidrec.corpus.openai_endpoint import OpenAiEndpoint
 
@@ -75,18 +81,19 @@ class LocalModel:
     Args:
         model: Hub name or folder.
         sampling: How it writes.
+        revision: On the hub: commit, tag or branch.
 
     Raises:
         ConfigError: If it cannot be loaded.
     """
 
-    def __init__(self, model: str, *, sampling: Sampling) -> None:
+    def __init__(self, model: str, *, sampling: Sampling, revision: str | None = None) -> None:
         import torch
 
         self.name = Path(model).name
-        self.fingerprint = _fingerprint_of(model)
+        self.fingerprint = _fingerprint_of(model, revision)
         self._sampling = sampling
-        self._tokenizer, self._model = _load(model)
+        self._tokenizer, self._model = _load(model, revision)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = self._model.to(self._device).eval()
         self._answers_apart = bool(self._model.config.is_encoder_decoder)
@@ -155,7 +162,7 @@ class LocalModel:
         return room
 
 
-def _load(model: str) -> tuple[Any, Any]:
+def _load(model: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -164,7 +171,11 @@ def _load(model: str) -> tuple[Any, Any]:
     )
 
     local = Path(model).is_dir() or not hub_is_reachable()
-    how: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    how: dict[str, Any] = {
+        "local_files_only": local,
+        "revision": revision or "main",
+        "trust_remote_code": False,
+    }
     try:
         config = AutoConfig.from_pretrained(model, **how)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -174,8 +185,9 @@ def _load(model: str) -> tuple[Any, Any]:
         network = kind.from_pretrained(model, dtype="auto", **how)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        name = model if revision is None else f"{model} at {revision}"
         raise ConfigError(
-            f"The model hf:{model} cannot be loaded ({reason[:200]}); give "
+            f"The model hf:{name} cannot be loaded ({reason[:200]}); give "
             "the folder of a text-generation model, or its hub name on a machine that reaches "
             "the hub or has the model in its cache."
         ) from None
@@ -202,11 +214,11 @@ def hub_is_reachable() -> bool:
     return True
 
 
-def _fingerprint_of(model: str) -> str:
+def _fingerprint_of(model: str, revision: str | None) -> str:
     """Return the hub name, or what tells this folder's weights from others': sizes and times."""
     folder = Path(model)
     if not folder.is_dir():
-        return f"hf:{model}"
+        return f"hf:{model}" if revision is None else f"hf:{model}@{revision}"
     files = sorted(file for file in folder.iterdir() if file.is_file())
     seen = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return "hf-folder:" + hashlib.sha256("\n".join(seen).encode()).hexdigest()

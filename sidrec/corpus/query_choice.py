@@ -24,6 +24,7 @@ class QueryWriting:
         max_new_tokens: Limit of one answer of the language model, in tokens.
         batch_size: Prompts that the language model answers at once.
         seed: Of the language model.
+        revision: Commit, tag or branch of an ``hf:`` model on the hub; null takes today's.
     """
 
     num_queries: int = 10
@@ -32,6 +33,7 @@ class QueryWriting:
     max_new_tokens: int = 512
     batch_size: int = 8
     seed: int = 0
+    revision: str | None = None
 
 
 DEFAULT_WRITING = QueryWriting()
@@ -105,4 +107,5 @@ def _written(items: "pl.DataFrame", how: str, writing: QueryWriting) -> "list[Ra
         sampling=Sampling(
             writing.max_new_tokens, writing.temperature, writing.seed, writing.batch_size
         ),
+        revision=writing.revision,
     )

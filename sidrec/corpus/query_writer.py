@@ -30,6 +30,7 @@ def write_queries(
     cache_folder: Path,
     num_queries: int,
     sampling: Sampling,
+    revision: str | None = None,
 ) -> list[RawQuery]:
     """Have a language model write queries for every item, and a paraphrase of each.
 
@@ -43,6 +44,7 @@ def write_queries(
         cache_folder: Where answers are kept, one file per model and settings.
         num_queries: Queries asked for per item, ``>= 1``; as many paraphrases.
         sampling: How the model writes.
+        revision: Of a model on the hub; answers of different revisions are kept apart.
 
     Returns:
         The queries in the order of the items, without a split; a query and its paraphrase share
@@ -55,7 +57,7 @@ def write_queries(
     """
     if num_queries < 1:
         raise ConfigError(f"num_queries must be at least 1, got {num_queries}.")
-    writer = load_language_model(model, sampling=sampling)
+    writer = load_language_model(model, sampling=sampling, revision=revision)
     settings = [writer.fingerprint, str(sampling.temperature), str(sampling.seed)]
     digest = hashlib.sha256("\0".join([*settings, str(sampling.max_new_tokens)]).encode())
     cache = _Cache(cache_folder / "written_queries" / f"{digest.hexdigest()[:16]}.jsonl")

@@ -13,6 +13,7 @@ from jaxtyping import Int8, Int64
 
 from sidrec.corpus.contents import SCHEMA_VERSION, SCHEMAS
 from sidrec.corpus.derived import arrow_file, derived_folder, interaction_arrays
+from sidrec.corpus.strings import ColumnStrings
 from sidrec.errors import DataError
 from sidrec.files import read_json, sha256_of_file
 
@@ -114,6 +115,10 @@ class Corpus:
     def item_texts(self) -> list[str]:
         """Return what the encoder reads of each item; row = item_index."""
         return self._strings("text")
+
+    def item_text_column(self) -> ColumnStrings:
+        """Return the same without a string of Python for each, for catalogues of any size."""
+        return ColumnStrings(self.items.data.column("text"))
 
     def item_ids(self) -> list[str]:
         """Return the catalogue's own id of each item; row = item_index."""

@@ -166,7 +166,8 @@ def _words_of(settings: SyntheticSettings, item: int) -> list[str]:
 
 
 def _queries(settings: SyntheticSettings) -> Iterator[RawQuery]:
-    for item in range(settings.num_items):
+    asked = settings.num_items if settings.queries_per_item else 0  # words cost the time
+    for item in range(asked):
         words = _words_of(settings, item)
         rng = np.random.default_rng([settings.seed, 3, item])
         for number in range(settings.queries_per_item):

@@ -1,24 +1,30 @@
 """Encode many texts: sorted by length, sharded over ranks, gathered in order."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sidrec.console import track
+from sidrec.corpus.derived import derived_folder
 from sidrec.corpus.store import Corpus
 from sidrec.distributed import gather_rows, rank_and_world_size
 from sidrec.encoder.enmf.model import FactorTower
 from sidrec.encoder.tower import TextTower
+from sidrec.encoder.vector_file import SharedVectors
 from sidrec.types import ItemEmbeddings, TextTokens
 
 _BATCHES_TOKENISED_TOGETHER = 64
+_IN_MEMORY_BYTES = 2 << 30
 
 
 def encode_texts(
-    tower: TextTower, texts: list[str], *, max_tokens: int, batch_size: int, bf16: bool = False
+    tower: TextTower, texts: Sequence[str], *, max_tokens: int, batch_size: int, bf16: bool = False
 ) -> Float[Tensor, "text dim"]:
     """Embed texts on this rank, without gradient and dropout.
 
@@ -34,6 +40,18 @@ def encode_texts(
         L2-normalised float32 embeddings on the CPU, row ``i`` for text ``i``.
     """
     vectors = torch.empty(len(texts), tower.dim)
+    _encode_into(vectors, tower, texts, max_tokens, batch_size, bf16)
+    return vectors
+
+
+def _encode_into(
+    vectors: Float[Tensor, "text dim"],
+    tower: TextTower,
+    texts: Sequence[str],
+    max_tokens: int,
+    batch_size: int,
+    bf16: bool,
+) -> None:
     together = batch_size * _BATCHES_TOKENISED_TOGETHER
     was_training = tower.training
     tower.eval()
@@ -41,25 +59,42 @@ def encode_texts(
         with torch.inference_mode(), autocast_of(tower, bf16):
             starts = range(0, len(texts), together)
             for first in track(starts, "Encoding texts", total=len(starts)):
-                part = texts[first : first + together]
+                part = list(texts[first : first + together])
                 vectors[first : first + len(part)] = _encode(tower, part, max_tokens, batch_size)
     finally:
         tower.train(was_training)
-    return vectors
 
 
 def encode_over_ranks(
-    tower: TextTower, texts: list[str], *, max_tokens: int, batch_size: int, bf16: bool = False
+    tower: TextTower,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    bf16: bool = False,
+    folder: Path | None = None,
 ) -> Float[Tensor, "text dim"]:
     """Embed texts, each rank a slice; every rank returns all of them.
 
-    The result is the same for any number of ranks, up to rounding. Arguments as ``encode_texts``.
+    The result is the same for any number of ranks, up to rounding.
+
+    Args:
+        tower: As for ``encode_texts``.
+        texts: Of all ranks.
+        max_tokens: Longer texts are cut.
+        batch_size: Texts per forward pass.
+        bf16: Run the encoder under bfloat16 autocast.
+        folder: Where the vectors lie, memory-mapped, if there are more than 2 GiB of them; all
+            ranks must see it. None keeps them in memory.
     """
     rank, world_size = rank_and_world_size()
     first, end = (len(texts) * r // world_size for r in (rank, rank + 1))
-    own = encode_texts(
-        tower, texts[first:end], max_tokens=max_tokens, batch_size=batch_size, bf16=bf16
-    )
+    how: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size, "bf16": bf16}
+    if folder is not None and len(texts) * tower.dim * 4 > _IN_MEMORY_BYTES:
+        shared = SharedVectors(folder, len(texts), tower.dim)
+        _encode_into(shared.rows(first, end), tower, texts[first:end], **how)
+        return shared.all()
+    own = encode_texts(tower, texts[first:end], **how)
     device = next(tower.parameters()).device
     return gather_rows(own.to(device)).cpu()
 
@@ -74,6 +109,7 @@ def encode_catalogue(
 ) -> ItemEmbeddings:
     """Embed every item of a corpus; all ranks call it, all get all items.
 
+    Vectors of more than 2 GiB lie in a memory-mapped file, so memory does not grow with the items.
     A text tower reads the items' texts; a factor tower has vectors already, and reads nothing.
 
     Raises:
@@ -82,7 +118,12 @@ def encode_catalogue(
     if isinstance(tower, FactorTower):
         return ItemEmbeddings(tower.item_vectors(), encoder_hash(tower), corpus.fingerprint)
     vectors = encode_over_ranks(
-        tower, corpus.item_texts(), max_tokens=max_tokens, batch_size=batch_size, bf16=bf16
+        tower,
+        corpus.item_text_column(),
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        bf16=bf16,
+        folder=derived_folder(corpus.folder, corpus.fingerprint),
     )
     return ItemEmbeddings(vectors, encoder_hash(tower), corpus.fingerprint)
 

@@ -128,3 +128,28 @@ def test_a_hub_name_without_a_network_is_one_line_at_once(monkeypatch):
     with pytest.raises(ConfigError, match="hf:nobody/nothing cannot be loaded") as caught:
         load_language_model("hf:nobody/nothing", sampling=GREEDY)
     assert "\n" not in str(caught.value)
+
+
+def test_a_revision_reaches_every_download_and_the_fingerprint(decoder, monkeypatch):
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    asked = []
+    for kind in (AutoConfig, AutoTokenizer, AutoModelForCausalLM):
+        real = kind.from_pretrained
+
+        def load(name, *, real=real, revision, trust_remote_code, **how):
+            asked.append((name, revision, trust_remote_code))
+            return real(str(decoder), **how)
+
+        monkeypatch.setattr(kind, "from_pretrained", load)
+    pinned = load_language_model("hf:some/model", sampling=GREEDY, revision="607a30d")
+    assert asked == [("some/model", "607a30d", False)] * 3
+    moving = load_language_model("hf:some/model", sampling=GREEDY)
+    assert asked[3:] == [("some/model", "main", False)] * 3
+    assert pinned.fingerprint != moving.fingerprint
+
+
+def test_what_has_no_revisions_refuses_one(decoder):
+    for spec in (f"hf:{decoder}", "openai:http://localhost:1/v1#m"):
+        with pytest.raises(ConfigError, match="has no revisions, only a model on the hub has"):
+            load_language_model(spec, sampling=GREEDY, revision="main")

@@ -1,5 +1,8 @@
+import pytest
 import torch
 
+from sidrec.corpus.strings import ColumnStrings
+from sidrec.encoder import catalogue
 from sidrec.encoder.catalogue import (
     encode_catalogue,
     encode_over_ranks,
@@ -7,6 +10,8 @@ from sidrec.encoder.catalogue import (
     encoder_hash,
 )
 from sidrec.encoder.tower import TextTower
+from sidrec.encoder.vector_file import SharedVectors
+from sidrec.errors import SidrecError
 from tests.ranks import run_on_ranks
 
 SIZES = {"max_tokens": 20, "batch_size": 7}
@@ -58,3 +63,46 @@ def test_any_number_of_ranks_gives_the_same(encoder, corpus, tmp_path):
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def encode_own_share_into_a_file(rank, world_size, tmp_path):
+    folder, texts = torch.load(tmp_path / "input.pt")
+    catalogue._IN_MEMORY_BYTES = 0
+    found = encode_over_ranks(load(folder), texts, folder=tmp_path, **SIZES)
+    torch.save(found.clone(), tmp_path / f"{rank}.pt")
+
+
+def test_vectors_in_a_file_are_the_same_and_the_file_is_gone(encoder, corpus, tmp_path):
+    texts = corpus.item_texts()[:11]
+    torch.save((encoder, texts), tmp_path / "input.pt")
+    run_on_ranks(encode_own_share_into_a_file, tmp_path)
+    expected = encode_texts(load(encoder), texts, **SIZES)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert not list(tmp_path.glob("vectors-*"))
+
+
+def test_a_large_catalogue_lies_in_a_file(encoder, corpus, monkeypatch):
+    monkeypatch.setattr(catalogue, "_IN_MEMORY_BYTES", 0)
+    tower = load(encoder)
+    in_file = encode_catalogue(tower, corpus, **SIZES).vectors
+    monkeypatch.setattr(catalogue, "_IN_MEMORY_BYTES", 1 << 30)
+    torch.testing.assert_close(in_file, encode_catalogue(tower, corpus, **SIZES).vectors)
+
+
+def test_a_folder_that_cannot_hold_the_vectors_is_named(tmp_path):
+    with pytest.raises(SidrecError, match=r"no cannot hold 0\.0 GiB of item embeddings"):
+        SharedVectors(tmp_path / "no", 3, 4)
+
+
+def test_a_column_of_strings_is_read_where_it_is_asked_for(corpus):
+    column = corpus.item_text_column()
+    assert list(column) == corpus.item_texts()
+    assert column[3] == corpus.item_texts()[3]
+    part = column[10:20]
+    assert isinstance(part, ColumnStrings)
+    assert list(part[2:5]) == corpus.item_texts()[12:15]
+    assert not len(column[50:10])
+    with pytest.raises(ValueError, match="step 1, got 2"):
+        column[::2]

@@ -156,7 +156,10 @@ def ids(tiny, folder, tally, num_cases):
 
 def compare(tiny, folder, tally, num_cases):
     """Comparisons; what is in order prints its plan."""
-    tree = yaml.safe_load((ROOT / "configs" / "compare" / "movies.yaml").read_text())
+    text = (ROOT / "configs" / "compare" / "movies.yaml").read_text()
+    tree = yaml.safe_load(
+        text.replace("[configs/", f"[{ROOT}/configs/").replace(", configs/", f", {ROOT}/configs/")
+    )
     tree |= {"corpus": str(tiny.corpus), "out": str(folder / "out")}
     tree["strategies"] = dict(list(tree["strategies"].items())[:7])
 

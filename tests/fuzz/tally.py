@@ -4,6 +4,7 @@ import contextlib
 import io
 import signal
 import traceback
+import warnings
 from collections import Counter
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -74,7 +75,12 @@ def run(command, *arguments):
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(_AT_WORK_S)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
             code = sidrec(command, *arguments)
     except AtWorkError:
         code, reason = -1, f"still at work after {_AT_WORK_S} s"
