@@ -80,9 +80,10 @@ def screen_of(centroids: Float[Tensor, "code dim"]) -> Screen:
     per_error = centred.norm(dim=1) + 8 * units * length
     always = 16 * units * length * length + _TINY
     constants = centred.square().sum(dim=1) / 2 + centred @ mean - always
-    columns = [rounded.neg(), _in_three(constants), _up(-per_length), _up(-per_error)]
-    factors = torch.cat([column.view(len(centroids), -1) for column in columns], dim=1)
-    return Screen(centroids, _padded(factors).T, per_length, per_error, always)
+    columns = [*_in_three(constants), -_up(per_length), -_up(per_error)]
+    factors = torch.cat([-rounded, torch.stack(columns, dim=1)], dim=1)
+    factors = F.pad(factors, (0, _width(centroids.shape[1]) - factors.shape[1]))
+    return Screen(centroids, factors.T, per_length, per_error, always)
 
 
 def rounding_of(rows: Float[Tensor, "row dim"]) -> Rounding:
@@ -102,21 +103,20 @@ def screened(
     rows: Float[Tensor, "row dim"], screen: Screen, rounding: Rounding
 ) -> tuple[Int[Tensor, " row"], int]:
     """Return the codes of the nearest centroids, and how many rows needed float32 products."""
-    codes = torch.empty(len(rows), dtype=torch.int64)
-    in_doubt = torch.empty(len(rows), dtype=torch.bool)
-    start = 0
+    first, second = torch.empty_like(rounding.lengths), torch.empty_like(rounding.lengths)
+    codes, start = torch.empty(len(rows), dtype=torch.int64), 0
     for part in parts_in_cache(rows, len(screen.centroids)):
         block = slice(start, start + len(part))
-        own = Rounding(rounding.lengths[block], rounding.errors[block])
-        products = torch.mm(_lengthened(part, own), screen.factors).float()
-        first, second, found = _two_least(products)
-        off = own.lengths * screen.per_length[found] + own.errors * screen.per_error[found]
-        off.add_(screen.always).mul_(2 * _SLACK)  # from the lower bound to the upper one
-        off.add_(first.abs().add_(second.abs()), alpha=_COARSE_UNIT)
-        torch.logical_not(second.sub_(first) > off, out=in_doubt[block])  # True for NaN
-        codes[block] = found
+        longer = _lengthened(part, Rounding(rounding.lengths[block], rounding.errors[block]))
+        bounds = torch.mm(longer, screen.factors).float()
+        first[block], second[block], codes[block] = _two_least(bounds)
         start += len(part)
-    doubtful = in_doubt.nonzero().flatten()
+    off = rounding.lengths * screen.per_length.index_select(0, codes)
+    off.addcmul_(rounding.errors, screen.per_error.index_select(0, codes))
+    off.add_(screen.always).mul_(2 * _SLACK)  # from the lower bound to the upper one
+    off.add_(first.abs().add_(second.abs()), alpha=_COARSE_UNIT)
+    is_certain = second.sub_(first) > off  # False for NaN
+    doubtful = is_certain.logical_not_().nonzero().flatten()
     if len(doubtful):
         codes[doubtful] = codes_by_float32(rows.index_select(0, doubtful), screen.centroids)
     return codes, len(doubtful)
@@ -159,11 +159,8 @@ def _two_least(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _width(dim: int) -> int:
+    """Return how long rows of ``dim`` become, filled up to a multiple of 8."""
     return -(-(dim + 5) // 8) * 8
-
-
-def _padded(factors: Tensor) -> Tensor:
-    return F.pad(factors, (0, _width(factors.shape[1] - 5) - factors.shape[1]))
 
 
 def _up(numbers: Tensor) -> Tensor:
@@ -171,11 +168,11 @@ def _up(numbers: Tensor) -> Tensor:
     return (numbers * (1 + 2.0**-7)).bfloat16()
 
 
-def _in_three(numbers: Tensor) -> Tensor:
-    """Return three bfloat16 numbers each, [number, 3], that add up to the float32 one."""
+def _in_three(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return bfloat16 numbers that add up to the float32 ones."""
     first = numbers.bfloat16()
     second = (numbers - first).bfloat16()
-    return torch.stack([first, second, (numbers - first - second).bfloat16()], dim=1)
+    return first, second, (numbers - first - second).bfloat16()
 
 
 @lru_cache(maxsize=1)
