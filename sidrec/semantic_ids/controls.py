@@ -6,6 +6,7 @@ near items have unrelated IDs, and both decode to the mean of the catalogue (rel
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
 
 
 @dataclass(frozen=True, slots=True)
-class _ContentFree:
+class _ContentFree(ABC):
     """What the controls share: codes come from hashes, and every code decodes to the mean.
 
     Attributes:
@@ -67,8 +68,9 @@ class _ContentFree:
         size = self.codebook_sizes[prefix.shape[1]]
         return left.square().sum(dim=1, keepdim=True).repeat(1, size)
 
+    @abstractmethod
     def _codes(self, chunk: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the codes of a chunk of vectors, on any device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """k-means of rows that may be spread over ranks: Lloyd's iterations with repair of empty codes."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,10 +10,18 @@ from torch import Tensor
 
 from sidrec.distributed import from_rank_zero, gather_rows, sum_over_ranks
 from sidrec.semantic_ids.rows import CHUNK_ROWS, Rows, grid_unit
+from sidrec.semantic_ids.screen import (
+    Rounding,
+    nearest_codes,
+    rounding_of,
+    screen_of,
+    screen_pays,
+    screened,
+)
+from sidrec.semantic_ids.search import codes_by_float32
 
 GRID_BITS = 34  # a chunk's sum keeps as many bits; float64 then adds 2^18 chunks without error
-_SCORES_IN_CACHE = 1 << 18  # scores that the processor's cache holds while they are searched
-_SEARCH_WIDTH = 32  # codes of which the least score is found at once
+_WORTHLESS_FRACTION = 0.4  # with more rows in doubt, float32 products from the start cost less
 
 
 class KMeans(NamedTuple):
@@ -28,19 +37,25 @@ class KMeans(NamedTuple):
     objectives: list[float]
 
 
+class _Kept(NamedTuple):
+    """What is kept of this rank's rows between iterations; made before the first."""
+
+    codes: Tensor  # [local row] int16
+    rounding: Rounding  # [local row] each
+
+
 class _Pass(NamedTuple):
     sums: Tensor  # [code, dim] float64, exact
     counts: Tensor  # [code] int64
-    objective: float
-    distances: Tensor  # [local row] float32, squared
+    num_in_doubt: int
 
 
 def nearest(
     rows: Float[Tensor, "row dim"], centroids: Float[Tensor, "code dim"]
 ) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
     """Return the squared distance to the nearest centroid and its code; ties: the lowest code."""
-    least, codes = _least_scores(rows, centroids, centroids.square().sum(dim=1))
-    return (least + rows.square().sum(dim=1)).clamp_(min=0), codes
+    codes = nearest_codes(rows, centroids)
+    return _distances(rows, centroids, codes), codes
 
 
 def k_means(
@@ -68,14 +83,20 @@ def k_means(
         Lloyd 1982 (https://doi.org/10.1109/TIT.1982.1056489); repair as in scikit-learn.
     """
     centroids = from_rank_zero(start.float())
+    kept = _Kept(
+        torch.empty(rows.num_local, dtype=torch.int16, device=centroids.device),
+        Rounding(centroids.new_empty(rows.num_local), centroids.new_empty(rows.num_local)),
+    )
+    is_screened = screen_pays(centroids)
+    squares = _first_look(rows, kept, centroids, is_screened=is_screened)
     objectives: list[float] = []
-    squares = centroids.new_empty(rows.num_local)  # filled by the first pass
     for _ in range(num_iterations):
-        result = _assign(rows, centroids, squares, is_first=not objectives)
-        objectives.append(result.objective)
+        result = _assign(rows, centroids, kept, is_screened=is_screened)
+        is_screened = is_screened and result.num_in_doubt < _WORTHLESS_FRACTION * rows.num_rows
+        objectives.append(_objective(squares, centroids, result) / max(rows.num_rows, 1))
         if len(objectives) > 1 and objectives[-2] - objectives[-1] <= tolerance * objectives[-2]:
             break
-        centroids = _moved(rows, centroids, result)
+        centroids = _moved(rows, centroids, result, kept.codes)
     return KMeans(centroids, objectives)
 
 
@@ -89,66 +110,67 @@ def sums_by_code(
     return F.embedding_bag(order, rows, first, mode="sum"), counts
 
 
-def _least_scores(rows: Tensor, centroids: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return per row the least of ``squares - 2 * product`` and its code."""
-    step = len(rows) if rows.is_cuda else max(64, _SCORES_IN_CACHE // len(centroids))
-    parts = [rows[a : a + step] for a in range(0, max(len(rows), 1), max(step, 1))]
-    found = [_least(torch.addmm(squares, part, centroids.T, alpha=-2)) for part in parts]
-    least, codes = zip(*found, strict=True)
-    return torch.cat(least), torch.cat(codes)
+def _first_look(rows: Rows, kept: _Kept, centroids: Tensor, *, is_screened: bool) -> float:
+    """Return the sum of squares over all ranks; where rows are screened, keep their rounding."""
+    total = torch.zeros((), dtype=torch.float64, device=centroids.device)
+    unit = grid_unit(rows.largest * rows.largest * rows.dim * CHUNK_ROWS, GRID_BITS)
+    for block, chunk in _blocks(rows):
+        total += (chunk.square().sum(dim=1).sum(dtype=torch.float64) / unit).round_()
+        if is_screened:
+            found = rounding_of(chunk)
+            kept.rounding.lengths[block], kept.rounding.errors[block] = found
+    return sum_over_ranks(total).item() * unit
 
 
-def _least(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``scores.min(dim=1)``, first over groups of codes: torch finds no index in SIMD."""
-    num_rows, num_codes = scores.shape
-    if scores.is_cuda or num_codes % _SEARCH_WIDTH or num_codes == _SEARCH_WIDTH:
-        least, codes = scores.min(dim=1)
-        return least, codes
-    num_groups = num_codes // _SEARCH_WIDTH
-    groups = scores.view(num_rows * num_groups, _SEARCH_WIDTH)
-    least, group = groups.amin(dim=1).view(num_rows, num_groups).min(dim=1)
-    own = torch.arange(0, len(groups), num_groups).add_(group)
-    inside = F.embedding(own, groups).min(dim=1).indices
-    return least, inside.add_(group, alpha=_SEARCH_WIDTH)
-
-
-def _assign(rows: Rows, centroids: Tensor, squares: Tensor, *, is_first: bool) -> _Pass:
+def _assign(rows: Rows, centroids: Tensor, kept: _Kept, *, is_screened: bool) -> _Pass:
     """Look at all rows once.
 
     Nothing small is made to last while chunks come and go: it would settle where the last chunk
     was, and the next one would need new memory.
     """
-    num_codes = len(centroids)
-    distances = torch.empty_like(squares)
-    code_squares = centroids.square().sum(dim=1)
+    num_codes, num_in_doubt = len(centroids), 0
     sums = torch.zeros_like(centroids, dtype=torch.float64)
-    counts = torch.zeros(num_codes, dtype=torch.int64, device=centroids.device)
-    total = torch.zeros((), dtype=torch.float64, device=centroids.device)
-    bound = rows.largest + centroids.abs().max().item()
-    unit = grid_unit(bound * bound * rows.dim * CHUNK_ROWS, GRID_BITS)
-    sum_unit = grid_unit(rows.largest * CHUNK_ROWS, GRID_BITS)
-    for number, chunk in enumerate(rows.chunks()):
-        block = slice(number * CHUNK_ROWS, number * CHUNK_ROWS + len(chunk))
-        if is_first:
-            torch.sum(chunk.square(), dim=1, out=squares[block])
-        least, codes = _least_scores(chunk, centroids, code_squares)
-        torch.add(least, squares[block], out=distances[block]).clamp_(min=0)
+    counts = torch.zeros(num_codes + 1, dtype=torch.int64, device=centroids.device)
+    unit = grid_unit(rows.largest * CHUNK_ROWS, GRID_BITS)
+    screen = screen_of(centroids) if is_screened else None
+    for block, chunk in _blocks(rows):
+        if screen is not None:
+            rounding = Rounding(kept.rounding.lengths[block], kept.rounding.errors[block])
+            codes, in_doubt = screened(chunk, screen, rounding)
+            num_in_doubt += in_doubt
+        else:
+            codes = codes_by_float32(chunk, centroids)
+        kept.codes[block] = codes
         chunk_sums, chunk_counts = sums_by_code(chunk, codes, num_codes)
-        sums += chunk_sums.double().div_(sum_unit).round_()
-        counts += chunk_counts
-        total += (distances[block].sum(dtype=torch.float64) / unit).round_()
-    objective = sum_over_ranks(total).item() * unit / max(rows.num_rows, 1)
-    return _Pass(sum_over_ranks(sums) * sum_unit, sum_over_ranks(counts), objective, distances)
+        sums += chunk_sums.double().div_(unit).round_()
+        counts[:-1] += chunk_counts
+    counts[-1] = num_in_doubt
+    counts = sum_over_ranks(counts)
+    return _Pass(sum_over_ranks(sums) * unit, counts[:-1], int(counts[-1]))
 
 
-def _moved(rows: Rows, centroids: Tensor, result: _Pass) -> Tensor:
+def _objective(squares: float, centroids: Tensor, result: _Pass) -> float:
+    """Return the sum of squared distances, from sums: ``|x - c|^2 = |x|^2 - 2 x c + |c|^2``."""
+    centres = centroids.double()
+    moved = result.counts.double() @ centres.square().sum(dim=1)
+    return max(squares + (moved - 2 * (centres * result.sums).sum()).item(), 0.0)
+
+
+def _moved(rows: Rows, centroids: Tensor, result: _Pass, codes: Tensor) -> Tensor:
     means = (result.sums / result.counts.clamp(min=1).unsqueeze(1)).float()
     empty = (result.counts == 0).nonzero().flatten()
     moved = torch.where((result.counts > 0).unsqueeze(1), means, centroids)
     if len(empty):
-        far = _farthest(rows, result.distances, len(empty))
+        distances = centroids.new_empty(rows.num_local)
+        for block, chunk in _blocks(rows):
+            distances[block] = _distances(chunk, centroids, codes[block])
+        far = _farthest(rows, distances, len(empty))
         moved[empty[: len(far)]] = rows.take(far.sort().values)
     return moved
+
+
+def _distances(rows: Tensor, centroids: Tensor, codes: Tensor) -> Tensor:
+    return (rows - F.embedding(codes.long(), centroids)).square_().sum(dim=1)
 
 
 def _farthest(rows: Rows, distances: Tensor, count: int) -> Tensor:
@@ -158,3 +180,10 @@ def _farthest(rows: Rows, distances: Tensor, count: int) -> Tensor:
     numbers = gather_rows(order + rows.start)
     best = gathered.sort(descending=True, stable=True).indices[:count]
     return numbers[best][gathered[best] > 0]
+
+
+def _blocks(rows: Rows) -> Iterator[tuple[slice, Tensor]]:
+    start = 0
+    for chunk in rows.chunks():
+        yield slice(start, start + len(chunk)), chunk
+        start += len(chunk)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.semantic_ids.checked_rows import chunks_of
-from sidrec.semantic_ids.kmeans import nearest
+from sidrec.semantic_ids.screen import nearest_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ProductCodebooks:
         for rows, chunk in chunks_of(vectors, dim=len(self.mean), device=device):
             parts = (chunk @ self.rotation.T).chunk(num_levels, dim=1)
             for level in range(prefix.shape[1], num_levels):
-                codes[rows, level] = nearest(parts[level].contiguous(), self.codebooks[level])[1]
+                codes[rows, level] = nearest_codes(parts[level].contiguous(), self.codebooks[level])
         return codes
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.errors import DataError
-from sidrec.semantic_ids.kmeans import nearest
 from sidrec.semantic_ids.rows import CHUNK_ROWS
+from sidrec.semantic_ids.screen import nearest_codes
 
 _NOISE = 1e-6  # a residual shorter than this fraction of its vector is rounding, not direction
 
@@ -72,7 +72,7 @@ class RqKMeans:
                 continue
             for level in range(prefix.shape[1], len(self.codebooks)):
                 rows = self.residual(chunk, part[:, :level])
-                part[:, level] = nearest(rows, self.codebooks[level])[1]
+                part[:, level] = nearest_codes(rows, self.codebooks[level])
         return codes
 
     def _best_of_beams(self, chunk: Tensor, prefix: Tensor) -> Tensor:

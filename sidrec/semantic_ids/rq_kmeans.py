@@ -10,11 +10,12 @@ from torch import Tensor
 from sidrec.distributed import gather_objects, sum_over_ranks
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.backends import BACKENDS, Backend, Lloyd, lloyd_of
-from sidrec.semantic_ids.kmeans import KMeans, nearest
+from sidrec.semantic_ids.kmeans import KMeans
 from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
 from sidrec.semantic_ids.refinement import refined
 from sidrec.semantic_ids.rows import CHUNK_ROWS, Rows, grid_unit
 from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from sidrec.semantic_ids.screen import nearest_codes
 from sidrec.semantic_ids.starts import (
     central_start,
     plus_plus_start,
@@ -189,7 +190,7 @@ def _lengths(vectors: Tensor, codes: Tensor, fitted: RqKMeans, codebook: Tensor)
     products = vectors.new_empty((len(vectors), 2), dtype=torch.float32)
     for start in range(0, len(vectors), CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, len(vectors))
-        direction = codebook[nearest(read(start, stop), codebook)[1]]
+        direction = codebook[nearest_codes(read(start, stop), codebook)]
         left = vectors[start:stop].float() - fitted.decode(codes[start:stop])
         products[start:stop, 0] = (left * direction).sum(dim=1)  # with the residual
         products[start:stop, 1] = direction.square().sum(dim=1)

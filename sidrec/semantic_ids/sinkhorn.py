@@ -107,50 +107,42 @@ def priced(
         epsilon: Weight of the entropy over the mean excess error of the group.
         num_iterations: Most Sinkhorn iterations.
     """
-    starts = _starts(group)
+    sizes = np.bincount(group)
+    starts = sizes.cumsum() - sizes
     has_room = room > 0
     errors = errors.astype(np.float32)
     least = np.where(has_room[group], errors, np.inf).min(axis=1, keepdims=True)
     excess = np.maximum(errors - least, 0)
-    mean = np.add.reduceat(excess.mean(axis=1), starts) / np.bincount(group)
+    mean = np.add.reduceat(excess.mean(axis=1), starts) / sizes
     unit = (epsilon * np.where(mean > 0, mean, 1)).astype(np.float32)[:, None]  # [group, 1]
     kernel = np.exp(-excess / unit[group]) * has_room[group]
-    scales = _scales(kernel, group, np.maximum(room, 0).astype(np.float32), num_iterations)
+    limits = np.maximum(room, 0).astype(np.float32)
+    scales = np.ones_like(limits)
+    for size in np.unique(sizes):  # groups of one size are one batch of matrix products
+        alike = np.flatnonzero(sizes == size)
+        rows = starts[alike, None] + np.arange(size)
+        scales[alike] = _scales(kernel[rows], limits[alike], num_iterations)
     prices: Array = (errors - unit[group] * np.log(scales)[group]).astype(np.float32)
     return prices
 
 
-def _scales(kernel: Array, group: Array, limits: Array, num_iterations: int) -> Array:
-    """Return the factor of each code, [group, code], in (0, 1]; groups at rest drop out."""
+def _scales(kernel: Array, limits: Array, num_iterations: int) -> Array:
+    """Return the factor of each code, [group, code], in (0, 1]; groups at rest drop out.
+
+    ``kernel`` is [group, row, code].
+    """
     scales: Array = np.ones_like(limits)
     left, moving = np.arange(len(limits)), np.ones(len(limits), dtype=bool)
     for _ in range(num_iterations):
         before = scales[left]
-        rows = 1 / np.maximum(np.einsum("rc,rc->r", kernel, before[group]), _LEAST_SCALE)
-        load = _sums_of_groups(kernel, rows, group)
+        rows = 1 / np.maximum(kernel @ before[:, :, None], _LEAST_SCALE)
+        load = (rows.transpose(0, 2, 1) @ kernel)[:, 0]
         now = np.clip(limits[left] / np.maximum(load, _LEAST_SCALE), _LEAST_SCALE, 1)
         scales[left[moving]] = now[moving]
         moving &= (np.abs(now - before) > _STANDSTILL * before).any(axis=1)
         if not moving.any():
             break
         if moving.mean() < _WORTH_CUTTING:
-            kernel, left = kernel[moving[group]], left[moving]
-            group = np.cumsum(moving)[group[moving[group]]] - 1
+            kernel, left = kernel[moving], left[moving]
             moving = np.ones(len(left), dtype=bool)
     return scales
-
-
-def _sums_of_groups(kernel: Array, factors: Array, group: Array) -> Array:
-    """Return the sum of ``factors[row] * kernel[row]`` over each group's rows, [group, code]."""
-    from scipy.sparse import csr_array  # numpy's reduceat took half of all the time
-
-    bounds = np.append(_starts(group), len(group))
-    columns = np.arange(len(group))
-    sums: Array = csr_array((factors, columns, bounds)) @ kernel
-    return sums
-
-
-def _starts(group: Array) -> Array:
-    """Return the first row of each group."""
-    starts: Array = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
-    return starts

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.semantic_ids.checked_rows import chunks_of
-from sidrec.semantic_ids.kmeans import nearest
 from sidrec.semantic_ids.learned.perceptron import Layer, apply_layers, layer_tensors, layers_from
 from sidrec.semantic_ids.rows import CHUNK_ROWS
+from sidrec.semantic_ids.screen import nearest_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class LearnedCodebooks:
             part = codes[rows]
             left = self._latent(chunk) - self._sum_of(part[:, : prefix.shape[1]])
             for level in range(prefix.shape[1], num_levels):
-                part[:, level] = nearest(left, self.codebooks[level])[1]
+                part[:, level] = nearest_codes(left, self.codebooks[level])
                 left = left - self.codebooks[level][part[:, level]]
         return codes
 
