@@ -110,10 +110,9 @@ class GeneratorModel(nn.Module):
         return torch.stack(losses) + self._untouched()
 
     def _decode(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        tokens = target[:, :-1]
-        start = torch.full_like(tokens[:, :1], self.t5.config.decoder_start_token_id)
+        start = torch.full_like(target[:, :1], self.t5.config.decoder_start_token_id)
         write = self._write_tokens if self.training else write_tokens
-        return write(self.t5, torch.cat([start, tokens], dim=1), source, mask)
+        return write(self.t5, torch.cat([start, target[:, :-1]], dim=1), source, mask)
 
     def _untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of the weights that only one of the tasks uses, for DDP."""

@@ -6,12 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sidrec.generator.code_space import CodeSpace
+from sidrec.generator.model import GeneratorModel
 from sidrec.generator.module import JointGenerator
 from sidrec.generator.retriever import Retriever
+from sidrec.generator.t5 import t5_from_config
+from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 from sidrec.types import SemanticIdTable
 from tests.generator.made import (
     SIZES,
+    T5,
     generator_of_own_ids,
     histories,
     make_bundle,
@@ -136,3 +141,21 @@ def test_trained_stored_loaded_and_asked(corpus, tmp_path):
         for item in found:
             assert item.item_id in ids[:20]
             assert item.semantic_id == bundles[task].semantic_id_of(item.item_id)
+
+
+def test_ids_of_one_code_are_scored_and_found():
+    model = tiny_generator()
+    vocabulary = CodeVocabulary(model.space("search").vocabulary.first_token, (20,))
+    table = SemanticIdTable(torch.arange(20)[:, None], (20,))
+    space = CodeSpace(vocabulary, table, model.popularity)
+    tokenizer, inputs = model.embedder.tokenizer, model.embedder.settings
+    t5 = t5_from_config(T5, vocabulary=vocabulary)
+    vectors = model.embedder.item_vectors
+    model = GeneratorModel(
+        t5, inputs, tokenizer, dict.fromkeys(ASKED, space), vectors, model.popularity, None
+    ).eval()
+    for batch in ASKED.values():
+        ranked = model.answer(batch, num_beams=20, top_k=1).ranked
+        best = model(batch._replace(target=ranked.items[:, 0]), label_smoothing=0.0)
+        assert best.shape == (1,)
+        torch.testing.assert_close(best[0], -ranked.scores[:, 0].mean())
