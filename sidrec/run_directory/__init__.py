@@ -4,6 +4,7 @@ import platform
 import subprocess
 import uuid
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _git_revision() -> str | None:
-    """Return the revision of sidrec's own checkout, or None when it is installed otherwise."""
+    """Return the revision of sidrec's own checkout, or None when it is installed otherwise.
+
+    Asked once: git can take long on a busy machine, and what runs is what was there first.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

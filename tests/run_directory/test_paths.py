@@ -1,9 +1,10 @@
 import json
+import subprocess
 
 import pytest
 
 from sidrec.errors import DataError, RunError
-from sidrec.run_directory import RunDirectory
+from sidrec.run_directory import RunDirectory, _git_revision
 
 
 def test_facts_are_merged_and_versions_are_of_now(tmp_path):
@@ -45,3 +46,14 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"state": ')
     with pytest.raises(DataError, match=r"manifest\.json is not valid JSON"):
         RunDirectory(tmp_path).finished_checkpoint()
+
+
+def test_a_slow_git_costs_the_revision_and_not_the_run(tmp_path, monkeypatch):
+    def slow(command, **how):
+        raise subprocess.TimeoutExpired(command, how["timeout"])
+
+    monkeypatch.setattr("subprocess.run", slow)
+    monkeypatch.setattr("sidrec.run_directory._git_revision", _git_revision.__wrapped__)
+    run = RunDirectory(tmp_path)
+    run.write_manifest(state="running")
+    assert json.loads(run.manifest.read_text())["git_revision"] is None
