@@ -79,7 +79,7 @@ def _here(place: str) -> list[Path]:
 
 
 def _system_of(place: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
 
     scheme = place.split("://", 1)[0]
     try:
