@@ -18,6 +18,7 @@ from sidrec.comparison.runner import (
     stages_hear_signals,
     threads_of,
 )
+from sidrec.comparison.publish import read_discussion
 from sidrec.comparison.settings import Comparison, read_comparison
 from sidrec.comparison.slurm import array_jobs, submit, write_scripts
 from sidrec.comparison.stages import Cell, Stage, in_order
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> None:
     comparison = read_comparison(given.config)
     if given.strategies:
         comparison = comparison.only([name.strip() for name in given.strategies.split(",")])
+    read_discussion(comparison.report)  # before hours of work, not after
     corpus = Corpus.load(comparison.corpus)
     cells = cells_of(comparison, fingerprint=corpus.fingerprint)
     stages, out = in_order(cells), Path(comparison.out)

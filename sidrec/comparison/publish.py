@@ -5,26 +5,28 @@ from typing import Any
 
 from sidrec.comparison.markdown import to_markdown
 from sidrec.comparison.plots import pareto_svg
+from sidrec.comparison.settings import ReportSettings
 from sidrec.errors import ConfigError
 from sidrec.files import atomic_file, write_json
 
 _XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
-def publish(report: dict[str, Any], target: Path, *, discussion: Path | None) -> None:
-    """Write ``target.md``, ``target.svg`` and ``target.json``.
+def publish(report: dict[str, Any], settings: ReportSettings) -> None:
+    """Write Markdown, SVG and JSON to ``settings.publish``; nothing where that is None.
 
     The JSON leaves out what the page alone shows: lists side by side and the use of every code.
 
     Args:
         report: Content of ``report.json``.
-        target: Path without its ending.
-        discussion: Markdown that people wrote about the figures; stands before the table.
+        settings: Where to, and the discussion that stands before the table.
 
     Raises:
         ConfigError: If the discussion cannot be read.
     """
-    said = _read(discussion)
+    if settings.publish is None:
+        return
+    target, said = Path(settings.publish), read_discussion(settings)
     body = to_markdown(report, before_table=[f"![Pareto front]({target.name}.svg)", "", *said])
     kept = {key: value for key, value in report.items() if key != "lists"}
     kept["systems"] = [
@@ -37,12 +39,17 @@ def publish(report: dict[str, Any], target: Path, *, discussion: Path | None) ->
             temporary.write_text(text)
 
 
-def _read(discussion: Path | None) -> list[str]:
-    if discussion is None:
+def read_discussion(settings: ReportSettings) -> list[str]:
+    """Return the lines that people wrote about the figures; none without a file.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    if settings.discussion is None:
         return []
     try:
-        return [*discussion.read_text().splitlines(), ""]
+        return [*Path(settings.discussion).read_text().splitlines(), ""]
     except OSError as error:
         raise ConfigError(
-            f"report: discussion: {discussion} cannot be read: {error.strerror}."
+            f"report: discussion: {settings.discussion} cannot be read: {error.strerror}."
         ) from None

@@ -79,9 +79,7 @@ def make_report(
         systems, requests, corpus, per_task=settings.requests_per_task, seed=settings.seed
     )
     _write(report, Path(comparison.out))
-    if settings.publish is not None:
-        discussion = None if settings.discussion is None else Path(settings.discussion)
-        publish(report, Path(settings.publish), discussion=discussion)
+    publish(report, settings)
     return report
 
 
