@@ -9,6 +9,7 @@ from typing import Any
 
 from sidrec.comparison.cells import cells_of
 from sidrec.comparison.done import is_done
+from sidrec.comparison.publish import read_discussion
 from sidrec.comparison.runner import (
     Outcome,
     launch_here,
@@ -18,7 +19,6 @@ from sidrec.comparison.runner import (
     stages_hear_signals,
     threads_of,
 )
-from sidrec.comparison.publish import read_discussion
 from sidrec.comparison.settings import Comparison, read_comparison
 from sidrec.comparison.slurm import array_jobs, submit, write_scripts
 from sidrec.comparison.stages import Cell, Stage, in_order
