@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, one_line
 from sidrec.generator.prior import code_means
 from sidrec.generator.vocabulary import CodeVocabulary
 
@@ -100,8 +100,10 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
         vocabulary: Text and code tokens.
 
     Raises:
-        ConfigError: If a setting is none of T5Config's, or one that sidrec makes itself.
+        ConfigError: If a setting is none of T5Config's, of another type than its, or one that sidrec
+            makes itself.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import T5Config, T5ForConditionalGeneration
 
     own = {
@@ -115,7 +117,10 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
         raise ConfigError(
             f"model.t5 has settings that T5Config does not know or sidrec makes itself: {unknown}."
         )
-    config = T5Config(**own, **settings)
+    try:
+        config = T5Config(**own, **settings)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ConfigError(f"model.t5: {one_line(str(error))}") from error
     model = T5ForConditionalGeneration(config)
     if settings.get("tie_word_embeddings") is False:  # transformers 5 ties all the same
         untie(model, std=config.d_model**-0.5)

@@ -93,6 +93,8 @@ def test_from_a_configuration_tied_or_not(tied):
 def test_configuration_refusals():
     with pytest.raises(ConfigError, match=r"\['num_leyers'\]"):
         t5_from_config(T5 | {"num_leyers": 2}, vocabulary=VOCABULARY)
+    with pytest.raises(ConfigError, match=r"model\.t5: .*d_ff"):
+        t5_from_config({"d_ff": {"a": 1}}, vocabulary=VOCABULARY)
     with pytest.raises(ConfigError, match=r"sidrec makes itself: \['vocab_size'\]"):
         t5_from_config(T5 | {"vocab_size": 9}, vocabulary=VOCABULARY)
 
