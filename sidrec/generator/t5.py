@@ -100,8 +100,8 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
         vocabulary: Text and code tokens.
 
     Raises:
-        ConfigError: If a setting is none of T5Config's, of another type than its, or one that sidrec
-            makes itself.
+        ConfigError: If a setting is none of T5Config's, of another type, or one that sidrec makes
+            itself.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import T5Config, T5ForConditionalGeneration
