@@ -7,7 +7,7 @@ is certain, and the others get float32 products. So the codes are those of ``cod
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -179,8 +179,8 @@ def _in_three(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _multiplies_bfloat16() -> bool:
     """Tell whether the processor multiplies bfloat16 numbers, and adds products in float32."""
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    mkldnn: Any = torch.backends.mkldnn
-    if not (is_supported() and mkldnn.is_available()):
+    has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (is_supported() and has_kernels):
         return False
     ones = torch.ones((_LEAST_CODES, 300), dtype=torch.bfloat16)
     return bool((ones @ ones.T == 300).all())  # sums in bfloat16 stay at 256
