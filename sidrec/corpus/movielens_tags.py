@@ -79,7 +79,8 @@ def _lines(file: Path) -> list[str]:
         with reading(str(file)):
             return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{file} is no file; check --descriptions.") from None
+        what = "is no file" if file.exists() else "does not exist"
+        raise DataError(f"{file} {what}; check --descriptions.") from None
 
 
 def _tag_rows(folder: Path) -> pl.LazyFrame | None:
