@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
+from sidrec.distributed import wait_for_all_ranks
 from sidrec.run_callback import LastCheckpoint
 from sidrec.run_callback.ranks import take_charge_of
 from sidrec.run_directory import RunDirectory
@@ -122,6 +123,8 @@ def train(stage, tiny, folder, *, stops=(), num_ranks=1, num_workers=0, warmup=F
         torch.manual_seed(1 if stop == next(iter(stops), None) else 2)  # weights are the first's
         module, data = made(stage, tiny, **choice)
         trainer = _trainer(run, record, stop, num_ranks, settings)
+        if num_ranks > 1:
+            wait_for_all_ranks()  # rank 0 may still be putting the checkpoint in its place
         newest = newest_whole_checkpoint(run)
         record.num_resumes += newest is not None
         try:
