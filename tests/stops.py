@@ -83,7 +83,8 @@ class KillWorker(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
-            multiprocessing.active_children()[0].kill()
+            for child in multiprocessing.active_children():  # batches that wait would hide one
+                child.kill()
             time.sleep(patient(1.0))  # for the news to come
 
 
