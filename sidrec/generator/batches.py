@@ -57,6 +57,7 @@ def pad_items(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[Tensor, "reques
 def batch_of_requests(
     requests: Sequence[Request],
     *,
+    task: Task,
     request_rows: Sequence[int],
     max_history_items: int,
     exclude_history: bool,
@@ -64,12 +65,12 @@ def batch_of_requests(
     """Return requests of one task as a batch to be answered.
 
     Args:
-        requests: At least one; all of one task.
+        requests: All of one task; none make an empty batch.
+        task: Theirs.
         request_rows: Their rows, kept for the caller.
         max_history_items: Only the most recent items are read; all are excluded.
         exclude_history: Leave the user's own items out of recommendation lists.
     """
-    task = requests[0].task
     histories = [request.history[-max_history_items:] for request in requests]
     excluded = [request.history if exclude_history else () for request in requests]
     return GeneratorBatch(
@@ -78,7 +79,9 @@ def batch_of_requests(
         text_rows=torch.full((len(requests),), -1),
         indexed_item=torch.full((len(requests),), -1),
         history=pad_items(histories),
-        target=torch.tensor([next(iter(request.relevant), -1) for request in requests]),
+        target=torch.tensor(
+            [next(iter(request.relevant), -1) for request in requests], dtype=torch.long
+        ),
         excluded=pad_items(excluded),
-        request_rows=torch.as_tensor(list(request_rows)),
+        request_rows=torch.tensor(request_rows, dtype=torch.long),
     )

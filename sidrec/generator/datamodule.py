@@ -23,7 +23,9 @@ from sidrec.generator.schedule import BucketedSchedule
 from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatchSampler, the_only
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
 from sidrec.pairs.resume import first_batch_after, position_in
-from sidrec.types import Request
+from sidrec.types import TASKS, Request, Task
+
+EMPTY_BATCH = -1
 
 
 class GeneratorDataModule(L.LightningDataModule):
@@ -87,7 +89,6 @@ class GeneratorDataModule(L.LightningDataModule):
         self._loaded: Corpus | None = None
         self._batches: GeneratorBatches | None = None
         self._requests: dict[Split, list[Sequence[Request]]] = {}
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # few requests, many ranks
 
     @property
     def corpus(self) -> Corpus:
@@ -134,11 +135,11 @@ class GeneratorDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return this rank's validation requests, one loader per task."""
-        return [self._loader(requests, self.valid_requests) for requests in self.requests("valid")]
+        return self._loaders("valid", self.valid_requests)
 
     def test_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return this rank's test requests, one loader per task."""
-        return [self._loader(requests, None) for requests in self.requests("test")]
+        return self._loaders("test", None)
 
     def predict_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return the same as ``test_dataloader``."""
@@ -220,16 +221,25 @@ class GeneratorDataModule(L.LightningDataModule):
             targets_per_user=self.targets_per_user,
         )
 
-    def _loader(self, requests: Sequence[Request], limit: int | None) -> DataLoader[GeneratorBatch]:
+    def _loaders(self, split: Split, limit: int | None) -> list[DataLoader[GeneratorBatch]]:
+        pairs = zip(TASKS, self.requests(split), strict=True)
+        return [self._loader(task, requests, limit) for task, requests in pairs]
+
+    def _loader(
+        self, task: Task, requests: Sequence[Request], limit: int | None
+    ) -> DataLoader[GeneratorBatch]:
         rows = np.arange(len(requests))
         if limit is not None and limit < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
         batches = RequestBatches(
-            requests, rows, self.eval_batch_size, self.max_history_items, self.exclude_history
+            task, requests, rows, self.eval_batch_size, self.max_history_items, self.exclude_history
         )
         rank, world_size = rank_and_world_size()
         first, end = (len(batches) * r // world_size for r in (rank, rank + 1))
-        return DataLoader(batches, batch_size=None, sampler=range(first, end))
+        own: Sequence[int] = range(first, end)
+        if len(batches) and not own:
+            own = [EMPTY_BATCH]  # Lightning would leave the loop out, and the others would wait
+        return DataLoader(batches, batch_size=None, sampler=own)
 
 
 @dataclass(frozen=True)
@@ -237,9 +247,11 @@ class RequestBatches(Dataset[GeneratorBatch]):
     """Evaluation requests of one task, made batch by batch when asked for.
 
     Ranks share whole batches, so a request is decoded beside the same others whatever the number
-    of ranks, and its answer has the same bits.
+    of ranks, and its answer has the same bits. ``EMPTY_BATCH`` is the number of a batch without
+    requests, for a rank that has no other.
 
     Attributes:
+        task: Of the requests.
         requests: Of one task and split.
         rows: Which of them, ascending.
         batch_size: Requests in a batch; the last one may hold fewer.
@@ -247,6 +259,7 @@ class RequestBatches(Dataset[GeneratorBatch]):
         exclude_history: Leave the user's own items out of recommendation lists.
     """
 
+    task: Task
     requests: Sequence[Request]
     rows: Int64[np.ndarray, " request"]
     batch_size: int
@@ -257,9 +270,11 @@ class RequestBatches(Dataset[GeneratorBatch]):
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __getitem__(self, number: int) -> GeneratorBatch:
-        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+        start = len(self.rows) if number == EMPTY_BATCH else number * self.batch_size
+        rows = self.rows[start : start + self.batch_size].tolist()
         return batch_of_requests(
             [self.requests[row] for row in rows],
+            task=self.task,
             request_rows=rows,
             max_history_items=self.max_history_items,
             exclude_history=self.exclude_history,

@@ -212,9 +212,8 @@ class JointGenerator(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
-        figures = evaluate(self._gathered(), self.model.popularity.cpu())
-        wanted = validation_figures(figures)
-        self.log_dict({f"val/{key}": value for key, value in wanted.items()}, batch_size=1)
+        figures = validation_figures(evaluate(self._gathered(), self.model.popularity.cpu()))
+        self.log_dict({f"val/{key}": value for key, value in figures.items()}, batch_size=1)
 
     def on_test_epoch_end(self) -> None:
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""
@@ -280,6 +279,8 @@ class JointGenerator(L.LightningModule):
         return TaskBundles.load(Path(self.settings.semantic_ids), corpus_fingerprint=fingerprint)
 
     def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> list[Prediction]:
+        if batch.num_requests == 0:  # this rank has no share; it waits for the others at the end
+            return []
         width, asked = self.settings.num_beams, self._data().requests(split)[which]
         decoded = self.model.answer(batch, num_beams=width, top_k=self.settings.top_k)
         rows = [asked[row] for row in batch.request_rows.tolist()]

@@ -243,6 +243,7 @@ class Retriever:
         model = self.generator.model
         batch = batch_of_requests(
             [one._replace(query=beginning_of(one.query)) for one in requests],
+            task=requests[0].task,
             request_rows=range(len(requests)),
             max_history_items=self.max_history_items,
             exclude_history=False,  # see _restriction

@@ -42,8 +42,16 @@ def on_ranks(rank, world_size, tmp_path):
     trainer_for(tmp_path, **ddp).test(
         model, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
     )
-    _, trained = train(
-        corpus, semantic_ids, tmp_path, model=PLAIN, data={"batch_size": 24}, max_steps=6, **ddp
+    validated = {"limit_val_batches": 1.0, "val_check_interval": 3}
+    _, trained = train(  # of four requests in one batch a task the other rank has none
+        corpus,
+        semantic_ids,
+        tmp_path,
+        model=PLAIN,
+        data={"batch_size": 24, "valid_requests": 4},
+        max_steps=6,
+        **validated,
+        **ddp,
     )
     torch.save(trained.state_dict(), tmp_path / f"weights-{rank}.pt")
 
