@@ -1,5 +1,6 @@
 """The only module that talks to torch.distributed."""
 
+import socket
 import time
 from typing import Any
 
@@ -74,6 +75,11 @@ def gather_objects(local: Any) -> list[Any]:  # noqa: ANN401
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, local)
     return gathered
+
+
+def on_one_host() -> bool:
+    """Tell whether all ranks run on the same machine."""
+    return len(set(gather_objects(socket.gethostname()))) == 1
 
 
 def sum_over_ranks(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:

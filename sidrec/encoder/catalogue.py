@@ -1,7 +1,7 @@
 """Encode many texts: sorted by length, sharded over ranks, gathered in order."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,15 @@ def encode_texts(
         L2-normalised float32 embeddings on the CPU, row ``i`` for text ``i``.
     """
     vectors = torch.empty(len(texts), tower.dim)
-    _encode_into(vectors, tower, texts, max_tokens, batch_size, bf16)
+    for first, part in _encoded(tower, texts, max_tokens, batch_size, bf16):
+        vectors[first : first + len(part)] = part
     return vectors
 
 
-def _encode_into(
-    vectors: Float[Tensor, "text dim"],
-    tower: TextTower,
-    texts: Sequence[str],
-    max_tokens: int,
-    batch_size: int,
-    bf16: bool,
-) -> None:
+def _encoded(
+    tower: TextTower, texts: Sequence[str], max_tokens: int, batch_size: int, bf16: bool
+) -> Iterator[tuple[int, Float[Tensor, "part dim"]]]:
+    """Yield the first row of each part, and the part's embeddings."""
     together = batch_size * _BATCHES_TOKENISED_TOGETHER
     was_training = tower.training
     tower.eval()
@@ -60,7 +57,7 @@ def _encode_into(
             starts = range(0, len(texts), together)
             for first in track(starts, "Encoding texts", total=len(starts)):
                 part = list(texts[first : first + together])
-                vectors[first : first + len(part)] = _encode(tower, part, max_tokens, batch_size)
+                yield first, _encode(tower, part, max_tokens, batch_size)
     finally:
         tower.train(was_training)
 
@@ -92,7 +89,8 @@ def encode_over_ranks(
     how: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size, "bf16": bf16}
     if folder is not None and len(texts) * tower.dim * 4 > _IN_MEMORY_BYTES:
         shared = SharedVectors(folder, len(texts), tower.dim)
-        _encode_into(shared.rows(first, end), tower, texts[first:end], **how)
+        for row, part in _encoded(tower, texts[first:end], **how):
+            shared.write(first + row, part)
         return shared.all()
     own = encode_texts(tower, texts[first:end], **how)
     device = next(tower.parameters()).device

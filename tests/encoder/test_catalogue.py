@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 import torch
 
@@ -66,15 +68,17 @@ def test_any_number_of_ranks_gives_the_same(encoder, corpus, tmp_path):
 
 
 def encode_own_share_into_a_file(rank, world_size, tmp_path):
-    folder, texts = torch.load(tmp_path / "input.pt")
+    folder, texts, hosts = torch.load(tmp_path / "input.pt")
     catalogue._IN_MEMORY_BYTES = 0
+    socket.gethostname = lambda: f"host-{rank % hosts}"
     found = encode_over_ranks(load(folder), texts, folder=tmp_path, **SIZES)
     torch.save(found.clone(), tmp_path / f"{rank}.pt")
 
 
-def test_vectors_in_a_file_are_the_same_and_the_file_is_gone(encoder, corpus, tmp_path):
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_vectors_in_a_file_are_the_same_and_the_file_is_gone(encoder, corpus, hosts, tmp_path):
     texts = corpus.item_texts()[:11]
-    torch.save((encoder, texts), tmp_path / "input.pt")
+    torch.save((encoder, texts, hosts), tmp_path / "input.pt")
     run_on_ranks(encode_own_share_into_a_file, tmp_path)
     expected = encode_texts(load(encoder), texts, **SIZES)
     for rank in range(2):
@@ -89,6 +93,16 @@ def test_a_large_catalogue_lies_in_a_file(encoder, corpus, monkeypatch):
     in_file = encode_catalogue(tower, corpus, **SIZES).vectors
     monkeypatch.setattr(catalogue, "_IN_MEMORY_BYTES", 1 << 30)
     torch.testing.assert_close(in_file, encode_catalogue(tower, corpus, **SIZES).vectors)
+
+
+def see_no_folder(rank, world_size, tmp_path):
+    with pytest.raises(SidrecError, match="No such file or directory"):
+        SharedVectors(tmp_path if rank == 0 else tmp_path / "not mounted here", 3, 4)
+
+
+def test_every_rank_fails_if_one_does_not_see_the_folder(tmp_path):
+    run_on_ranks(see_no_folder, tmp_path)
+    assert not list(tmp_path.glob("vectors-*"))
 
 
 def test_a_folder_that_cannot_hold_the_vectors_is_named(tmp_path):
