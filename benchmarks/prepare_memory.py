@@ -1,9 +1,11 @@
-"""Memory of preparing a corpus and drawing from it: it grows with items and users, not with rows.
+"""Memory of preparing, drawing and encoding: it grows with items and users, not with rows.
 
 Use: python benchmarks/prepare_memory.py --scratch FOLDER --sizes 10000000x1000000
 A size is INTERACTIONSxITEMS; there is a user for every hundred interactions of the largest. Each
 step runs in a process of its own, which reads RssAnon of /proc/self/status every 20 ms: anonymous
 memory belongs to the process, file pages are memory-mapped and the kernel drops them at need.
+``encode`` embeds the catalogue with a BERT of one layer, width 64, and random weights: what is
+measured is the way of the texts and the vectors, not the model.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from sidrec.files import write_json
 
-STEPS = ("make", "prepare", "temporal", "draw")
+STEPS = ("make", "prepare", "temporal", "draw", "encode")
 NUM_BATCHES, BATCH_SIZE = 200, 512
 
 
@@ -64,6 +66,37 @@ def draw(folder: Path) -> None:
         pairs.draw(rows, seed=0, epoch=0)
 
 
+def encode(folder: Path) -> None:
+    """Embed every item with a tiny encoder, as a stage that makes Semantic IDs does."""
+    from sidrec.corpus.store import Corpus
+    from sidrec.encoder.catalogue import encode_catalogue
+    from sidrec.encoder.tower import TextTower
+
+    corpus = Corpus.load(folder / "corpus")
+    make_encoder(folder / "encoder", list(corpus.item_text_column()[:10_000]))
+    tower = TextTower(str(folder / "encoder"), revision=None, dropout=None, length_groups=1)
+    encode_catalogue(tower, corpus, max_tokens=32, batch_size=1_024)
+
+
+def make_encoder(folder: Path, texts: list[str]) -> None:
+    """Write a tiny BERT with the words of some texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    words = Tokenizer(models.WordLevel(unk_token=names["unk_token"]))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = list(names.values())
+    words.train_from_iterator(
+        texts, trainers.WordLevelTrainer(vocab_size=30_000, special_tokens=special)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, **names)
+    tokenizer.save_pretrained(folder)
+    size = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
+    config = BertConfig(vocab_size=words.get_vocab_size(), num_hidden_layers=1, **size)
+    BertModel(config).save_pretrained(folder)
+
+
 def step(name: str, folder: Path, interactions: int, items: int, users: int) -> None:
     """Run one step and print its time and its largest anonymous memory."""
     work: dict[str, Callable[[], None]] = {
@@ -71,6 +104,7 @@ def step(name: str, folder: Path, interactions: int, items: int, users: int) -> 
         "prepare": lambda: prepare(folder),
         "temporal": lambda: prepare(folder, "--split", "temporal"),
         "draw": lambda: draw(folder),
+        "encode": lambda: encode(folder),
     }
     peak, stop = [0.0], threading.Event()
 

@@ -277,6 +277,7 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         "Checkpoint directory .* exists and is not empty",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint",
+        ".*`self.log\\(.*sync_dist=True",  # figures of all ranks' answers, equal on all of them
     ):
         warnings.filterwarnings("ignore", message=text)
 

@@ -88,6 +88,7 @@ class Job:
     def wait_for(self, what, condition, timeout_s=240):
         end = time.monotonic() + patient(timeout_s)
         while not condition():
+            assert self.state() != "FAILED", f"waiting for {what}:\n{self.output()}"
             assert time.monotonic() < end, f"waited for {what} in vain:\n{self.output()}"
             time.sleep(0.5)
 
@@ -102,8 +103,12 @@ class Job:
         self.wait_for("code 85", lambda: self.output().count(line) >= times)
 
     def go_on_now(self):
-        """Wait for the requeue, and lift the two minutes for which Slurm holds such a job."""
+        """Wait for the requeue, and lift the two minutes for which Slurm holds such a job.
+
+        Not in the same second: its credentials are revoked with the second in which it ended.
+        """
         self.wait_for("the requeue", lambda: self.state() == "PENDING")
+        time.sleep(3)
         self.ask("scontrol", "update", f"JobId={self.id}", "StartTime=now")
 
     def weights(self):
@@ -155,7 +160,7 @@ def test_the_time_limit_requeues_too(cluster, tiny, tmp_path, undisturbed):
     minutes = math.ceil((first_part_s + 70) / 60)
     signal = f"--signal=SIGUSR1@{60 * minutes - int(first_part_s)}"
     job = Job(tiny, tmp_path / "job", cluster, f"--time={minutes}", signal, step_s=2.5)
-    for _ in range(8):  # a slow machine may be stopped before it trains, and comes back as well
+    for _ in range(12):  # a slow machine may be stopped before it trains, and comes back as well
         ends = lambda: job.state() in ("PENDING", "COMPLETED")  # noqa: E731
         job.wait_for("the limit", ends, timeout_s=60 * minutes + 120)
         if job.state() == "COMPLETED":
