@@ -161,12 +161,12 @@ def test_the_time_limit_requeues_too(cluster, tiny, tmp_path, undisturbed):
     signal = f"--signal=SIGUSR1@{60 * minutes - int(first_part_s)}"
     job = Job(tiny, tmp_path / "job", cluster, f"--time={minutes}", signal, step_s=2.5)
     for _ in range(12):  # a slow machine may be stopped before it trains, and comes back as well
+        job.wait_for("the start", lambda: job.state() != "PENDING")
         ends = lambda: job.state() in ("PENDING", "COMPLETED")  # noqa: E731
         job.wait_for("the limit", ends, timeout_s=60 * minutes + 120)
         if job.state() == "COMPLETED":
             break
         job.go_on_now()
-        job.wait_for("the start", lambda: job.state() != "PENDING")
     assert "requeued after exit code 85" in job.output()
     assert "SIGUSR1: stopping after this step" in job.output()
     assert same(job.weights(), undisturbed)
