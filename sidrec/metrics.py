@@ -1,7 +1,7 @@
 """What a ranked list is worth, and the flat figures of a run."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,13 +107,18 @@ def harmonic_mean(figures: Sequence[float]) -> float:
     return len(figures) / sum(1 / max(figure, 1e-9) for figure in figures)
 
 
-def validation_figures(figures: Figures) -> dict[str, float]:
+def validation_figures(figures: Figures, *, trained: Collection[Task]) -> dict[str, float]:
     """Return the recalls of ``evaluate`` without slices, and what checkpoints are chosen by.
 
-    That is ``recall_harmonic_mean``, of Recall@30 of the tasks that were asked.
+    That is ``recall_harmonic_mean``, of Recall@30 of the tasks in ``trained`` that were asked: a
+    task which takes no part in training says nothing about when to stop it.
+
+    >>> figures = {"search/recall@30": 0.5, "recommendation/recall@30": 0.001}
+    >>> validation_figures(figures, trained=["search"])["recall_harmonic_mean"]
+    0.5
     """
     recalls = {k: float(v) for k, v in figures.items() if "recall@" in k and "_" not in k}
-    chosen = [recalls[key] for task in TASKS if (key := f"{task}/recall@30") in recalls]
+    chosen = [recalls[key] for task in trained if (key := f"{task}/recall@30") in recalls]
     return recalls | {"recall_harmonic_mean": harmonic_mean(chosen)}
 
 

@@ -23,7 +23,7 @@ from sidrec.generator.schedule import BucketedSchedule
 from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatchSampler, the_only
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
 from sidrec.pairs.resume import first_batch_after, position_in
-from sidrec.types import Request
+from sidrec.types import TASKS, Request, Task
 
 
 class GeneratorDataModule(L.LightningDataModule):
@@ -107,6 +107,21 @@ class GeneratorDataModule(L.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, the same on every rank."""
         return len(self.batches)
+
+    @property
+    def trained_tasks(self) -> tuple[Task, ...]:
+        """Tasks that have a share of the batches."""
+        return tuple(task for task, share in zip(TASKS, self.mix, strict=True) if share > 0)
+
+    def setup(self, stage: str) -> None:
+        """Refuse batches that Lightning would share out once more."""
+        del stage
+        connector = self.trainer._accelerator_connector
+        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
+            raise ConfigError(
+                "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
+                "rank its own batches."
+            )
 
     def train_queries(self) -> list[str]:
         """Return the texts of the train queries, in the order of their numbers."""

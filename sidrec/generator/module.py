@@ -122,19 +122,13 @@ class JointGenerator(L.LightningModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse data with longer histories than the model's, and batches shared out twice."""
+        """Refuse data with longer histories than the model's."""
         del stage
         data = self._data()
         if data.max_history_items > self.inputs.max_history_items:
             raise ConfigError(
                 f"data.max_history_items ({data.max_history_items}) exceeds "
                 f"model.max_history_items ({self.inputs.max_history_items}); give both the same."
-            )
-        connector = self.trainer._accelerator_connector
-        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
-            raise ConfigError(
-                "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
-                "rank its own batches."
             )
 
     def configure_model(self) -> None:
@@ -211,9 +205,12 @@ class JointGenerator(L.LightningModule):
         return self._answer(batch, "test", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
+        """Log recall of both tasks, and the mean by which checkpoints are chosen.
+
+        It is the harmonic mean over the tasks that have a share in training.
+        """
         figures = evaluate(self._gathered(), self.model.popularity.cpu())
-        wanted = validation_figures(figures)
+        wanted = validation_figures(figures, trained=self._data().trained_tasks)
         self.log_dict({f"val/{key}": value for key, value in wanted.items()}, batch_size=1)
 
     def on_test_epoch_end(self) -> None:

@@ -64,7 +64,22 @@ def test_workers_change_nothing(make):
 
 def test_a_task_can_be_switched_off(make):
     for off, task in (("recommendation_share", "search"), ("search_share", "recommendation")):
-        assert {batch.task for batch in make(**{off: 0.0}).train_dataloader()} == {task}
+        module = make(**{off: 0.0})
+        assert {batch.task for batch in module.train_dataloader()} == {task}
+        assert module.trained_tasks == (task,)
+    assert make().trained_tasks == ("search", "recommendation")
+
+
+def test_batches_that_lightning_would_share_out_again_are_refused(make, monkeypatch):
+    module, path = make(), "sidrec.generator.datamodule.rank_and_world_size"
+    connector = SimpleNamespace(use_distributed_sampler=True)
+    module.trainer = SimpleNamespace(_accelerator_connector=connector)
+    module.setup("fit")  # nobody to share with
+    monkeypatch.setattr(path, lambda: (0, 2))
+    with pytest.raises(ConfigError, match=r"Set trainer\.use_distributed_sampler to false"):
+        module.setup("fit")
+    connector.use_distributed_sampler = False
+    module.setup("fit")
 
 
 def test_every_request_is_asked_once_in_order(make):

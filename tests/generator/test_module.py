@@ -54,6 +54,21 @@ def test_validation_logs_both_tasks(corpus, semantic_ids, tmp_path):
     assert not any("sid" in key or "head" in key for key in found)
 
 
+@pytest.mark.parametrize(
+    ("off", "task"),
+    [("recommendation_share", "search"), ("search_share", "recommendation")],
+)
+def test_a_task_without_a_share_chooses_no_checkpoint(corpus, semantic_ids, tmp_path, off, task):
+    settings = {"data": {off: 0.0}, "max_steps": 2, "max_epochs": 1, "limit_val_batches": 1.0}
+    trainer, model = train(str(corpus.folder), semantic_ids, tmp_path, **settings)
+    trainer.validate(model, datamodule=trainer.datamodule, verbose=False)
+    found = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    recalls = [found[f"val/{one}/recall@30"] for one in ("search", "recommendation")]
+    own = found[f"val/{task}/recall@30"]
+    assert recalls[0] != recalls[1]  # else the mean over both would be the same
+    assert found["val/recall_harmonic_mean"] == pytest.approx(own)
+
+
 def test_a_checkpoint_alone_answers_as_the_trained_model_did(
     corpus, semantic_ids, tmp_path, undisturbed, monkeypatch
 ):
