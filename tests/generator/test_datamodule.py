@@ -140,7 +140,7 @@ def test_requests_are_made_when_asked_for():
 
 def test_resume_begins_at_the_next_batch(make):
     module, expected = make(), list(make().train_dataloader())
-    module.load_state_dict({"epoch": 0, "step": 6, **module._fixed()})
+    module.load_state_dict({"epoch": 0, "step": 6, **module.fixed_settings()})
     rest = list(module.train_dataloader())
     assert len(rest) == len(expected) - 6
     assert torch.equal(rest[0].request_rows, expected[6].request_rows)
@@ -150,7 +150,7 @@ def test_resume_begins_at_the_next_batch(make):
 
 def test_resume_refuses_other_batches(make):
     module = make()
-    state = {"epoch": 1, "step": 5, **module._fixed()}
+    state = {"epoch": 1, "step": 5, **module.fixed_settings()}
     other = make(batch_size=4)
     with pytest.raises(ConfigError, match=r"keep batch_size 8 \(now 4\)"):
         other.load_state_dict(state)
@@ -163,7 +163,7 @@ def test_resume_refuses_other_batches(make):
 
 
 def test_to_evaluate_a_run_nothing_of_its_training_has_to_match(make):
-    state = {"epoch": 1, "step": 5, **make()._fixed()}
+    state = {"epoch": 1, "step": 5, **make().fixed_settings()}
     other = make(batch_size=4, seed=9)
     other.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"))
     other.load_state_dict(state)
