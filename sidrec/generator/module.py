@@ -12,7 +12,7 @@ from sidrec.corpus.raw import Split
 from sidrec.distributed import gather_objects, rank_and_world_size
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss_guard import LossGuard
-from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
+from sidrec.encoder.optimiser import optimiser_of
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import write_json
 from sidrec.generator.assembly import generator_from, new_generator, parts_of
@@ -232,15 +232,7 @@ class JointGenerator(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights that train, and its schedule by optimiser step."""
-        batches = self._data().steps_per_epoch
-        return adamw_with_schedule(
-            self.parameters(),
-            learning_rate=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            total_steps=total_steps_of(self.trainer, batches_per_epoch=batches),
-            warmup_fraction=self.settings.warmup_fraction,
-            decay=self.settings.decay,
-        )
+        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put beside the weights what the model is built from, and the bundle's hash."""
