@@ -26,7 +26,8 @@ class Prediction(NamedTuple):
         task: ``search`` or ``recommendation``.
         split: Where the request comes from: ``valid``, ``test``, or empty for foreign requests.
         items: item_index, best first, no padding.
-        scores: Score of each item; log-probabilities of a generator, in nats.
+        scores: Score of each item; log-probabilities of a generator, in nats, and -inf for items
+            that its search has not found and that fill up a short list.
         semantic_id_ranks: For each relevant item, the rank from 0 of its Semantic ID among the
             distinct Semantic IDs of the answer, -1 if absent; empty for systems without them.
         relevant: item_index of the right answers; empty when nobody knows them.
@@ -150,8 +151,9 @@ def evaluate(predictions: Iterable[Prediction], popularity: Int[Tensor, " item"]
         without a train interaction; the number of requests behind each as ``T/num_requests``,
         ``T/num_requests_head``, ``_torso``, ``_cold_start``, and ``T/num_without_answer``. A
         figure over no request is left out; its count says 0. ``decoding/valid_fraction``: of the
-        items returned, the fraction that exists and is no repetition; ``decoding/list_length``:
-        their mean number.
+        items returned, the fraction that exists and is no repetition; ``decoding/found_fraction``:
+        the fraction that the search found, the rest fills up lists that it left short;
+        ``decoding/list_length``: their mean number.
     """
     distinct = {(one.task, one.request_id): one for one in predictions}
     figures: Figures = {}
@@ -230,8 +232,10 @@ def _decoding(predictions: list[Prediction], num_items: int) -> Figures:
     valid = sum(len({i for i in one.items if 0 <= i < num_items}) for one in predictions)
     if not returned:
         return {}
+    found = sum(score > -math.inf for one in predictions for score in one.scores)
     return {
         "decoding/valid_fraction": valid / returned,
+        "decoding/found_fraction": found / returned,
         "decoding/list_length": returned / len(predictions),
     }
 

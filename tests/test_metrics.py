@@ -149,6 +149,13 @@ def test_valid_fraction_counts_unknown_items_and_repetitions():
     assert figures["decoding/list_length"] == 4
 
 
+def test_what_fills_up_a_list_was_not_found():
+    short = prediction("a", [3, 0, 1, 2], [0])._replace(scores=(-1.0, -2.0, -math.inf, -math.inf))
+    figures = evaluate([short], torch.ones(4).long())
+    assert figures["decoding/found_fraction"] == 0.5
+    assert figures["decoding/valid_fraction"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("trained", "mean"),
     [(("search", "recommendation"), 0.3), (("search",), 0.6), (("recommendation",), 0.2), ((), 0)],
