@@ -1,7 +1,7 @@
 """What a ranked list is worth, and the flat figures of a run."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,8 @@ class Prediction(NamedTuple):
         task: ``search`` or ``recommendation``.
         split: Where the request comes from: ``valid``, ``test``, or empty for foreign requests.
         items: item_index, best first, no padding.
-        scores: Score of each item; log-probabilities of a generator, in nats.
+        scores: Score of each item; log-probabilities of a generator, in nats, and -inf for items
+            that its search has not found and that fill up a short list.
         semantic_id_ranks: For each relevant item, the rank from 0 of its Semantic ID among the
             distinct Semantic IDs of the answer, -1 if absent; empty for systems without them.
         relevant: item_index of the right answers; empty when nobody knows them.
@@ -107,13 +108,18 @@ def harmonic_mean(figures: Sequence[float]) -> float:
     return len(figures) / sum(1 / max(figure, 1e-9) for figure in figures)
 
 
-def validation_figures(figures: Figures) -> dict[str, float]:
+def validation_figures(figures: Figures, *, trained: Collection[Task]) -> dict[str, float]:
     """Return the recalls of ``evaluate`` without slices, and what checkpoints are chosen by.
 
-    That is ``recall_harmonic_mean``, of Recall@30 of the tasks that were asked.
+    That is ``recall_harmonic_mean``, of Recall@30 of the tasks in ``trained`` that were asked: a
+    task which takes no part in training says nothing about when to stop it.
+
+    >>> figures = {"search/recall@30": 0.5, "recommendation/recall@30": 0.001}
+    >>> validation_figures(figures, trained=["search"])["recall_harmonic_mean"]
+    0.5
     """
     recalls = {k: float(v) for k, v in figures.items() if "recall@" in k and "_" not in k}
-    chosen = [recalls[key] for task in TASKS if (key := f"{task}/recall@30") in recalls]
+    chosen = [recalls[key] for task in trained if (key := f"{task}/recall@30") in recalls]
     return recalls | {"recall_harmonic_mean": harmonic_mean(chosen)}
 
 
@@ -145,8 +151,9 @@ def evaluate(predictions: Iterable[Prediction], popularity: Int[Tensor, " item"]
         without a train interaction; the number of requests behind each as ``T/num_requests``,
         ``T/num_requests_head``, ``_torso``, ``_cold_start``, and ``T/num_without_answer``. A
         figure over no request is left out; its count says 0. ``decoding/valid_fraction``: of the
-        items returned, the fraction that exists and is no repetition; ``decoding/list_length``:
-        their mean number.
+        items returned, the fraction that exists and is no repetition; ``decoding/found_fraction``:
+        the fraction that the search found, the rest fills up lists that it left short;
+        ``decoding/list_length``: their mean number.
     """
     distinct = {(one.task, one.request_id): one for one in predictions}
     figures: Figures = {}
@@ -225,8 +232,10 @@ def _decoding(predictions: list[Prediction], num_items: int) -> Figures:
     valid = sum(len({i for i in one.items if 0 <= i < num_items}) for one in predictions)
     if not returned:
         return {}
+    found = sum(score > -math.inf for one in predictions for score in one.scores)
     return {
         "decoding/valid_fraction": valid / returned,
+        "decoding/found_fraction": found / returned,
         "decoding/list_length": returned / len(predictions),
     }
 

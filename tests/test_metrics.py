@@ -8,7 +8,16 @@ import pytest
 import torch
 from ir_measures import RR, R, nDCG
 
-from sidrec.metrics import Prediction, evaluate, head_items, hits, mrr_at_k, ndcg_at_k, recall_at_k
+from sidrec.metrics import (
+    Prediction,
+    evaluate,
+    head_items,
+    hits,
+    mrr_at_k,
+    ndcg_at_k,
+    recall_at_k,
+    validation_figures,
+)
 
 
 def prediction(name, items, relevant, *, task="search", ranks=(), history_length=0):
@@ -138,6 +147,28 @@ def test_valid_fraction_counts_unknown_items_and_repetitions():
     figures = evaluate([prediction("a", [0, 0, 7, 1], [0])], torch.ones(2).long())
     assert figures["decoding/valid_fraction"] == 0.5
     assert figures["decoding/list_length"] == 4
+
+
+def test_what_fills_up_a_list_was_not_found():
+    short = prediction("a", [3, 0, 1, 2], [0])._replace(scores=(-1.0, -2.0, -math.inf, -math.inf))
+    figures = evaluate([short], torch.ones(4).long())
+    assert figures["decoding/found_fraction"] == 0.5
+    assert figures["decoding/valid_fraction"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("trained", "mean"),
+    [(("search", "recommendation"), 0.3), (("search",), 0.6), (("recommendation",), 0.2), ((), 0)],
+)
+def test_checkpoints_are_chosen_by_the_tasks_that_train(trained, mean):
+    figures = {"search/recall@30": 0.6, "recommendation/recall@30": 0.2}
+    found = validation_figures(figures, trained=trained)
+    assert found == figures | {"recall_harmonic_mean": pytest.approx(mean)}
+
+
+def test_a_task_that_was_not_asked_chooses_nothing():
+    found = validation_figures({"search/recall@30": 0.6}, trained=("search", "recommendation"))
+    assert found["recall_harmonic_mean"] == pytest.approx(0.6)
 
 
 def test_head_is_a_hundredth_of_the_catalogue():

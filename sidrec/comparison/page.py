@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from sidrec.comparison.markdown import main_table, notes, paper_rows, tests_table
 from sidrec.comparison.paper_table import SCALE, SOURCE
-from sidrec.comparison.plots import bars_svg, curves_svg, pareto_svg, usage_svg
+from sidrec.comparison.pareto_plot import pareto_svg
+from sidrec.comparison.plots import bars_svg, curves_svg, usage_svg
 from sidrec.types import TASKS
 
 _TEMPLATE = "page.html.j2"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec.comparison.markdown import to_markdown
-from sidrec.comparison.plots import pareto_svg
+from sidrec.comparison.pareto_plot import pareto_svg
 from sidrec.comparison.settings import ReportSettings
 from sidrec.errors import ConfigError
 from sidrec.files import atomic_file, write_json

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec.comparison.markdown import main_table, tests_table
-from sidrec.comparison.plots import pareto_figure
+from sidrec.comparison.pareto_plot import pareto_figure
 from sidrec.comparison.settings import WandbSettings
 from sidrec.console import say
 

@@ -50,7 +50,7 @@ class LossGuard:
             RunError: If the mean is no number and no more batches may be skipped; names items of
                 this rank's batch if its own loss is bad.
         """
-        mean = sum_over_ranks(loss.detach()) / rank_and_world_size()[1]
+        mean = _mean_over_ranks(loss)
         if torch.isfinite(mean):
             return mean
         culprit = "a batch of another rank"
@@ -73,6 +73,27 @@ class LossGuard:
             self._skips_step = False
             for parameter in parameters:
                 parameter.grad = None
+
+
+def finite_mean(loss: Float[Tensor, ""], *, where: str, remedy: str) -> Float[Tensor, ""]:
+    """Return the mean of the losses of all ranks, for a training that skips no batch.
+
+    Args:
+        loss: Of this rank.
+        where: Epoch and step, for the message.
+        remedy: What the message says to do.
+
+    Raises:
+        RunError: If the mean is no number, on all ranks alike.
+    """
+    mean = _mean_over_ranks(loss)
+    if not torch.isfinite(mean):
+        raise RunError(f"The loss is {mean.item()} at {where}; {remedy}.")
+    return mean
+
+
+def _mean_over_ranks(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    return sum_over_ranks(loss.detach()) / rank_and_world_size()[1]
 
 
 def _names(items: Int[Tensor, " row"], item_ids: list[str]) -> str:

@@ -16,7 +16,7 @@ from sidrec.encoder.grad_cache import embed_in_chunks
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.loss_guard import LossGuard
-from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
+from sidrec.encoder.optimiser import optimiser_of
 from sidrec.encoder.tower import TextTower
 from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
@@ -192,15 +192,7 @@ class BiEncoder(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights, and its schedule by optimiser step."""
-        batches = self._data().steps_per_epoch
-        return adamw_with_schedule(
-            self.parameters(),
-            learning_rate=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            total_steps=total_steps_of(self.trainer, batches_per_epoch=batches),
-            warmup_fraction=self.settings.warmup_fraction,
-            decay=self.settings.decay,
-        )
+        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the encoder's configuration and tokenizer beside its weights."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -43,6 +43,46 @@ def adamw_with_schedule(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@runtime_checkable
+class OptimiserSettings(Protocol):
+    """What a module says of its optimiser: its hyperparameters, or the module itself.
+
+    Attributes:
+        learning_rate: Peak.
+        weight_decay: Of weights that are neither norms nor biases.
+        warmup_fraction: See ``learning_rate_factor``.
+        decay: See ``learning_rate_factor``.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    warmup_fraction: float
+    decay: Decay
+
+
+def optimiser_of(
+    module: Any,  # noqa: ANN401 (Lightning's)
+    settings: OptimiserSettings,
+    *,
+    batches_per_epoch: int,
+) -> dict[str, Any]:
+    """Return what ``configure_optimizers`` of a module in a Trainer returns.
+
+    Args:
+        module: Whose weights train, over the whole training of its Trainer.
+        settings: Of the optimiser and its schedule.
+        batches_per_epoch: Of a whole epoch, on each rank.
+    """
+    return adamw_with_schedule(
+        module.parameters(),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        total_steps=total_steps_of(module.trainer, batches_per_epoch=batches_per_epoch),
+        warmup_fraction=settings.warmup_fraction,
+        decay=settings.decay,
+    )
 
 
 def total_steps_of(trainer: Any, *, batches_per_epoch: int) -> int | None:  # noqa: ANN401

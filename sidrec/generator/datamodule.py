@@ -3,10 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, Dataset
@@ -14,21 +12,19 @@ from torch.utils.data import DataLoader, Dataset
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.raw import Split
 from sidrec.corpus.requests import recommendation_requests, search_requests
-from sidrec.corpus.store import Corpus
 from sidrec.distributed import rank_and_world_size
 from sidrec.errors import ConfigError, DataError
 from sidrec.generator.batches import GeneratorBatch, batch_of_requests
 from sidrec.generator.examples import GeneratorBatches, RecommendationExamples, SearchExamples
 from sidrec.generator.schedule import BucketedSchedule
-from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatchSampler, the_only
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
-from sidrec.pairs.resume import first_batch_after, position_in
+from sidrec.pairs.resumable.datamodule import CorpusDataModule
 from sidrec.types import TASKS, Request, Task
 
 EMPTY_BATCH = -1
 
 
-class GeneratorDataModule(L.LightningDataModule):
+class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
     """Queries and histories of one corpus, one task per batch.
 
     Args:
@@ -68,7 +64,7 @@ class GeneratorDataModule(L.LightningDataModule):
         num_workers: int = 0,
         targets_per_user: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(corpus, num_workers)
         if not 0 <= indexing_share < 1:
             raise ConfigError(f"data.indexing_share must lie in [0, 1), got {indexing_share}.")
         for name, value in (
@@ -77,37 +73,29 @@ class GeneratorDataModule(L.LightningDataModule):
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} must be 1 or more, got {value}.")
-        self.corpus_folder = Path(corpus)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mix = (search_share, recommendation_share)
         self.indexing_share, self.max_history_items = indexing_share, max_history_items
         self.target_window, self.history_dropout = target_window, history_dropout
         self.targets_per_user = targets_per_user
         self.exclude_history, self.pool_batches = exclude_history, pool_batches
-        self.valid_requests, self.seed, self.num_workers = valid_requests, seed, num_workers
-        self._first = BatchNumber(0, 0)
-        self._loaded: Corpus | None = None
-        self._batches: GeneratorBatches | None = None
+        self.valid_requests, self.seed = valid_requests, seed
         self._requests: dict[Split, list[Sequence[Request]]] = {}
 
     @property
-    def corpus(self) -> Corpus:
-        """The corpus, loaded when first asked for."""
-        if self._loaded is None:
-            self._loaded = Corpus.load(self.corpus_folder)
-        return self._loaded
+    def trained_tasks(self) -> tuple[Task, ...]:
+        """Tasks that have a share of the batches."""
+        return tuple(task for task, share in zip(TASKS, self.mix, strict=True) if share > 0)
 
-    @property
-    def batches(self) -> GeneratorBatches:
-        """This rank's training batches, by number."""
-        if self._batches is None:
-            self._batches = self._lay_out()
-        return self._batches
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch, the same on every rank."""
-        return len(self.batches)
+    def setup(self, stage: str) -> None:
+        """Refuse batches that Lightning would share out once more."""
+        del stage
+        connector = self.trainer._accelerator_connector
+        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
+            raise ConfigError(
+                "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
+                "rank its own batches."
+            )
 
     def train_queries(self) -> list[str]:
         """Return the texts of the train queries, in the order of their numbers."""
@@ -123,16 +111,6 @@ class GeneratorDataModule(L.LightningDataModule):
             ]
         return self._requests[split]
 
-    def train_dataloader(self) -> BatchLoader[GeneratorBatch]:
-        """Return this rank's batches, from where a resumed run stopped."""
-        return BatchLoader(
-            self.batches,
-            batch_sampler=PairBatchSampler(len(self.batches), self._first),
-            collate_fn=the_only,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
     def val_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return this rank's validation requests, one loader per task."""
         return self._loaders("valid", self.valid_requests)
@@ -145,28 +123,8 @@ class GeneratorDataModule(L.LightningDataModule):
         """Return the same as ``test_dataloader``."""
         return self.test_dataloader()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands and what must not change while it runs."""
-        if self.trainer is None or self._batches is None:
-            return {}
-        return position_in(
-            self.trainer.fit_loop, steps_per_epoch=self.steps_per_epoch, fixed=self._fixed()
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on training where ``state_dict`` was taken; to evaluate, nothing has to match.
-
-        Raises:
-            ConfigError: If in the middle of an epoch a setting differs that decides its batches.
-            DataError: If the corpus is another one.
-        """
-        is_training = self.trainer is None or self.trainer.state.fn == "fit"
-        if state_dict and is_training:
-            self._first = first_batch_after(
-                state_dict, fixed=self._fixed(), corpus_folder=self.corpus_folder
-            )
-
-    def _fixed(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what decides the batches."""
         schedule = self.batches.schedule
         return {
             "corpus": self.corpus.fingerprint,
@@ -182,10 +140,10 @@ class GeneratorDataModule(L.LightningDataModule):
             "seed": schedule.seed,
         }
 
-    def _lay_out(self) -> GeneratorBatches:
+    def lay_out(self, rank: int, world_size: int) -> GeneratorBatches:
+        """Return the training batches of a rank: the examples of both tasks, and their schedule."""
         search = self._search_examples() if self.mix[0] > 0 else None
         recommendation = self._recommendation_examples() if self.mix[1] > 0 else None
-        rank, world_size = rank_and_world_size()
         schedule = BucketedSchedule(
             num_rows=(len(search or ()), len(recommendation or ())),
             length_of=(

@@ -1,18 +1,16 @@
 """T5's decoder for many short beams over one source: nothing of the source is copied per beam."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sidrec.errors import ConfigError
-
-NormaliseOver = Literal["level", "vocabulary"]
+from sidrec.generator.step_decoder import StepDecoder
 
 
-class T5Decoder:
+class T5Decoder(StepDecoder):
     """Step-wise decoding with the weights of transformers' ``T5ForConditionalGeneration``.
 
     Gives the numbers of the model's own forward, in another arrangement:
@@ -23,54 +21,16 @@ class T5Decoder:
       only, so nothing is reordered when beams change places;
     - the output head is cut to the tokens of the level.
 
-    Args:
-        model: A ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
-        level_token_ids: Token of each code, one tensor per level.
-        normalise_over: What the probabilities of a step sum to one over: ``level``, all codes of
-            the level, allowed or not (every token that can stand there); or ``vocabulary``, all
-            tokens, which is what transformers' ``generate`` does and costs the whole head.
-
-    Raises:
-        ConfigError: If the model names no ``decoder_start_token_id``.
+    ``model`` is a ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
     """
 
-    def __init__(
-        self,
-        model: Any,  # noqa: ANN401 (transformers is untyped)
-        level_token_ids: list[Int[Tensor, " _"]],
-        *,
-        normalise_over: NormaliseOver,
-    ) -> None:
-        if model.config.decoder_start_token_id is None:
-            raise ConfigError(
-                "The T5 config has no decoder_start_token_id; set it, usually to pad_token_id."
-            )
-        self.model = model
-        self.level_token_ids = level_token_ids
-        self.normalise_over = normalise_over
-
-    @torch.no_grad()
-    def start(
+    def _steps(
         self,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
-        *,
-        level_token_ids: list[Int[Tensor, " _"]] | None = None,
+        level_token_ids: list[Int[Tensor, " _"]],
     ) -> "T5Steps":
-        """Read the encoder's output of a batch and return its first step.
-
-        Args:
-            source: Last hidden states of the encoder.
-            source_mask: True on tokens, False on padding; at least one True in each row.
-            level_token_ids: Tokens of this batch's own code space, where tasks have codes of their
-                own, as long as the trie that is searched has levels; None takes the decoder's.
-
-        Raises:
-            RuntimeError: If the model is in training mode: dropout would be on.
-        """
-        if self.model.training:
-            raise RuntimeError("T5Decoder needs model.eval(): dropout is on in training mode.")
-        return T5Steps(self, source, source_mask, level_token_ids or self.level_token_ids)
+        return T5Steps(self, source, source_mask, level_token_ids)
 
 
 class T5Steps:

@@ -19,6 +19,7 @@ from sidrec.generator.inputs import InputSettings, RequestEmbedder
 from sidrec.generator.modes import Decoding
 from sidrec.generator.prefix_mass import WeighedSteps
 from sidrec.generator.t5_forward import read_positions, write_tokens
+from sidrec.generator.top_up import popular_first, top_up
 from sidrec.types import TASKS, Task
 
 
@@ -56,6 +57,7 @@ class GeneratorModel(nn.Module):
     ) -> None:
         super().__init__()
         self.t5, self.popularity, self.decoding = t5, popularity, Decoding()
+        self._fill_order = popular_first(popularity)
         self.spaces = nn.ModuleDict({task: spaces[task] for task in TASKS})
         self._read_positions, self._write_tokens = read_positions, write_tokens
         self.embedder = RequestEmbedder(
@@ -155,6 +157,10 @@ class GeneratorModel(nn.Module):
     ) -> Decoded:
         """Decode a batch under the trie: real items only, none twice, none excluded.
 
+        Lists are ``top_k`` long wherever so many items are allowed: what a search left short, as
+        groups of beams that meet do, is filled up (``top_up``). The Semantic IDs in the answer are
+        those that the search found.
+
         Args:
             batch: Requests of one task.
             num_beams: Width of the search.
@@ -174,15 +180,20 @@ class GeneratorModel(nn.Module):
             steps = self.decoder.start(source, mask, level_token_ids=tokens)
             return steps if masses is None else WeighedSteps(steps, trie, masses)
 
-        return self.decoding.search(
+        if allowed is None:
+            allowed = AllItemsBut.of(trie, batch.excluded)
+        found = self.decoding.search(
             start,
             trie,
-            AllItemsBut.of(trie, batch.excluded) if allowed is None else allowed,
+            allowed,
             num_requests=batch.num_requests,
             num_beams=num_beams,
             top_k=top_k,
             mass_before=space.even_mass(batch.num_requests) if masses is None else None,
         )
+        self._fill_order = self._fill_order.to(trie.items.device)
+        ranked = top_up(found.ranked, trie=trie, allowed=allowed, fill_order=self._fill_order)
+        return found._replace(ranked=ranked)
 
 
 def smoothed_loss(

@@ -79,7 +79,8 @@ class Decoding:
             allowed: Items each request may get.
             num_requests: Requests in the batch.
             num_beams: Width; ``diverse`` raises it to a multiple of its groups.
-            top_k: Length of the lists. Those of ``diverse`` can be shorter, see ``diverse.py``.
+            top_k: Length of the lists. Those of ``diverse`` can be shorter, see ``diverse.py``;
+                ``GeneratorModel.answer`` fills them up.
             mass_before: See ``beams.search_allowed``.
 
         Raises:

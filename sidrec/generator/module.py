@@ -12,7 +12,7 @@ from sidrec.corpus.raw import Split
 from sidrec.distributed import gather_objects, rank_and_world_size
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss_guard import LossGuard
-from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
+from sidrec.encoder.optimiser import optimiser_of
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import write_json
 from sidrec.generator.assembly import generator_from, new_generator, parts_of
@@ -122,19 +122,13 @@ class JointGenerator(L.LightningModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse data with longer histories than the model's, and batches shared out twice."""
+        """Refuse data with longer histories than the model's."""
         del stage
         data = self._data()
         if data.max_history_items > self.inputs.max_history_items:
             raise ConfigError(
                 f"data.max_history_items ({data.max_history_items}) exceeds "
                 f"model.max_history_items ({self.inputs.max_history_items}); give both the same."
-            )
-        connector = self.trainer._accelerator_connector
-        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
-            raise ConfigError(
-                "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
-                "rank its own batches."
             )
 
     def configure_model(self) -> None:
@@ -211,9 +205,13 @@ class JointGenerator(L.LightningModule):
         return self._answer(batch, "test", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log recall of both tasks and their harmonic mean, by which checkpoints are chosen."""
-        figures = validation_figures(evaluate(self._gathered(), self.model.popularity.cpu()))
-        self.log_dict({f"val/{key}": value for key, value in figures.items()}, batch_size=1)
+        """Log recall of both tasks, and the mean by which checkpoints are chosen.
+
+        It is the harmonic mean over the tasks that have a share in training.
+        """
+        figures = evaluate(self._gathered(), self.model.popularity.cpu())
+        wanted = validation_figures(figures, trained=self._data().trained_tasks)
+        self.log_dict({f"val/{key}": value for key, value in wanted.items()}, batch_size=1)
 
     def on_test_epoch_end(self) -> None:
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""
@@ -234,15 +232,7 @@ class JointGenerator(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights that train, and its schedule by optimiser step."""
-        batches = self._data().steps_per_epoch
-        return adamw_with_schedule(
-            self.parameters(),
-            learning_rate=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            total_steps=total_steps_of(self.trainer, batches_per_epoch=batches),
-            warmup_fraction=self.settings.warmup_fraction,
-            decay=self.settings.decay,
-        )
+        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put beside the weights what the model is built from, and the bundle's hash."""

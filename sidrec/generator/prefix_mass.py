@@ -118,7 +118,8 @@ class WeighedSteps:
     """A model's steps, normalised over the catalogue with a prior; itself a ``beams.Step``.
 
     What ``beams.over_children`` makes of the prior's mass before every position, from the mass of
-    prefixes alone.
+    prefixes alone. The search looks each beam's children up again; that takes some .2 % of its time
+    and spares every search the knowledge of prior and prefixes.
 
     Args:
         step: The model, set to the batch's sources; its logits may lack a constant.

@@ -12,12 +12,12 @@ from torch import Tensor
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.answers import RetrievedItem
 from sidrec.generator.batches import batch_of_requests
+from sidrec.generator.beams import Decoded
 from sidrec.generator.loading import device_named, load_generator
 from sidrec.generator.module import JointGenerator
 from sidrec.generator.out_of_memory import FittingBatches, is_out_of_memory
 from sidrec.generator.request_lines import beginning_of
 from sidrec.generator.subsets import Restriction, SharedSet, allowed_items
-from sidrec.generator.top_up import popular_first, top_up
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import read_config
@@ -74,7 +74,6 @@ class Retriever:
         self.bf16, self.device = bf16, device
         self.max_history_items, self.exclude_history = max_history_items, exclude_history
         self._rows = {item_id: row for row, item_id in enumerate(generator.ids.item_ids)}
-        self._fill_order = popular_first(generator.model.popularity).to(device)
         self._batches = FittingBatches(device)
 
     @classmethod
@@ -258,10 +257,10 @@ class Retriever:
         length = min(top_k, len(self._rows))
         width = max(length, self.generator.settings.num_beams)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            decoded = model.answer(
+            decoded: Decoded = model.answer(
                 batch._replace(**tensors), num_beams=width, top_k=length, allowed=allowed
             )
-        return top_up(decoded.ranked, trie=trie, allowed=allowed, fill_order=self._fill_order)
+        return decoded.ranked
 
     def _trie(self, task: Task) -> SemanticIdTrie:
         trie: SemanticIdTrie = self.generator.model.space(task).trie

@@ -7,20 +7,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sidrec.errors import ConfigError
-from sidrec.generator.decoder import NormaliseOver
+from sidrec.generator.step_decoder import NormaliseOver, StepDecoder
 
 
-class Seq2SeqDecoder:
+class Seq2SeqDecoder(StepDecoder):
     """Step-wise decoding with any ``AutoModelForSeq2SeqLM``, such as BART, mT5 or Pegasus.
 
     The model's own forward runs once a step, on every beam as a row of the batch, with its
     ``EncoderDecoderCache`` reordered as beams change places. So the source is copied for every
     beam: general, and slower than ``T5Decoder``, which is the one to take for a T5.
-
-    Args:
-        model: In eval mode; the rows of its head for the codes must exist.
-        level_token_ids: Token of each code, one tensor per level.
-        normalise_over: See ``T5Decoder``.
 
     Raises:
         ConfigError: If the model is no encoder-decoder, or names no ``decoder_start_token_id``.
@@ -35,35 +30,15 @@ class Seq2SeqDecoder:
     ) -> None:
         if not model.config.is_encoder_decoder:
             raise ConfigError(f"{type(model).__name__} is no encoder-decoder; give one that is.")
-        if model.config.decoder_start_token_id is None:
-            raise ConfigError(
-                "The model's config has no decoder_start_token_id; set it to the token that "
-                "begins a target."
-            )
-        self.model, self.level_token_ids = model, level_token_ids
-        self.normalise_over = normalise_over
+        super().__init__(model, level_token_ids, normalise_over=normalise_over)
 
-    @torch.no_grad()
-    def start(
+    def _steps(
         self,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
-        *,
-        level_token_ids: list[Int[Tensor, " _"]] | None = None,
+        level_token_ids: list[Int[Tensor, " _"]],
     ) -> "Seq2SeqSteps":
-        """Read the encoder's output of a batch and return its first step.
-
-        Args:
-            source: Last hidden states of the encoder, as ``model.get_encoder()`` gives them.
-            source_mask: True on tokens, False on padding; at least one True in each row.
-            level_token_ids: Tokens of this batch's own code space; None takes the decoder's.
-
-        Raises:
-            RuntimeError: If the model is in training mode: dropout would be on.
-        """
-        if self.model.training:
-            raise RuntimeError("Seq2SeqDecoder needs model.eval(): dropout is on in training mode.")
-        return Seq2SeqSteps(self, source, source_mask, level_token_ids or self.level_token_ids)
+        return Seq2SeqSteps(self, source, source_mask, level_token_ids)
 
 
 class Seq2SeqSteps:

@@ -26,7 +26,7 @@ class BatchNumber(NamedTuple):
     step: int
 
 
-class PairBatchSampler(Sampler[list[BatchNumber]]):
+class BatchNumberSampler(Sampler[list[BatchNumber]]):
     """Yield the numbers of an epoch's batches; begins in the middle after a resume.
 
     Lightning calls ``set_epoch`` only on ``batch_sampler.sampler``, hence that attribute.
@@ -40,7 +40,7 @@ class PairBatchSampler(Sampler[list[BatchNumber]]):
         self.num_steps, self.first, self.epoch = num_steps, first, first.epoch
 
     @property
-    def sampler(self) -> "PairBatchSampler":
+    def sampler(self) -> "BatchNumberSampler":
         """The object that Lightning tells the epoch."""
         return self
 

@@ -4,27 +4,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
 from sidrec.corpus.derived import derived_folder
 from sidrec.corpus.leakage import check_train_only, check_train_queries_only
-from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatches, PairBatchSampler, the_only
+from sidrec.pairs.batches import PairBatches
 from sidrec.pairs.item_item import ItemItemPairs, Weighting, item_item_pairs, log_popularity
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
-from sidrec.pairs.resume import first_batch_after, position_in
+from sidrec.pairs.resumable.datamodule import CorpusDataModule
 from sidrec.pairs.schedule import Schedule
 from sidrec.pairs.tokenizer import load_tokenizer
 from sidrec.pairs.tokens import TokenStore, tokenise_once
-from sidrec.types import PairBatch
 
 _TEXTS_AT_ONCE = 4_096
 
 
-class PairDataModule(L.LightningDataModule):
+class PairDataModule(CorpusDataModule[PairBatches]):
     """Query–item and item–item pairs of one corpus, one task per batch.
 
     Args:
@@ -67,39 +64,27 @@ class PairDataModule(L.LightningDataModule):
         revision: str | None = None,
         cache: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(corpus, num_workers)
         if min(query_item_share, item_item_share) < 0:
             raise ConfigError("query_item_share and item_item_share must be 0 or more.")
-        self.corpus_folder, self.encoder, self.revision = Path(corpus), encoder, revision
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.encoder, self.revision = encoder, revision
+        self.batch_size, self.seed = batch_size, seed
         self.max_query_tokens, self.max_item_tokens = max_query_tokens, max_item_tokens
         self.shares = (query_item_share, item_item_share)
         self.query_rows, self.window, self.cap, self.weighting = query_rows, window, cap, weighting
         self.cache = Path(cache) if cache else None
-        self._first = BatchNumber(0, 0)
-        self._loaded: Corpus | None = None
-        self._batches: PairBatches | None = None
-
-    @property
-    def corpus(self) -> Corpus:
-        """The corpus, loaded when first asked for."""
-        if self._loaded is None:
-            self._loaded = Corpus.load(self.corpus_folder)
-        return self._loaded
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch, the same on every rank; known after ``setup``."""
-        return len(self._require_batches().schedule)
 
     def prepare_data(self) -> None:
         """Tokenise on one process per machine; the others then find the files."""
         self._token_stores()
 
     def setup(self, stage: str) -> None:
-        """Map the tokens and lay out the rows; nothing of the corpus is copied into memory."""
-        if stage != "fit" or self._batches is not None:
-            return
+        """Lay out the batches before training begins: what is wrong with them is said first."""
+        if stage == "fit":
+            _ = self.batches
+
+    def lay_out(self, rank: int, world_size: int) -> PairBatches:
+        """Return the training batches of a rank; tokens are mapped, not copied into memory."""
         query_tokens, item_tokens = self._token_stores()
         query_item, item_item = self._pairs()
         frequency = {}
@@ -108,7 +93,6 @@ class PairDataModule(L.LightningDataModule):
         if item_item is not None:
             train = self.corpus.train_interactions()
             frequency["recommendation"] = log_popularity(train, self.corpus.num_items)
-        rank, world_size = self._rank_and_world_size()
         schedule = Schedule(
             num_rows=(len(query_item or ()), len(item_item or ())),
             mix=self.shares if min(self.shares) > 0 else None,
@@ -116,20 +100,8 @@ class PairDataModule(L.LightningDataModule):
             world_size=world_size,
             seed=self.seed,
         )
-        self._batches = PairBatches(
+        return PairBatches(
             schedule, rank, query_item, item_item, query_tokens, item_tokens, frequency
-        )
-
-    def train_dataloader(self) -> BatchLoader[PairBatch]:
-        """Return this rank's batches, from where a resumed run stopped."""
-        batches = self._require_batches()
-        sampler = PairBatchSampler(len(batches.schedule), self._first)
-        return BatchLoader(
-            batches,
-            batch_sampler=sampler,
-            collate_fn=the_only,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader[str]:
@@ -140,29 +112,9 @@ class PairDataModule(L.LightningDataModule):
         """Return one step that names the split."""
         return DataLoader(["test"], batch_size=None)  # type: ignore[arg-type]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands and what must not change while it runs."""
-        if self.trainer is None or self._batches is None:
-            return {}
-        return position_in(
-            self.trainer.fit_loop, steps_per_epoch=self.steps_per_epoch, fixed=self._fixed()
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on training where ``state_dict`` was taken; to evaluate, nothing has to match.
-
-        Raises:
-            ConfigError: If in the middle of an epoch a setting differs that decides its batches.
-            DataError: If the corpus is another one.
-        """
-        is_training = self.trainer is None or self.trainer.state.fn == "fit"
-        if state_dict and is_training:
-            self._first = first_batch_after(
-                state_dict, fixed=self._fixed(), corpus_folder=self.corpus_folder
-            )
-
-    def _fixed(self) -> dict[str, Any]:
-        schedule = self._require_batches().schedule
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what decides the batches."""
+        schedule = self.batches.schedule
         return {
             "corpus": self.corpus.fingerprint,
             "num_rows": list(schedule.num_rows),
@@ -221,18 +173,6 @@ class PairDataModule(L.LightningDataModule):
             **same,
         )
         return query_tokens, item_tokens
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _require_batches(self) -> PairBatches:
-        if self._batches is None:
-            self.setup("fit")
-        if self._batches is None:
-            raise AssertionError("setup('fit') made no batches")
-        return self._batches
 
 
 def _texts(table: Any, rows: "np.ndarray | None") -> Iterator[str]:  # noqa: ANN401

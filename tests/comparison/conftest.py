@@ -1,9 +1,13 @@
 import polars as pl
 import pytest
+import yaml
 
+from sidrec.comparison import compare_command
 from sidrec.corpus.build import build_corpus
 from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
 from sidrec.corpus.store import Corpus
+from tests.comparison.fakes import FakeLauncher
+from tests.comparison.made import make_comparison
 
 TEXTS = {
     "a": "a heist in Paris",
@@ -38,3 +42,29 @@ def corpus(tmp_path_factory):
 def _quick_disk(monkeypatch):
     """Files appear whole as ever, but nobody waits until the disk has them."""
     monkeypatch.setattr("sidrec.files._flush", lambda _: None)
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory):
+    """A folder with ``tiny.yaml``, a comparison, and the corpus and encoder that it needs."""
+    return make_comparison(tmp_path_factory.mktemp("compare")).parent
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    """The comparison with an output folder of its own and fewer strategies."""
+    settings = yaml.safe_load((folder / "tiny.yaml").read_text())
+    settings["out"] = str(tmp_path / "out")
+    for name in ("content", "fused_svd"):
+        del settings["strategies"][name]
+    target = tmp_path / "tiny.yaml"
+    target.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return target
+
+
+@pytest.fixture
+def launcher(folder, monkeypatch):
+    """Stages are made up."""
+    fake = FakeLauncher(Corpus.load(folder / "corpus"))
+    monkeypatch.setattr(compare_command, "launch_here", fake)
+    return fake

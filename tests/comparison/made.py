@@ -4,7 +4,9 @@ from pathlib import Path
 
 import yaml
 
+from sidrec.comparison.compare_command import main
 from sidrec.comparison.stages import Stage
+from sidrec.files import read_json
 from tests.pairs.made import make_corpus, make_encoder
 from tests.tiny import TRAINER, encoder_settings, generator_settings, sidrec, write_yaml
 
@@ -163,3 +165,9 @@ def launch_in_process(
 def edit(path: Path, **changed: object) -> None:
     """Change keys of a YAML file."""
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changed))
+
+
+def compare(config, *more):
+    """Run ``sidrec compare`` in this process and return ``report.json``."""
+    main(["--config", str(config), *more])
+    return read_json(config.parent / "out" / "report.json")

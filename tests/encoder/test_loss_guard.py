@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sidrec.encoder.loss_guard import LossGuard
+from sidrec.encoder.loss_guard import LossGuard, finite_mean
 from sidrec.errors import ConfigError, RunError
 from tests.ranks import run_on_ranks
 
@@ -25,6 +25,12 @@ def test_a_bad_loss_names_step_and_items(loss):
     items = (3, 3, -1, 4, 5, 6, 7, 8, 9)
     with pytest.raises(RunError, match="items 'i3', 'i4', 'i5', 'i6', 'i7' and 2 more; lower"):
         look(LossGuard(0), loss, items)
+
+
+def test_without_a_guard_a_bad_loss_ends_the_run():
+    assert finite_mean(torch.tensor(1.5), where="epoch 0, step 7", remedy="lower it") == 1.5
+    with pytest.raises(RunError, match=r"^The loss is nan at epoch 0, step 7; lower it\.$"):
+        finite_mean(torch.tensor(float("nan")), where="epoch 0, step 7", remedy="lower it")
 
 
 def test_so_many_are_skipped_and_then_no_more(capsys):

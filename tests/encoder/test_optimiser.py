@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
 
-from sidrec.encoder.optimiser import adamw_with_schedule
+from sidrec.encoder.optimiser import adamw_with_schedule, optimiser_of
 
 
 class OneWeight(L.LightningModule):
@@ -41,3 +43,22 @@ def test_gradients_can_be_clipped(tmp_path, precision):
     )
     trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=4))
     assert not torch.equal(module.linear.weight, before)
+
+
+def test_a_module_gets_the_schedule_of_its_whole_training():
+    module = OneWeight()
+    module.trainer = SimpleNamespace(  # 3 epochs of 4 batches, two of them a step
+        max_steps=-1, max_epochs=3, limit_train_batches=None, accumulate_grad_batches=2
+    )
+    settings = SimpleNamespace(
+        learning_rate=0.6, weight_decay=0.1, warmup_fraction=0.0, decay="linear"
+    )
+    found = optimiser_of(module, settings, batches_per_epoch=4)
+    weights, biases = found["optimizer"].param_groups
+    assert (weights["weight_decay"], biases["weight_decay"]) == (0.1, 0.0)
+    rates = []
+    for _ in range(7):
+        rates += found["lr_scheduler"]["scheduler"].get_last_lr()[:1]
+        found["optimizer"].step()
+        found["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])

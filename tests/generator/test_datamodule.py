@@ -64,7 +64,22 @@ def test_workers_change_nothing(make):
 
 def test_a_task_can_be_switched_off(make):
     for off, task in (("recommendation_share", "search"), ("search_share", "recommendation")):
-        assert {batch.task for batch in make(**{off: 0.0}).train_dataloader()} == {task}
+        module = make(**{off: 0.0})
+        assert {batch.task for batch in module.train_dataloader()} == {task}
+        assert module.trained_tasks == (task,)
+    assert make().trained_tasks == ("search", "recommendation")
+
+
+def test_batches_that_lightning_would_share_out_again_are_refused(make, monkeypatch):
+    module, path = make(), "sidrec.generator.datamodule.rank_and_world_size"
+    connector = SimpleNamespace(use_distributed_sampler=True)
+    module.trainer = SimpleNamespace(_accelerator_connector=connector)
+    module.setup("fit")  # nobody to share with
+    monkeypatch.setattr(path, lambda: (0, 2))
+    with pytest.raises(ConfigError, match=r"Set trainer\.use_distributed_sampler to false"):
+        module.setup("fit")
+    connector.use_distributed_sampler = False
+    module.setup("fit")
 
 
 def test_every_request_is_asked_once_in_order(make):
@@ -141,7 +156,7 @@ def test_requests_are_made_when_asked_for():
 
 def test_resume_begins_at_the_next_batch(make):
     module, expected = make(), list(make().train_dataloader())
-    module.load_state_dict({"epoch": 0, "step": 6, **module._fixed()})
+    module.load_state_dict({"epoch": 0, "step": 6, **module.fixed_settings()})
     rest = list(module.train_dataloader())
     assert len(rest) == len(expected) - 6
     assert torch.equal(rest[0].request_rows, expected[6].request_rows)
@@ -151,7 +166,7 @@ def test_resume_begins_at_the_next_batch(make):
 
 def test_resume_refuses_other_batches(make):
     module = make()
-    state = {"epoch": 1, "step": 5, **module._fixed()}
+    state = {"epoch": 1, "step": 5, **module.fixed_settings()}
     other = make(batch_size=4)
     with pytest.raises(ConfigError, match=r"keep batch_size 8 \(now 4\)"):
         other.load_state_dict(state)
@@ -164,7 +179,7 @@ def test_resume_refuses_other_batches(make):
 
 
 def test_to_evaluate_a_run_nothing_of_its_training_has_to_match(make):
-    state = {"epoch": 1, "step": 5, **make()._fixed()}
+    state = {"epoch": 1, "step": 5, **make().fixed_settings()}
     other = make(batch_size=4, seed=9)
     other.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"))
     other.load_state_dict(state)

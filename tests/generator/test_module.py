@@ -1,6 +1,7 @@
 """The generator trained by Lightning: exact resume, ranks, refusals, loading."""
 
 import json
+import math
 
 import polars as pl
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.module import JointGenerator
+from sidrec.generator.retriever import Retriever
 from tests.generator.made import make_bundle
 from tests.generator.training import MODEL, equal, make, train, trainer_for
 
@@ -54,6 +56,21 @@ def test_validation_logs_both_tasks(corpus, semantic_ids, tmp_path):
     assert not any("sid" in key or "head" in key for key in found)
 
 
+@pytest.mark.parametrize(
+    ("off", "task"),
+    [("recommendation_share", "search"), ("search_share", "recommendation")],
+)
+def test_a_task_without_a_share_chooses_no_checkpoint(corpus, semantic_ids, tmp_path, off, task):
+    settings = {"data": {off: 0.0}, "max_steps": 2, "max_epochs": 1, "limit_val_batches": 1.0}
+    trainer, model = train(str(corpus.folder), semantic_ids, tmp_path, **settings)
+    trainer.validate(model, datamodule=trainer.datamodule, verbose=False)
+    found = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    recalls = [found[f"val/{one}/recall@30"] for one in ("search", "recommendation")]
+    own = found[f"val/{task}/recall@30"]
+    assert recalls[0] != recalls[1]  # else the mean over both would be the same
+    assert found["val/recall_harmonic_mean"] == pytest.approx(own)
+
+
 def test_a_checkpoint_alone_answers_as_the_trained_model_did(
     corpus, semantic_ids, tmp_path, undisturbed, monkeypatch
 ):
@@ -82,6 +99,29 @@ def test_a_checkpoint_alone_answers_as_the_trained_model_did(
     answers = trainer.predict(model, datamodule=data)
     assert sum(len(batch) for loader in answers for batch in loader) == num_requests
     assert equal(model, expected) == (int(newest.stem.split("=")[1]) == undisturbed[0])
+
+
+def test_metrics_count_the_lists_that_retrieve_returns(corpus, semantic_ids, tmp_path, undisturbed):
+    meeting = {"decoding": "diverse", "num_groups": 10}  # of one beam each, on the same Semantic ID
+    model, data = make(str(corpus.folder), semantic_ids, model=meeting)
+    checkpoint = str(undisturbed[2] / "step=5.ckpt")
+    trainer_for(tmp_path).test(
+        model, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["decoding/list_length"] == 10
+    assert metrics["decoding/found_fraction"] == pytest.approx(0.1)
+    assert metrics["decoding/valid_fraction"] == 1.0
+    rows = pl.read_parquet(tmp_path / "predictions.parquet").iter_rows(named=True)
+    stored = {(row["task"], row["request_id"]): row for row in rows}
+    retriever = Retriever(
+        model, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
+    )
+    asked = [request for requests in data.requests("test") for request in requests]
+    for request, answer in zip(asked, retriever.answer(asked, top_k=10), strict=True):
+        row = stored[request.task, request.request_id]
+        assert [item.item_id for item in answer] == [model.ids.item_ids[i] for i in row["items"]]
+        assert [item.score is None for item in answer] == [s == -math.inf for s in row["scores"]]
 
 
 def test_semantic_ids_of_another_training_are_refused(corpus, semantic_ids, tmp_path, undisturbed):

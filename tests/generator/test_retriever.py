@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -213,15 +214,15 @@ def test_a_full_device_gets_smaller_batches(tiny, retriever, item_ids, monkeypat
 def test_lists_that_the_search_left_short_are_filled_up(tiny, item_ids, monkeypatch):
     collapsed = Retriever.load(tiny.generator_run, device="cpu")
     model = collapsed.generator.model
-    answer = model.answer
+    search = model.decoding.search
 
-    def two_items(batch, **settings):
-        decoded = answer(batch, **settings)
+    def two_items(*arguments, **settings):
+        decoded = search(*arguments, **settings)
         decoded.ranked.items[:, 2:] = -1
         decoded.ranked.scores[:, 2:] = float("-inf")
         return decoded
 
-    monkeypatch.setattr(model, "answer", two_items)
+    monkeypatch.setattr(model, "decoding", SimpleNamespace(search=two_items))
     (found,) = collapsed.recommend([item_ids[:5]], top_k=30)
     assert [one.score is None for one in found] == [False] * 2 + [True] * 28
     order = sorted(range(60), key=lambda item: (-int(model.popularity[item]), item))

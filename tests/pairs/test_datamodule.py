@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.batches import BatchNumber, PairBatchSampler
+from sidrec.pairs.batches import BatchNumber, BatchNumberSampler
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.pairs.tokenizer import load_tokenizer
 
@@ -67,7 +67,7 @@ def test_only_train_pairs_appear(make, corpus):
             near |= {(item, other) for other in items[max(0, place - 3) : place + 4]}
     module = make(query_item_share=0.0)
     module.setup("fit")
-    pairs = module._batches.item_item.draw(np.arange(300), seed=1, epoch=0)
+    pairs = module.batches.item_item.draw(np.arange(300), seed=1, epoch=0)
     assert set(zip(pairs.left.tolist(), pairs.right_item.tolist(), strict=True)) <= near
 
 
@@ -87,7 +87,7 @@ def test_a_task_can_be_switched_off(make):
 
 
 def test_sampler_begins_where_it_was_told_and_only_in_that_epoch():
-    sampler = PairBatchSampler(5, BatchNumber(2, 3))
+    sampler = BatchNumberSampler(5, BatchNumber(2, 3))
     assert [number for [number] in sampler] == [(2, 3), (2, 4)]
     assert len(sampler) == 5
     sampler.sampler.set_epoch(3)
@@ -108,7 +108,7 @@ def test_refusals(make, tmp_path):
 def test_resume_refuses_other_batches(make):
     module = make()
     module.setup("fit")
-    state = {"epoch": 1, "step": 5, **module._fixed()}
+    state = {"epoch": 1, "step": 5, **module.fixed_settings()}
     other = make(batch_size=2)
     other.setup("fit")
     with pytest.raises(ConfigError, match=r"keep batch_size 4 \(now 2\)"):

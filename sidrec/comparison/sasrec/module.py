@@ -16,11 +16,12 @@ from sidrec.comparison.sasrec.model import SasRecModel, next_item_loss
 from sidrec.corpus.popularity import popularity
 from sidrec.corpus.raw import Split
 from sidrec.corpus.requests import recommendation_requests
-from sidrec.distributed import gather_objects, rank_and_world_size, sum_over_ranks
+from sidrec.distributed import gather_objects, rank_and_world_size
 from sidrec.encoder.dense import own_slice
 from sidrec.encoder.learning_rate import Decay
-from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
-from sidrec.errors import ConfigError, RunError
+from sidrec.encoder.loss_guard import finite_mean
+from sidrec.encoder.optimiser import optimiser_of
+from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.predictions import predictions_of_ranked, write_predictions
 from sidrec.metrics import Figures, Prediction, evaluate
@@ -89,12 +90,11 @@ class SasRec(L.LightningModule):
         """Return the cross-entropy of what came next, over the whole catalogue."""
         states = self.model(batch.histories)
         loss = next_item_loss(states, self.model.items.weight, batch.targets)
-        mean = sum_over_ranks(loss.detach()) / rank_and_world_size()[1]
-        if not torch.isfinite(mean):
-            raise RunError(
-                f"The loss is {mean.item()} at epoch {self.current_epoch}, step {batch_idx}; "
-                "lower model.learning_rate, or use precision bf16-mixed or 32."
-            )
+        mean = finite_mean(
+            loss,
+            where=f"epoch {self.current_epoch}, step {batch_idx}",
+            remedy="lower model.learning_rate, or use precision bf16-mixed or 32",
+        )
         self.log("train/recommendation/loss", mean, prog_bar=True, batch_size=1)
         return loss
 
@@ -117,16 +117,7 @@ class SasRec(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all weights, and its schedule by optimiser step."""
-        return adamw_with_schedule(
-            self.parameters(),
-            learning_rate=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            total_steps=total_steps_of(
-                self.trainer, batches_per_epoch=self._data().steps_per_epoch
-            ),
-            warmup_fraction=self.settings.warmup_fraction,
-            decay=self.settings.decay,
-        )
+        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make weights of the checkpoint's sizes when there are none yet."""

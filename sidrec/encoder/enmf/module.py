@@ -10,13 +10,14 @@ from torch.nn.functional import dropout
 from sidrec.corpus.popularity import popularity
 from sidrec.corpus.raw import Split
 from sidrec.corpus.requests import recommendation_requests
-from sidrec.distributed import rank_and_world_size, sum_over_ranks
+from sidrec.distributed import rank_and_world_size
 from sidrec.encoder.dense import dense_recall, own_slice
 from sidrec.encoder.enmf.datamodule import UserBatch, UserDataModule, users_of
 from sidrec.encoder.enmf.loss import enmf_loss, negative_weights_of
 from sidrec.encoder.enmf.model import FactorTower
 from sidrec.encoder.learning_rate import Decay
-from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
+from sidrec.encoder.loss_guard import finite_mean
+from sidrec.encoder.optimiser import optimiser_of
 from sidrec.errors import ConfigError, RunError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.permutation import key_of
@@ -100,12 +101,8 @@ class Enmf(L.LightningModule):
                 positive_item=batch.positive_item,
                 negative_weights=self.negative_weights,
             ) / len(batch.user_index)
-        mean = sum_over_ranks(loss.detach()) / rank_and_world_size()[1]
-        if not torch.isfinite(mean):
-            raise RunError(
-                f"The loss is {mean.item()} at epoch {self.current_epoch}, step {batch_idx}; "
-                "lower model.learning_rate."
-            )
+        where = f"epoch {self.current_epoch}, step {batch_idx}"
+        mean = finite_mean(loss, where=where, remedy="lower model.learning_rate")
         self.log("train/recommendation/loss", mean, prog_bar=True, batch_size=1)
         return loss
 
@@ -119,16 +116,7 @@ class Enmf(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all vectors, and its schedule by optimiser step."""
-        return adamw_with_schedule(
-            self.parameters(),
-            learning_rate=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            total_steps=total_steps_of(
-                self.trainer, batches_per_epoch=self._data().steps_per_epoch
-            ),
-            warmup_fraction=self.settings.warmup_fraction,
-            decay=self.settings.decay,
-        )
+        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make vectors of the checkpoint's sizes when there are none yet."""

@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 from torch import Tensor
 
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.batches import BatchLoader, BatchNumber, PairBatchSampler, the_only
 from sidrec.pairs.item_item import ItemItemPairs, item_item_pairs
-from sidrec.pairs.resume import first_batch_after, position_in
-from sidrec.semantic_ids.learned.batches import VectorBatch, VectorBatches
+from sidrec.pairs.resumable.datamodule import ResumableDataModule
+from sidrec.semantic_ids.learned.batches import VectorBatches
 
 
-class VectorDataModule(L.LightningDataModule):
+class VectorDataModule(ResumableDataModule[VectorBatches]):
     """The module's vectors in batches; its ``semantic_ids`` says which.
 
     Args:
@@ -38,15 +36,13 @@ class VectorDataModule(L.LightningDataModule):
         cap: int = 100,
         weighting: Literal["uniform", "inverse_distance"] = "uniform",
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers=0)  # the vectors lie in memory
         if batch_size < 1:
             raise ConfigError(f"data.batch_size is {batch_size}, expected 1 or more.")
         self.corpus_folder = None if corpus is None else Path(corpus)
         self.batch_size, self.seed, self.pairs_per_batch = batch_size, seed, pairs_per_batch
         self.window, self.cap, self.weighting = window, cap, weighting
-        self._first = BatchNumber(0, 0)
         self._loaded: Corpus | None = None
-        self._batches: VectorBatches | None = None
 
     @property
     def corpus(self) -> Corpus | None:
@@ -56,48 +52,28 @@ class VectorDataModule(L.LightningDataModule):
         return self._loaded
 
     @property
-    def batches(self) -> VectorBatches:
-        """This rank's batches, by number."""
-        if self._batches is None:
-            self._batches = VectorBatches(
-                vectors=self._vectors(),
-                batch_size=self.batch_size,
-                pairs=self._pairs(),
-                pairs_per_batch=self.pairs_per_batch,
-                rank=self._trainer().global_rank,
-                world_size=self._trainer().world_size,
-                seed=self.seed,
-            )
-        return self._batches
+    def made_from(self) -> Path:
+        """The corpus directory, or the bundle where there is none."""
+        return self.corpus_folder or Path(self._trainer().lightning_module.origin)
 
-    def train_dataloader(self) -> BatchLoader[VectorBatch]:
-        """Return this rank's batches, from where a resumed run stopped."""
-        return BatchLoader(
-            self.batches,
-            batch_sampler=PairBatchSampler(len(self.batches), self._first),
-            collate_fn=the_only,
+    def ranks(self) -> tuple[int, int]:
+        """Return those of the trainer: it may train in one process of several."""
+        return self._trainer().global_rank, self._trainer().world_size
+
+    def lay_out(self, rank: int, world_size: int) -> VectorBatches:
+        """Return the training batches of a rank."""
+        return VectorBatches(
+            vectors=self._vectors(),
+            batch_size=self.batch_size,
+            pairs=self._pairs(),
+            pairs_per_batch=self.pairs_per_batch,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands and what must not change while it runs."""
-        if self.trainer is None or self._batches is None:
-            return {}
-        return position_in(
-            self.trainer.fit_loop, steps_per_epoch=len(self.batches), fixed=self._fixed()
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on training where ``state_dict`` was taken.
-
-        Raises:
-            ConfigError: If in the middle of an epoch a setting differs that decides its batches.
-            DataError: If the vectors are those of another corpus.
-        """
-        if state_dict:
-            folder = self.corpus_folder or Path(self._trainer().lightning_module.origin)
-            self._first = first_batch_after(state_dict, fixed=self._fixed(), corpus_folder=folder)
-
-    def _fixed(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what decides the batches."""
         batches = self.batches
         return {
             "corpus": self._trainer().lightning_module.fingerprint,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
-from sidrec.encoder.optimiser import adamw_with_schedule, total_steps_of
+from sidrec.encoder.optimiser import optimiser_of
 from sidrec.errors import ConfigError
 from sidrec.pairs.permutation import key_of
 from sidrec.semantic_ids.bundle import SemanticIdBundle
@@ -152,14 +152,7 @@ class QuantiserModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW and its schedule."""
-        return adamw_with_schedule(
-            self.parameters(),
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            total_steps=total_steps_of(self.trainer, batches_per_epoch=len(self._data().batches)),
-            warmup_fraction=self.warmup_fraction,
-            decay=self.decay,
-        )
+        return optimiser_of(self, self, batches_per_epoch=self._data().steps_per_epoch)
 
     def fitted(self) -> LearnedCodebooks:
         """Return what the training has made, as fixed tensors."""
