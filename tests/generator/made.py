@@ -116,7 +116,11 @@ def searches(*queries, answers=None):
         for row, (query, answer) in enumerate(zip(queries, answers, strict=True))
     ]
     return batch_of_requests(
-        requests, request_rows=range(len(requests)), max_history_items=4, exclude_history=True
+        requests,
+        task="search",
+        request_rows=range(len(requests)),
+        max_history_items=4,
+        exclude_history=True,
     )
 
 
@@ -128,5 +132,9 @@ def histories(*rows, answers=None):
         for row, (history, answer) in enumerate(zip(rows, answers, strict=True))
     ]
     return batch_of_requests(
-        requests, request_rows=range(len(requests)), max_history_items=4, exclude_history=True
+        requests,
+        task="recommendation",
+        request_rows=range(len(requests)),
+        max_history_items=4,
+        exclude_history=True,
     )

@@ -24,7 +24,11 @@ def test_read_only_rows_are_copied():
 def test_history_is_cut_but_all_of_it_excluded(exclude):
     request = Request("u", "recommendation", "", (1, 2, 3), (5, 6))
     batch = batch_of_requests(
-        [request], request_rows=[8], max_history_items=2, exclude_history=exclude
+        [request],
+        task=request.task,
+        request_rows=[8],
+        max_history_items=2,
+        exclude_history=exclude,
     )
     assert batch.history.tolist() == [[2, 3]]
     assert batch.excluded.tolist() == ([[1, 2, 3]] if exclude else [[]])
@@ -36,6 +40,7 @@ def test_history_is_cut_but_all_of_it_excluded(exclude):
 def test_search_has_texts_and_unknown_answers_are_marked():
     batch = batch_of_requests(
         [Request("q", "search", "heist", (), ())],
+        task="search",
         request_rows=[0],
         max_history_items=2,
         exclude_history=True,
