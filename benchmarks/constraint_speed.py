@@ -152,7 +152,7 @@ def step_costs(trie: SemanticIdTrie, rounds: int) -> dict[str, dict[str, float]]
         return candidate_scores(beams.scores, says, inside)
 
     def whole(mass: torch.Tensor | None) -> object:
-        return advance(beams, says, trie, every, level=level, width=BEAMS, mass=mass)
+        return advance(beams, says, trie, every, level=level, width=BEAMS, mass_before=mass)
 
     parts: dict[str, Callable[[], object]] = {
         "mask_step": lambda: masked(every),

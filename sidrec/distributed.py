@@ -2,12 +2,17 @@
 
 import socket
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from sidrec.errors import SidrecError
+
+Result = TypeVar("Result")
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -100,6 +105,26 @@ def from_rank_zero(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
     shared = local.clone().contiguous()
     dist.broadcast(shared, src=0)
     return shared
+
+
+def on_rank_zero(work: Callable[[], Result]) -> Result:
+    """Do ``work`` on rank 0 and return its result, or raise its error, on every rank.
+
+    Without this an error on rank 0 alone would leave the others waiting for it.
+
+    Raises:
+        SidrecError: What ``work`` raised; an OSError likewise. Other errors end rank 0 alone.
+    """
+    outcome: tuple[Result | None, Exception | None] = (None, None)
+    if rank_and_world_size()[0] == 0:
+        try:
+            outcome = work(), None
+        except (SidrecError, OSError) as error:
+            outcome = None, error
+    result, failure = gather_objects(outcome)[0]
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[no-any-return]
 
 
 def silent_ranks(*, wait_s: float) -> list[int]:

@@ -33,6 +33,8 @@ def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
 
 @dataclass(frozen=True)
 class _Maker:
+    """Makes the stages of one seed; what is equal has an equal key, and runs once."""
+
     comparison: Comparison
     fingerprint: str
     seed: int
@@ -69,7 +71,7 @@ class _Maker:
             if strategy.dim is not None:
                 options.append(("--dim", str(strategy.dim)))
         label = f"IDs {strategy.ids} of {' and '.join(strategy.sources)}"
-        return self._stage("ids", label, command, part.configs, options, inputs, "--out", "")
+        return self._stage("ids", label, command, part.configs, options, inputs, own_flag="--out")
 
     def _baseline(self, name: str) -> Stage:
         settings = self.comparison.baselines[name]
@@ -86,8 +88,8 @@ class _Maker:
             [],
             options,
             inputs,
-            "--run_dir",
-            "--corpus",
+            own_flag="--run_dir",
+            corpus_flag="--corpus",
         )
 
     def _run_of(self, name: str, settings: BaselineSettings) -> list[Input]:
@@ -103,12 +105,19 @@ class _Maker:
         configs = [*part.configs, *self.comparison.machine]
         options = self._options(part)
         return self._stage(
-            kind, label, "fit", configs, options, inputs, "--run_dir", "--data.corpus"
+            kind,
+            label,
+            "fit",
+            configs,
+            options,
+            inputs,
+            own_flag="--run_dir",
+            corpus_flag="--data.corpus",
         )
 
     def _test(self, stage: Stage) -> Stage:
         label = f"test of {stage.label}"
-        return self._stage("test", label, "test", [], [], [Input("--from", stage)], "", "")
+        return self._stage("test", label, "test", [], [], [Input("--from", stage)])
 
     def _options(self, part: Part) -> list[tuple[str, str]]:
         options = [(f"--{key}", _word(value)) for key, value in part.set.items()]
@@ -135,8 +144,9 @@ class _Maker:
         configs: Sequence[str],
         options: Sequence[tuple[str, str]],
         inputs: Sequence[Input],
-        own_flag: str,
-        corpus_flag: str,
+        *,
+        own_flag: str = "",
+        corpus_flag: str = "",
     ) -> Stage:
         return Stage(
             kind=kind,

@@ -56,7 +56,7 @@ def judge(
 def _row(system: System, requests: Requests, settings: ReportSettings) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for task in TASKS:
-        if system.answers(task) and requests.get(task):
+        if system.has_answers(task) and requests.get(task):
             figures |= _task_figures(system, task, requests[task], settings)
     return {
         "name": system.name,
@@ -174,7 +174,7 @@ def _add_tests(
         for task in TASKS:
             if reference is None or system is reference or not requests.get(task):
                 continue
-            if system.answers(task) and reference.answers(task):
+            if system.has_answers(task) and reference.has_answers(task):
                 outcome = paired_tests(
                     system.values(task, requests[task]),
                     reference.values(task, requests[task]),

@@ -60,8 +60,8 @@ class System:
     bundle: Path | None = None
     commands: list[str] = field(default_factory=list)
 
-    def answers(self, task: Task) -> bool:
-        """Return whether every run of the system answers a task, and there is one."""
+    def has_answers(self, task: Task) -> bool:
+        """Return whether there is a run, and every one answers the task."""
         return bool(self.runs) and all(run.answers.get(task) for run in self.runs)
 
     def values(self, task: Task, requests: Sequence[str]) -> Values:

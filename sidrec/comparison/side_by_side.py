@@ -54,7 +54,7 @@ def _one(request: Request, systems: Sequence[System], titles: list[str]) -> dict
     relevant = set(request.relevant)
     lists = {}
     for system in systems:
-        if not system.answers(request.task):
+        if not system.has_answers(request.task):
             continue
         answer = system.runs[0].answers[request.task][request.request_id]
         rank = next((n for n, item in enumerate(answer.items, 1) if item in relevant), None)

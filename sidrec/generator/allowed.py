@@ -17,6 +17,15 @@ class AllowedItems(Protocol):
 
     A range ``[lo, hi)`` holds an allowed item where ``before(hi) > before(lo)``, and its first one
     stands at ``position_of(before(lo))``: that is all a search needs to know.
+
+    Which to take, by what a request may get:
+
+    - all but a few: ``AllItemsBut``;
+    - any subset, given as booleans: ``OnlyItems``; one for a group of requests, in bits:
+      ``bitmap.PackedItems``;
+    - a short list: ``subsets.ListedItems``;
+    - a large set that all requests share, less a few each: ``subsets.SharedItems``; any of the
+      sets here less a few: ``bitmap.AllowedBut``.
     """
 
     def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:

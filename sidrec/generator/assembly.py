@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sidrec.distributed import on_rank_zero
 from sidrec.encoder.loading import load_bi_encoder
 from sidrec.encoder.tower import TextTower
 from sidrec.generator.code_space import CodeSpace
@@ -26,11 +27,10 @@ from sidrec.generator.t5 import (
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.generator.vocabulary import CodeVocabulary, vocabularies_of
 from sidrec.run_directory import RunDirectory
-from sidrec.semantic_ids.maker import on_rank_zero
 from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 from sidrec.types import TASKS, SemanticIdTable, Task
 
-_QUIET_HEAD = 0.1
+_QUIET_HEAD = 0.1  # factor of the new codes' logits: the prior leads at first, T5 joins in
 
 
 def new_generator(
@@ -79,10 +79,8 @@ def new_generator(
         for task, vocabulary in vocabularies.items():
             codes = ids.bundles[task].table.codes
             start_codes_from_items(model, vocabulary, codes, ids.item_vectors, seed=0)
-    tied = model.lm_head.weight is model.shared.weight
-    if (
-        inputs.prior_scale is not None and not tied
-    ):  # T5 starts quietly, so that the prior leads at first
+    is_tied = model.lm_head.weight is model.shared.weight
+    if inputs.prior_scale is not None and not is_tied:
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
     return _together(model, tokenizer, inputs, ids, popularity, encoder_run)
 

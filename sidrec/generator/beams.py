@@ -13,9 +13,9 @@ from sidrec.generator.trie import SemanticIdTrie
 from sidrec.types import RankedItems
 
 _LOWEST = float("-inf")
-_LEAST_MASS = 1e-30  # of a child with items, where rounding has left nothing
-_NO_ITEM = -1e30  # finite, so that a beam that has ended stays free of NaN
-_BITS_OF_NO_ITEM = torch.tensor(_NO_ITEM).view(torch.int32).item()
+LEAST_MASS = 1e-30  # of a child with items, where rounding has left nothing
+NO_ITEM = -1e30  # finite, so that a beam that has ended stays free of NaN
+_BITS_OF_NO_ITEM = torch.tensor(NO_ITEM).view(torch.int32).item()
 
 
 @runtime_checkable
@@ -153,7 +153,13 @@ def search_allowed(
     for level, width in enumerate([*_widths(widths, trie, num_beams), num_beams]):
         log_probabilities = step(level, parent, codes)
         beams, parent, codes = advance(
-            beams, log_probabilities, trie, allowed, level=level, width=width, mass=mass_before
+            beams,
+            log_probabilities,
+            trie,
+            allowed,
+            level=level,
+            width=width,
+            mass_before=mass_before,
         )
     return expand(beams, trie, allowed, top_k)
 
@@ -166,7 +172,7 @@ def advance(
     *,
     level: int,
     width: int,
-    mass: Float[Tensor, "request position"] | None,
+    mass_before: Float[Tensor, "request bound"] | None,
 ) -> tuple[Beams, Int[Tensor, "request chosen"], Int[Tensor, "request chosen"]]:
     """Return the ``width`` best children of all beams, with the parent and the code of each.
 
@@ -174,8 +180,8 @@ def advance(
     """
     size = trie.codebook_sizes[level]
     bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
-    if mass is not None:
-        log_probabilities = over_children(log_probabilities, bounds, mass)
+    if mass_before is not None:
+        log_probabilities = over_children(log_probabilities, bounds, mass_before)
     num_allowed = allowed_in_children(allowed, trie, bounds, level=level)
     candidates = candidate_scores(beams.scores, log_probabilities, num_allowed).flatten(1)
     chosen = best_columns(candidates, min(width, candidates.shape[1]))
@@ -205,7 +211,7 @@ def over_children(
     """
     flat = bounds.flatten(1).long()
     mass = mass_before.gather(1, flat).view(bounds.shape).diff(dim=-1)
-    weighed = logits.float() + mass.float().clamp(min=_LEAST_MASS).log()
+    weighed = logits.float() + mass.float().clamp(min=LEAST_MASS).log()
     empty = bounds.diff(dim=-1).sub_(1).clamp_(max=0)  # as in candidate_scores
     return (weighed + empty.bitwise_and_(_BITS_OF_NO_ITEM).view(torch.float32)).log_softmax(dim=-1)
 

@@ -87,8 +87,6 @@ class RecommendationExamples:
         max_history_items: Only the most recent ones are read.
         target_window: The target is drawn from the next so many interactions; 1 is the next one.
         history_dropout: Probability with which an item of a history is left out.
-        targets_per_user: Only the last so many interactions of a user are next items, so that
-            users with long histories do not outweigh the others; None takes all.
     """
 
     interactions: Interactions
@@ -108,6 +106,14 @@ class RecommendationExamples:
         targets_per_user: int | None = None,
     ) -> "RecommendationExamples":
         """Lay virtual rows over train histories.
+
+        Args:
+            interactions: Train interactions only.
+            max_history_items: See the attribute.
+            target_window: See the attribute.
+            history_dropout: See the attribute.
+            targets_per_user: Only the last so many interactions of a user are next items, so that
+                users with long histories do not outweigh the others; None takes all.
 
         Raises:
             ConfigError: If a setting is out of range.

@@ -104,6 +104,17 @@ class InputSettings:
         return before, after
 
 
+class _Others(NamedTuple):
+    """Modules that the embedder reads with and does not own.
+
+    In a tuple no torch module sees them: their weights are neither saved nor counted twice.
+    """
+
+    tokens: nn.Embedding
+    tower: TextTower | None
+    space: CodeSpace
+
+
 class RequestEmbedder(nn.Module):
     """Turn a batch of requests into embeddings for T5's encoder.
 
@@ -134,8 +145,7 @@ class RequestEmbedder(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.tokenizer = settings, tokenizer
-        self._shared: tuple[nn.Embedding, TextTower | None, CodeSpace]
-        self._shared = (tokens, tower, space)  # owned elsewhere
+        self._others = _Others(tokens, tower, space)
         self.states: TextStates | None = None
         self.register_buffer("item_vectors", item_vectors, persistent=False)
         width, dim = tokens.embedding_dim, item_vectors.shape[1]
@@ -152,7 +162,7 @@ class RequestEmbedder(nn.Module):
     @property
     def tower(self) -> TextTower | None:
         """The frozen bi-encoder; no submodule, so that its weights stay in its own run."""
-        return self._shared[1]
+        return self._others.tower
 
     def forward(self, batch: GeneratorBatch) -> Reading:
         """Return what T5's encoder reads.
@@ -203,9 +213,8 @@ class RequestEmbedder(nn.Module):
         The text of an indexing row has none: its embedding says it all.
         """
         device = self.item_vectors.device
-        if self.states is not None and bool(
-            torch.maximum(batch.text_rows, batch.indexed_item).ge(0).all()
-        ):
+        is_training_row = torch.maximum(batch.text_rows, batch.indexed_item) >= 0
+        if self.states is not None and bool(is_training_row.all()):
             states, mask = self.states.gather(batch.text_rows)
             return states.to(device).float(), mask.to(device)
         tower = self.tower
@@ -223,7 +232,7 @@ class RequestEmbedder(nn.Module):
         items = batch.history.clamp(min=0)
         last = real.sum(dim=1, keepdim=True)
         ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
-        space, vector = self._shared[2], None
+        space, vector = self._others.space, None
         if space.prior is not None:
             vector = space.prior.history_vector(self.item_vectors[items], ago, real)
         codes = self._embed(space.tokens_of(items))  # [request, item, level, dim]
@@ -241,7 +250,7 @@ class RequestEmbedder(nn.Module):
         return mask & (torch.rand(mask.shape, device=mask.device) >= share)
 
     def _embed(self, ids: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
-        embedded: Tensor = self._shared[0](ids)
+        embedded: Tensor = self._others.tokens(ids)
         return embedded
 
     def _tokenise(self, texts: list[str]) -> TextTokens:

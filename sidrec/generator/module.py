@@ -268,10 +268,11 @@ class JointGenerator(L.LightningModule):
         fingerprint = None if self._trainer is None else self._data().corpus.fingerprint
         return TaskBundles.load(Path(self.settings.semantic_ids), corpus_fingerprint=fingerprint)
 
-    def _answer(self, batch: GeneratorBatch, split: Split, which: int) -> list[Prediction]:
+    def _answer(self, batch: GeneratorBatch, split: Split, loader: int) -> list[Prediction]:
+        """Answer a batch of search (loader 0) or recommendation (1), and keep the answers."""
         if batch.num_requests == 0:  # this rank has no share; it waits for the others at the end
             return []
-        width, asked = self.settings.num_beams, self._data().requests(split)[which]
+        width, asked = self.settings.num_beams, self._data().requests(split)[loader]
         decoded = self.model.answer(batch, num_beams=width, top_k=self.settings.top_k)
         rows = [asked[row] for row in batch.request_rows.tolist()]
         answered = predictions_of(rows, decoded, self.model.space(batch.task).trie, split=split)

@@ -7,12 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sidrec.generator.beams import Step
+from sidrec.generator.beams import LEAST_MASS, NO_ITEM, Step
 from sidrec.generator.trie import SemanticIdTrie
 
 EVEN_SHARE = 1e-3  # of the mass, shared out evenly, so that no item is ever ruled out
-_LEAST_MASS = 1e-30  # of a child with items, where rounding has left nothing
-_NO_ITEM = -1e30  # finite, so that a beam that has ended stays free of NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +142,9 @@ class WeighedSteps:
         bounds = self._trie.child_bounds(low, high, level=level)
         self._bounds, self._prefix_scores = bounds, scores
         mass = self._mass.of_children(level, scores, bounds)
-        weighed = mass.float().clamp_(min=_LEAST_MASS).log_().add_(logits)
+        weighed = mass.float().clamp_(min=LEAST_MASS).log_().add_(logits)
         empty = bounds[..., 1:] <= bounds[..., :-1]
-        return weighed.masked_fill_(empty, _NO_ITEM).log_softmax(dim=-1)
+        return weighed.masked_fill_(empty, NO_ITEM).log_softmax(dim=-1)
 
     def _ranges(
         self, level: int, parent: Int[Tensor, "request beam"], codes: Int[Tensor, "request beam"]

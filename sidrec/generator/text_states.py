@@ -11,10 +11,9 @@ from torch import Tensor
 
 from sidrec.console import track
 from sidrec.corpus.disk import disk_errors
-from sidrec.distributed import rank_and_world_size, wait_for_all_ranks
+from sidrec.distributed import on_rank_zero, rank_and_world_size, wait_for_all_ranks
 from sidrec.encoder.catalogue import autocast_of
 from sidrec.encoder.tower import TextTower
-from sidrec.semantic_ids.maker import on_rank_zero
 from sidrec.types import TextTokens
 
 _TOKENISED_TOGETHER = 4_096

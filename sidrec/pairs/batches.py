@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sidrec.pairs.item_item import ItemItemPairs
 from sidrec.pairs.query_item import QueryItemPairs
-from sidrec.pairs.schedule import Schedule
+from sidrec.pairs.schedule import PairSchedule
 from sidrec.pairs.tokens import TokenStore
 from sidrec.run_directory.stopping import ignore_stop_signals
 from sidrec.types import PairBatch
@@ -72,7 +72,7 @@ class PairBatches(Dataset[PairBatch]):
         log_frequency: Per task, ln(probability that the sampler draws the item).
     """
 
-    schedule: Schedule
+    schedule: PairSchedule
     rank: int
     query_item: QueryItemPairs | None
     item_item: ItemItemPairs | None

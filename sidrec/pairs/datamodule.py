@@ -14,7 +14,7 @@ from sidrec.pairs.batches import PairBatches
 from sidrec.pairs.item_item import ItemItemPairs, Weighting, item_item_pairs, log_popularity
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
 from sidrec.pairs.resumable.datamodule import CorpusDataModule
-from sidrec.pairs.schedule import Schedule
+from sidrec.pairs.schedule import PairSchedule
 from sidrec.pairs.tokenizer import load_tokenizer
 from sidrec.pairs.tokens import TokenStore, tokenise_once
 
@@ -93,7 +93,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         if item_item is not None:
             train = self.corpus.train_interactions()
             frequency["recommendation"] = log_popularity(train, self.corpus.num_items)
-        schedule = Schedule(
+        schedule = PairSchedule(
             num_rows=(len(query_item or ()), len(item_item or ())),
             mix=self.shares if min(self.shares) > 0 else None,
             batch_size=self.batch_size,

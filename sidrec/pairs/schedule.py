@@ -24,12 +24,15 @@ class ScheduledBatch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class PairSchedule:
     """Everything that decides an epoch's batches, for all ranks.
 
     The batches of the tasks are interleaved evenly. Ranks hold neighbouring slices of one global
     batch, so the global batches are the same for any number of ranks with the same product
     ``batch_size * world_size``. What does not fill a global batch waits for another epoch.
+
+    There are two more: ``rows.schedule.RowSchedule`` for one kind of rows, and the generator's
+    ``BucketedSchedule``, which keeps lengths together and starts a task over that runs short.
 
     Attributes:
         num_rows: Pairs of ``search`` and of ``recommendation``; 0 switches a task off.

@@ -11,13 +11,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sidrec.console import say
 from sidrec.corpus.store import Corpus
+from sidrec.distributed import on_rank_zero
 from sidrec.encoder.catalogue import encode_catalogue, encoder_hash
 from sidrec.errors import ConfigError, DataError
 from sidrec.run_directory import RunDirectory
 from sidrec.semantic_ids.attributes import attributes_of_items
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy
-from sidrec.semantic_ids.maker import make_semantic_ids, on_rank_zero
+from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.picture import save_picture
 from sidrec.semantic_ids.quantiser import Quantiser
 from sidrec.semantic_ids.report import quality_table

@@ -2,7 +2,7 @@
 
 from sidrec.errors import ConfigError
 
-LARGEST = 1 << 15  # codes are stored as int16
+MAX_CODEBOOK_SIZE = 1 << 15  # codes are stored as int16
 
 
 def check_sizes(sizes: tuple[int, ...]) -> None:
@@ -11,10 +11,10 @@ def check_sizes(sizes: tuple[int, ...]) -> None:
     Raises:
         ConfigError: If there is no level, or a size lies outside [2, 32768].
     """
-    if not sizes or not all(2 <= size <= LARGEST for size in sizes):
+    if not sizes or not all(2 <= size <= MAX_CODEBOOK_SIZE for size in sizes):
         raise ConfigError(
             f"codebook_sizes is {list(sizes)}, expected one size per level, each from 2 to "
-            f"{LARGEST} (codes are stored as int16); e.g. [256, 256, 256]."
+            f"{MAX_CODEBOOK_SIZE} (codes are stored as int16); e.g. [256, 256, 256]."
         )
 
 

@@ -9,10 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.errors import ConfigError
+from sidrec.semantic_ids.codebook_sizes import MAX_CODEBOOK_SIZE
 from sidrec.semantic_ids.quantiser import FittedQuantiser
 from sidrec.semantic_ids.reassignment import reassign, refuse_no_capacity
-
-MOST_CODES = 1 << 15  # codes are stored as int16
 
 
 class Resolution(NamedTuple):
@@ -98,10 +97,10 @@ class ExtraLevel(CollisionPolicy):
     num_codes: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_codes <= MOST_CODES:
+        if not 1 <= self.num_codes <= MAX_CODEBOOK_SIZE:
             raise ConfigError(
-                f"num_codes is {self.num_codes}, expected 1 to {MOST_CODES} (codes are stored as "
-                "int16)."
+                f"num_codes is {self.num_codes}, expected 1 to {MAX_CODEBOOK_SIZE} (codes are "
+                "stored as int16)."
             )
 
     def settings(self) -> dict[str, Any]:

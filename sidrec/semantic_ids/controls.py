@@ -20,7 +20,7 @@ from sidrec.errors import ConfigError
 from sidrec.pairs.permutation import hash_counters, key_of
 from sidrec.semantic_ids.bit_hash import hash_rows
 from sidrec.semantic_ids.checked_rows import chunks_of, exact_mean, rows_to_fit
-from sidrec.semantic_ids.codebook_sizes import LARGEST, check_sizes
+from sidrec.semantic_ids.codebook_sizes import MAX_CODEBOOK_SIZE, check_sizes
 from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
 
 
@@ -230,7 +230,7 @@ def _signed_hashes(vectors: Tensor, seed: int) -> Tensor:
 
 def _fewest_levels(num_items: int) -> tuple[int, ...]:
     num_levels = 1
-    while LARGEST**num_levels < num_items:
+    while MAX_CODEBOOK_SIZE**num_levels < num_items:
         num_levels += 1
     size = max(2, math.ceil(num_items ** (1 / num_levels)))
     return (size,) * num_levels

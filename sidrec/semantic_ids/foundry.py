@@ -33,7 +33,7 @@ from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.float_rows import Vectors, as_tensor
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.quantiser import Quantiser
-from sidrec.semantic_ids.vector_file import checked_rows
+from sidrec.semantic_ids.vector_file import finite_rows
 from sidrec.types import ItemEmbeddings
 
 
@@ -63,7 +63,7 @@ def fit(
         DataError: If vectors, ids or titles cannot be used; names the row.
         ConfigError: If codebooks, policy and number of items do not fit together.
     """
-    rows = checked_rows(as_tensor(vectors), "vectors")
+    rows = finite_rows(as_tensor(vectors), "vectors")
     ids, names = _named(len(rows), item_ids, titles, first_id=0)
     return make_semantic_ids(
         ItemEmbeddings(rows, "external", digest_of_tensors({"embeddings": rows})),
@@ -100,7 +100,7 @@ def append(
         DataError: If an id is not new, or vectors, ids or titles cannot be used.
         ConfigError: If the bundle's policy has no room for so many items.
     """
-    rows = checked_rows(as_tensor(vectors), "vectors")
+    rows = finite_rows(as_tensor(vectors), "vectors")
     ids, names = _named(len(rows), item_ids, titles, first_id=len(bundle.item_ids))
     return append_items(
         bundle,

@@ -1,12 +1,11 @@
 """From item embeddings to a Semantic-ID bundle: quantise, resolve collisions, judge."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from sidrec.distributed import gather_objects, gather_rows, rank_and_world_size
-from sidrec.errors import SidrecError
+from sidrec.distributed import gather_rows, on_rank_zero
 from sidrec.semantic_ids.attributes import Attribute
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy, Resolution
@@ -14,8 +13,6 @@ from sidrec.semantic_ids.quality import quality_of
 from sidrec.semantic_ids.quantiser import Quantiser
 from sidrec.semantic_ids.rows import block_of_rank
 from sidrec.types import ItemEmbeddings, SemanticIdTable
-
-Result = TypeVar("Result")
 
 
 def make_semantic_ids(
@@ -70,17 +67,3 @@ def make_semantic_ids(
         source=source,
         quality=quality,
     )
-
-
-def on_rank_zero(work: Callable[[], Result]) -> Result:
-    """Do ``work`` on rank 0 and return its result, or raise its error, on every rank."""
-    outcome: tuple[Result | None, Exception | None] = (None, None)
-    if rank_and_world_size()[0] == 0:
-        try:
-            outcome = work(), None
-        except (SidrecError, OSError) as error:
-            outcome = None, error
-    result, failure = gather_objects(outcome)[0]
-    if failure is not None:
-        raise failure
-    return result  # type: ignore[no-any-return]

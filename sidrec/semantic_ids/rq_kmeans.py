@@ -10,6 +10,7 @@ from torch import Tensor
 from sidrec.distributed import gather_objects, sum_over_ranks
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.backends import BACKENDS, Backend, Lloyd, lloyd_of
+from sidrec.semantic_ids.codebook_sizes import check_sizes
 from sidrec.semantic_ids.kmeans import KMeans
 from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
 from sidrec.semantic_ids.refinement import refined
@@ -26,7 +27,6 @@ from sidrec.semantic_ids.training_rows import checked_sizes, training_block
 
 Init = Literal["mixed", "central", "progressive", "k-means++"]
 INITS: tuple[Init, ...] = ("mixed", "central", "progressive", "k-means++")
-MAX_CODEBOOK_SIZE = 1 << 15  # codes are stored as int16
 _STARTS = {
     "central": central_start,
     "k-means++": plus_plus_start,
@@ -80,12 +80,7 @@ class RqKMeansQuantiser(Quantiser):
     backend: Backend = "torch"
 
     def __post_init__(self) -> None:
-        sizes = self.codebook_sizes
-        if not sizes or not all(2 <= size <= MAX_CODEBOOK_SIZE for size in sizes):
-            raise ConfigError(
-                f"codebook_sizes is {list(sizes)}, expected one size per level, each from 2 to "
-                f"{MAX_CODEBOOK_SIZE} (codes are stored as int16); e.g. [256, 256, 256]."
-            )
+        check_sizes(self.codebook_sizes)
         if self.init not in INITS:
             raise ConfigError(f"init is '{self.init}', expected one of {', '.join(INITS)}.")
         if self.backend not in BACKENDS:

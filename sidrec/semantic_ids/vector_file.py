@@ -59,7 +59,7 @@ def read_vector_file(source: Path, *, first_id: int = 0) -> NamedVectors:
         raise DataError(
             f"{source} has type '{source.suffix}', expected .npy, .safetensors or .parquet."
         )
-    vectors = checked_rows(vectors, str(source))
+    vectors = finite_rows(vectors, str(source))
     return NamedVectors(
         ItemEmbeddings(vectors, "external", sha256_of_file(source)),
         item_ids or [str(first_id + row) for row in range(len(vectors))],
@@ -67,7 +67,7 @@ def read_vector_file(source: Path, *, first_id: int = 0) -> NamedVectors:
     )
 
 
-def checked_rows(vectors: Tensor, name: str) -> Float[Tensor, "item dim"]:
+def finite_rows(vectors: Tensor, name: str) -> Float[Tensor, "item dim"]:
     """Return vectors of any floating dtype and strides as float32 rows.
 
     Raises:

@@ -91,7 +91,7 @@ def test_the_catalogues_part_of_a_step_is_one_graph(kind):
 
     def one_step(scores, log_probabilities):
         beams = Beams.at_root(trie, NUM_REQUESTS)._replace(scores=scores)
-        return advance(beams, log_probabilities, trie, allowed, level=0, width=4, mass=mass)
+        return advance(beams, log_probabilities, trie, allowed, level=0, width=4, mass_before=mass)
 
     compiled = torch.compile(one_step, backend="aot_eager", fullgraph=True, dynamic=False)
     expected = one_step(torch.zeros(NUM_REQUESTS, 1), logits)

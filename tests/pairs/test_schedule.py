@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError
-from sidrec.pairs.schedule import Schedule
+from sidrec.pairs.schedule import PairSchedule
 
 
 def make(num_rows=(100, 57), mix=None, batch_size=4, world_size=2, seed=1):
-    return Schedule(num_rows, mix, batch_size, world_size, seed)
+    return PairSchedule(num_rows, mix, batch_size, world_size, seed)
 
 
 def epoch_of(schedule, epoch=0):

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from sidrec.distributed import on_rank_zero
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import ExtraLevel, ReassignLastLevel
-from sidrec.semantic_ids.maker import make_semantic_ids, on_rank_zero
+from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.rows import CHUNK_ROWS
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 from sidrec.types import ItemEmbeddings

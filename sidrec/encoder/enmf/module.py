@@ -134,8 +134,8 @@ class Enmf(L.LightningModule):
         questions = self.tower.questions(users_of(corpus, requests).to(self.device))
         found = dense_recall(questions, self.tower.items.weight.detach(), requests, ks=KS)
         recalls = {f"recommendation/recall@{k}": v for k, v in found.items() if v == v}
-        chosen = harmonic_mean(list(recalls.values())[-1:])
-        recalls["recall_harmonic_mean"] = chosen  # of the one task that it answers
+        at_best = [v for key, v in recalls.items() if key.endswith(f"@{max(KS)}")]
+        recalls["recall_harmonic_mean"] = harmonic_mean(at_best)  # of the one task that it answers
         self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
 
     def _data(self) -> UserDataModule:

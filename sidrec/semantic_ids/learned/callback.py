@@ -5,11 +5,12 @@ from pathlib import Path
 import lightning as L
 
 from sidrec.console import say
+from sidrec.distributed import on_rank_zero
 from sidrec.run_directory import RunDirectory
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.learned.module import QuantiserModule
 from sidrec.semantic_ids.learned.quantiser import Trained
-from sidrec.semantic_ids.maker import make_semantic_ids, on_rank_zero
+from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.report import quality_table
 
 
