@@ -4,10 +4,12 @@
 
 Prepares the most rated films and an untrained encoder run (SIDREC_DATA names the raw files), then
 trains the bi-encoder and the generator of configs/movies/*-core.yaml through the command line.
-Steps take turns: without the callback that keeps the newest checkpoint, with it, and with it and a
-save. A step's time goes from its start to the next one's, the loader included; figures are medians
-over steps of one task, averaged over the tasks. ``CHECKPOINT_EVERY_S`` seconds lie between two
-saves of a run: the overhead is that of the callback at every step, and of one save in that time.
+The callback that keeps the newest checkpoint saves at every second step; what it takes is measured
+in it, with a save and without one. (As the difference between steps with it and without it, it is
+lost in the differences between batches.) A step's time goes from its start to the next one's, the
+loader included and the callback left out; figures are medians. ``CHECKPOINT_EVERY_S`` seconds lie
+between two saves of a run: the overhead is that of the callback at every step, and of one save in
+that time.
 
 Then a process that trains is sent SIGUSR1 at a random moment, again and again, and its end awaited;
 processor seconds beside, since the machine may be busy. It is a fork of one that has imported
@@ -40,12 +42,12 @@ from sidrec.run_directory.stopping import PREEMPTED_EXIT_CODE
 from sidrec.types import PairBatch
 
 DATA = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "movies"
-WAYS = ("without", "voting", "saving")
+CLOCKS = ("wall_s", "cpu_s")
 WARM_UP_STEPS = 6
 
 
-class TakingTurns(LastCheckpoint):
-    """The callback that keeps the newest checkpoint; by turns it does nothing, votes, or saves."""
+class Timed(LastCheckpoint):
+    """The callback that keeps the newest checkpoint, with a clock; every second step saves."""
 
     file = Path()
     started: tuple[float, float] | None = None
@@ -64,25 +66,38 @@ class TakingTurns(LastCheckpoint):
         batch_idx: int,
     ) -> None:
         """End the step before, begin this one."""
-        del pl_module, batch_idx
-        now = (time.perf_counter(), time.process_time())
+        del pl_module, batch, batch_idx
+        now = clocks()
         if self.started is not None and trainer.global_step > self.first_step:
-            wall, cpu = (a - b for a, b in zip(now, self.started, strict=True))
-            self.steps.append({"way": self.way, "task": self.task, "wall_s": wall, "cpu_s": cpu})
-        self.way, self.task, self.started = WAYS[trainer.global_step % 3], batch.task, now
-        self.every_s = 0.0 if self.way == "saving" else 1e9
+            step = passed(self.started, now)
+            own = {f"callback_{clock}": self.own[clock] for clock in CLOCKS}
+            step = {clock: step[clock] - self.own[clock] for clock in CLOCKS}
+            self.steps.append({"saved": self.every_s == 0} | step | own)
+        self.started = now
+        self.every_s = 0.0 if trainer.global_step % 2 else 1e9
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: object
     ) -> None:
-        """Do what a run does, unless it is the turn of doing nothing."""
-        if self.way != "without":
-            super().on_train_batch_end(trainer, pl_module, *unused)
+        """Do what a run does, and look at the clock."""
+        before = clocks()
+        super().on_train_batch_end(trainer, pl_module, *unused)
+        self.own = passed(before, clocks())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the times where the parent finds them."""
         super().on_train_end(trainer, pl_module)
         write_json(self.file, {"steps": self.steps})
+
+
+def clocks() -> tuple[float, float]:
+    """Return the wall's and the processor's seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def passed(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:
+    """Return the seconds between two looks at the clocks."""
+    return {clock: b - a for clock, a, b in zip(CLOCKS, before, after, strict=True)}
 
 
 def sidrec_fit(*arguments: str) -> int:
@@ -138,36 +153,29 @@ def overhead(command: list[str], run: RunDirectory, steps: int) -> dict[str, Any
     """Train in a child, and return times by way and what they amount to."""
     last = step_of(run.last_checkpoint) if run.last_checkpoint.exists() else 0
     length = ["--trainer.max_steps", str(last + WARM_UP_STEPS + steps)]
-    sidrec.cli.LastCheckpoint = TakingTurns  # type: ignore[misc]
-    TakingTurns.file = run.root.with_suffix(".json")
+    sidrec.cli.LastCheckpoint = Timed  # type: ignore[misc]
+    Timed.file = run.root.with_suffix(".json")
     code = in_a_fork([*command, *length, "--run_dir", str(run.root)])
     sidrec.cli.LastCheckpoint = LastCheckpoint  # type: ignore[misc]
     if code != 0:
         sys.exit("the fit failed")
-    records = read_json(TakingTurns.file)["steps"]
+    records = read_json(Timed.file)["steps"]
     every_s, found = sidrec.cli.CHECKPOINT_EVERY_S, {}
-    for clock in ("wall_s", "cpu_s"):
-        step, voting, saving = (typical(records, way, clock) for way in WAYS)
-        vote = voting - step
+    for clock in CLOCKS:
+        step = statistics.median(record[clock] for record in records)
+        idle, save = (
+            statistics.median(r[f"callback_{clock}"] for r in records if r["saved"] is saved)
+            for saved in (False, True)
+        )
         found[clock] = {
             "step": step,
-            "callback_at_a_step": vote,
-            "save": saving - voting,
-            "overhead_percent": 100 * (vote / step + (saving - voting) / every_s),
+            "callback_at_a_step": idle,
+            "save": save,
+            "overhead_percent": 100 * (idle / step + save / every_s),
         }
     found["checkpoint_mb"] = run.last_checkpoint.stat().st_size / 1e6
-    found["steps_of_each_way"] = {way: sum(r["way"] == way for r in records) for way in WAYS}
+    found["steps"] = len(records)
     return found
-
-
-def typical(records: list[dict[str, Any]], way: str, clock: str) -> float:
-    """Return the mean over tasks of the median time of a step."""
-    tasks = sorted({record["task"] for record in records})
-    medians = [
-        statistics.median(r[clock] for r in records if (r["way"], r["task"]) == (way, task))
-        for task in tasks
-    ]
-    return statistics.fmean(medians)
 
 
 def ends(command: list[str], run: RunDirectory, log: Path, times: int) -> dict[str, Any]:
@@ -202,7 +210,7 @@ def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=66)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--ends", type=int, default=10)
     parser.add_argument("--out", default="benchmarks/results/checkpoint_overhead.json")
     asked = parser.parse_args()

@@ -37,7 +37,7 @@ def test_a_million_items_and_ten_million_interactions_stay_below_the_stated_limi
     peaks = {step: found[step]["peak_anonymous_mib"] for step in steps}
     assert max(peaks["prepare"], peaks["temporal"]) < 1_600
     assert peaks["draw"] < 250  # the rows are memory-mapped
-    assert peaks["encode"] < 1_000
+    assert peaks["encode"] < 1_200  # 256 MB of them vectors, which stay in memory up to 2 GiB
 
 
 def test_pieces_hold_whole_users_in_order_and_nothing_is_lost(tmp_path):
