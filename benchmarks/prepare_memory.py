@@ -66,15 +66,17 @@ def draw(folder: Path) -> None:
         pairs.draw(rows, seed=0, epoch=0)
 
 
-def encode(folder: Path) -> None:
+def encode(folder: Path, in_memory_mib: int) -> None:
     """Embed every item with a tiny encoder, as a stage that makes Semantic IDs does."""
     from sidrec.corpus.store import Corpus
+    from sidrec.encoder import catalogue
     from sidrec.encoder.catalogue import encode_catalogue
     from sidrec.encoder.tower import TextTower
 
     corpus = Corpus.load(folder / "corpus")
     make_encoder(folder / "encoder", list(corpus.item_text_column()[:10_000]))
     tower = TextTower(str(folder / "encoder"), revision=None, dropout=None, length_groups=1)
+    catalogue._IN_MEMORY_BYTES = in_memory_mib << 20
     encode_catalogue(tower, corpus, max_tokens=32, batch_size=1_024)
 
 
@@ -97,14 +99,16 @@ def make_encoder(folder: Path, texts: list[str]) -> None:
     BertModel(config).save_pretrained(folder)
 
 
-def step(name: str, folder: Path, interactions: int, items: int, users: int) -> None:
+def step(
+    name: str, folder: Path, interactions: int, items: int, users: int, in_memory_mib: int
+) -> None:
     """Run one step and print its time and its largest anonymous memory."""
     work: dict[str, Callable[[], None]] = {
         "make": lambda: make(folder, interactions, items, users),
         "prepare": lambda: prepare(folder),
         "temporal": lambda: prepare(folder, "--split", "temporal"),
         "draw": lambda: draw(folder),
-        "encode": lambda: encode(folder),
+        "encode": lambda: encode(folder, in_memory_mib),
     }
     peak, stop = [0.0], threading.Event()
 
@@ -140,12 +144,15 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/prepare_memory.json")
     )
+    parser.add_argument(
+        "--vectors_in_memory_mib", type=int, default=2_048, help="more of them go to a file"
+    )
     parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
     num_users = max(interactions for interactions, _ in sizes) // 100
     if options.step:
-        step(options.step, options.scratch, *sizes[0], num_users)
+        step(options.step, options.scratch, *sizes[0], num_users, options.vectors_in_memory_mib)
         return
     stored = json.loads(options.output.read_text())["results"] if options.output.exists() else {}
     for interactions, items in sizes:
@@ -157,6 +164,7 @@ def main() -> None:
         for name in options.steps:
             command = [sys.executable, __file__, "--scratch", str(folder), "--step", name]
             command += ["--sizes", f"{interactions}x{items}", f"{100 * num_users}x1"]
+            command += ["--vectors_in_memory_mib", str(options.vectors_in_memory_mib)]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[name] = json.loads(answer.stdout.splitlines()[-1])
             print(interactions, items, name, found[name], flush=True)

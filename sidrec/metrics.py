@@ -152,7 +152,8 @@ def evaluate(predictions: Iterable[Prediction], popularity: Int[Tensor, " item"]
         ``T/num_requests_head``, ``_torso``, ``_cold_start``, and ``T/num_without_answer``. A
         figure over no request is left out; its count says 0. ``decoding/valid_fraction``: of the
         items returned, the fraction that exists and is no repetition; ``decoding/found_fraction``:
-        the fraction that the search found, the rest fills up lists that it left short;
+        the fraction that the search found (the rest fills up lists that it left short, and counts
+        for recall but not for ``sid_recall``), left out where items lack scores;
         ``decoding/list_length``: their mean number.
     """
     distinct = {(one.task, one.request_id): one for one in predictions}
@@ -232,12 +233,14 @@ def _decoding(predictions: list[Prediction], num_items: int) -> Figures:
     valid = sum(len({i for i in one.items if 0 <= i < num_items}) for one in predictions)
     if not returned:
         return {}
-    found = sum(score > -math.inf for one in predictions for score in one.scores)
-    return {
+    figures = {
         "decoding/valid_fraction": valid / returned,
-        "decoding/found_fraction": found / returned,
         "decoding/list_length": returned / len(predictions),
     }
+    scores = [score for one in predictions for score in one.scores]
+    if len(scores) == returned and None not in scores:  # tables of others may lack them
+        figures["decoding/found_fraction"] = sum(score > -math.inf for score in scores) / returned
+    return figures
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:

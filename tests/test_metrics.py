@@ -156,6 +156,13 @@ def test_what_fills_up_a_list_was_not_found():
     assert figures["decoding/valid_fraction"] == 1.0
 
 
+@pytest.mark.parametrize("scores", [(), (None, None)])
+def test_what_was_found_is_not_known_without_scores(scores):
+    figures = evaluate([prediction("a", [3, 0], [0])._replace(scores=scores)], torch.ones(4).long())
+    assert "decoding/found_fraction" not in figures
+    assert figures["search/recall@10"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("trained", "mean"),
     [(("search", "recommendation"), 0.3), (("search",), 0.6), (("recommendation",), 0.2), ((), 0)],

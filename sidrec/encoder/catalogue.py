@@ -84,14 +84,15 @@ def encode_over_ranks(
         folder: Where the vectors lie, memory-mapped, if there are more than 2 GiB of them; all
             ranks must see it. None keeps them in memory.
     """
-    rank, world_size = rank_and_world_size()
-    first, end = (len(texts) * r // world_size for r in (rank, rank + 1))
     how: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size, "bf16": bf16}
     if folder is not None and len(texts) * tower.dim * 4 > _IN_MEMORY_BYTES:
         shared = SharedVectors(folder, len(texts), tower.dim)
+        first, end = shared.share()
         for row, part in _encoded(tower, texts[first:end], **how):
             shared.write(first + row, part)
         return shared.all()
+    rank, world_size = rank_and_world_size()
+    first, end = (len(texts) * r // world_size for r in (rank, rank + 1))
     own = encode_texts(tower, texts[first:end], **how)
     device = next(tower.parameters()).device
     return gather_rows(own.to(device)).cpu()

@@ -21,7 +21,7 @@ from sidrec.pairs.query_item import query_item_pairs, train_query_rows
 from sidrec.pairs.resumable.datamodule import CorpusDataModule
 from sidrec.types import TASKS, Request, Task
 
-EMPTY_BATCH = -1
+EMPTY_BATCH = -1  # number of a batch without requests, for a rank that has no other
 
 
 class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
@@ -205,8 +205,7 @@ class RequestBatches(Dataset[GeneratorBatch]):
     """Evaluation requests of one task, made batch by batch when asked for.
 
     Ranks share whole batches, so a request is decoded beside the same others whatever the number
-    of ranks, and its answer has the same bits. ``EMPTY_BATCH`` is the number of a batch without
-    requests, for a rank that has no other.
+    of ranks, and its answer has the same bits. Batch ``EMPTY_BATCH`` has no requests.
 
     Attributes:
         task: Of the requests.

@@ -104,7 +104,7 @@ class InputSettings:
         return before, after
 
 
-class _Others(NamedTuple):
+class _OwnedElsewhere(NamedTuple):
     """Modules that the embedder reads with and does not own.
 
     In a tuple no torch module sees them: their weights are neither saved nor counted twice.
@@ -145,7 +145,7 @@ class RequestEmbedder(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.tokenizer = settings, tokenizer
-        self._others = _Others(tokens, tower, space)
+        self._elsewhere = _OwnedElsewhere(tokens, tower, space)
         self.states: TextStates | None = None
         self.register_buffer("item_vectors", item_vectors, persistent=False)
         width, dim = tokens.embedding_dim, item_vectors.shape[1]
@@ -162,7 +162,7 @@ class RequestEmbedder(nn.Module):
     @property
     def tower(self) -> TextTower | None:
         """The frozen bi-encoder; no submodule, so that its weights stay in its own run."""
-        return self._others.tower
+        return self._elsewhere.tower
 
     def forward(self, batch: GeneratorBatch) -> Reading:
         """Return what T5's encoder reads.
@@ -232,7 +232,7 @@ class RequestEmbedder(nn.Module):
         items = batch.history.clamp(min=0)
         last = real.sum(dim=1, keepdim=True)
         ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
-        space, vector = self._others.space, None
+        space, vector = self._elsewhere.space, None
         if space.prior is not None:
             vector = space.prior.history_vector(self.item_vectors[items], ago, real)
         codes = self._embed(space.tokens_of(items))  # [request, item, level, dim]
@@ -250,7 +250,7 @@ class RequestEmbedder(nn.Module):
         return mask & (torch.rand(mask.shape, device=mask.device) >= share)
 
     def _embed(self, ids: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
-        embedded: Tensor = self._others.tokens(ids)
+        embedded: Tensor = self._elsewhere.tokens(ids)
         return embedded
 
     def _tokenise(self, texts: list[str]) -> TextTokens:

@@ -1,10 +1,12 @@
 import socket
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from sidrec.corpus.strings import ColumnStrings
-from sidrec.encoder import catalogue
+from sidrec.encoder import catalogue, vector_file
 from sidrec.encoder.catalogue import (
     encode_catalogue,
     encode_over_ranks,
@@ -12,7 +14,7 @@ from sidrec.encoder.catalogue import (
     encoder_hash,
 )
 from sidrec.encoder.tower import TextTower
-from sidrec.encoder.vector_file import SharedVectors
+from sidrec.encoder.vector_file import SharedVectors, share_of_rank
 from sidrec.errors import SidrecError
 from tests.ranks import run_on_ranks
 
@@ -69,7 +71,7 @@ def test_any_number_of_ranks_gives_the_same(encoder, corpus, tmp_path):
 
 def encode_own_share_into_a_file(rank, world_size, tmp_path):
     folder, texts, hosts = torch.load(tmp_path / "input.pt")
-    catalogue._IN_MEMORY_BYTES = 0
+    catalogue._IN_MEMORY_BYTES, vector_file._ROWS_TOGETHER = 0, 4
     socket.gethostname = lambda: f"host-{rank % hosts}"
     found = encode_over_ranks(load(folder), texts, folder=tmp_path, **SIZES)
     torch.save(found.clone(), tmp_path / f"{rank}.pt")
@@ -93,6 +95,48 @@ def test_a_large_catalogue_lies_in_a_file(encoder, corpus, monkeypatch):
     in_file = encode_catalogue(tower, corpus, **SIZES).vectors
     monkeypatch.setattr(catalogue, "_IN_MEMORY_BYTES", 1 << 30)
     torch.testing.assert_close(in_file, encode_catalogue(tower, corpus, **SIZES).vectors)
+
+
+def test_other_hosts_read_the_file_by_its_name(tmp_path, monkeypatch):
+    """A host that keeps its file open may go on reading what it knew before others wrote."""
+    for one_host in (True, False):
+        monkeypatch.setattr(vector_file, "on_one_host", lambda one_host=one_host: one_host)
+        shared = SharedVectors(tmp_path, 2, 3)
+        shared.write(0, torch.ones(2, 3))
+        names = list(tmp_path.glob("vectors-*"))
+        assert len(names) == (0 if one_host else 1)
+        for name in names:
+            name.unlink()
+            name.write_bytes(torch.full((2, 3), 7.0).numpy().tobytes())
+        assert torch.equal(shared.all(), torch.full((2, 3), 1.0 if one_host else 7.0))
+    SharedVectors(tmp_path, 2, 3).all()  # takes the name of the one before away, not its own
+    assert len(list(tmp_path.glob("vectors-*"))) == 1
+    SharedVectors._forget_the_one_before()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("num_rows", [1, 16_384, 100_000, 10_000_001])
+def test_no_page_has_rows_of_two_ranks(num_rows, world_size):
+    shares = [share_of_rank(num_rows, rank, world_size) for rank in range(world_size)]
+    assert shares[0][0] == 0
+    assert shares[-1][1] == num_rows
+    for (_, end), (first, _) in pairwise(shares):
+        assert end == first
+        assert first * 4 % 65_536 == 0  # times any width
+
+
+def write_to_a_full_disk(rank, world_size, tmp_path):
+    shared = SharedVectors(tmp_path, 3, 4)
+    if rank == 1:
+        shared._stream.close()
+        shared._stream = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115 (it closes it)
+    shared.write(0, torch.ones(3, 4))
+    with pytest.raises(SidrecError, match="No space left on device"):
+        shared.all()
+
+
+def test_every_rank_fails_if_one_cannot_write(tmp_path):
+    run_on_ranks(write_to_a_full_disk, tmp_path)
 
 
 def see_no_folder(rank, world_size, tmp_path):
