@@ -160,7 +160,8 @@ def overhead(command: list[str], run: RunDirectory, steps: int) -> dict[str, Any
     if code != 0:
         sys.exit("the fit failed")
     records = read_json(Timed.file)["steps"]
-    every_s, found = sidrec.cli.CHECKPOINT_EVERY_S, {}
+    every_s = sidrec.cli.CHECKPOINT_EVERY_S
+    found: dict[str, Any] = {}
     for clock in CLOCKS:
         step = statistics.median(record[clock] for record in records)
         idle, save = (

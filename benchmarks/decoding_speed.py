@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -24,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from sidrec.files import write_json
 from sidrec.generator.beams import Decoded, beam_search
 from sidrec.generator.decoder import T5Decoder
+from sidrec.generator.step_decoder import NormaliseOver
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.types import SemanticIdTable
 
@@ -52,8 +54,8 @@ def tiger_sized(num_tokens: int) -> T5ForConditionalGeneration:
         d_ff=1024,
         num_layers=4,
         num_heads=6,
-        decoder_start_token_id=PAD,
     )
+    config.decoder_start_token_id = PAD
     return T5ForConditionalGeneration(config).eval()
 
 
@@ -79,7 +81,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 @torch.no_grad()
-def measure(arguments: argparse.Namespace) -> dict[str, object]:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check that both systems agree, then let them take turns."""
     torch.manual_seed(0)
     device = torch.device(arguments.device)
@@ -89,18 +91,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     ids = [
         torch.arange(size, device=device) + start for size, start in zip(sizes, starts, strict=True)
     ]
-    model = tiger_sized(FIRST_CODE + sum(sizes)).to(device)
+    model = tiger_sized(FIRST_CODE + sum(sizes)).to(device)  # type: ignore[arg-type]
     trie = SemanticIdTrie.from_table(table, None).to(device)
     rows = (table.codes + torch.tensor(starts)).tolist()
     prefix_function = python_trie(rows)
     source = torch.randn(arguments.batch, arguments.source_tokens, 128, device=device)
     mask = torch.ones(source.shape[:2], dtype=torch.bool, device=device)
     excluded = torch.zeros((arguments.batch, 0), dtype=torch.long, device=device)
-    halved = T5ForConditionalGeneration(model.config).to(device).eval()
+    halved = T5ForConditionalGeneration(model.config).to(device).eval()  # type: ignore[arg-type]
     halved.load_state_dict(model.state_dict())
     halved = halved.bfloat16()
 
-    def sidrec(over: str, of: T5ForConditionalGeneration = model) -> Decoded:
+    def sidrec(over: NormaliseOver, of: T5ForConditionalGeneration = model) -> Decoded:
         step = T5Decoder(of, ids, normalise_over=over).start(source.to(of.dtype), mask)
         return beam_search(
             step, trie, num_beams=arguments.beams, top_k=arguments.beams, excluded=excluded

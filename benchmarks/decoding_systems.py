@@ -40,9 +40,8 @@ class Cell:
         starts = [FIRST_CODE + sum(sizes[:level]) for level in range(len(sizes))]
         self.table, self.sizes, self.batch = table, sizes, batch
         self.ids = [torch.arange(n) + start for n, start in zip(sizes, starts, strict=True)]
-        config = T5Config(
-            vocab_size=FIRST_CODE + sum(sizes), decoder_start_token_id=PAD, **SHAPES[shape]
-        )
+        config = T5Config(vocab_size=FIRST_CODE + sum(sizes), **SHAPES[shape])
+        config.decoder_start_token_id = PAD
         self.model = T5ForConditionalGeneration(config).eval()
         self.halved = T5ForConditionalGeneration(config).eval().bfloat16()
         self.halved.load_state_dict(self.model.state_dict())

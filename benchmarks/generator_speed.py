@@ -18,11 +18,13 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -63,7 +65,7 @@ class Race:
         ids, mask, labels = padded(self.model, self.batches, width=self.width)
         order = torch.randperm(len(ids)).chunk(len(self.batches))  # mixes the tasks
         self.plain = [PlainBatch(ids[rows], mask[rows], labels[rows]) for rows in order]
-        self.steps = {
+        self.steps: dict[str, Callable[[int], Tensor]] = {
             "sidrec": partial(self.sidrec, self.model),
             "sidrec_items": partial(self.sidrec, self.items),
             "transformers": self.transformers,
@@ -127,7 +129,7 @@ class Race:
         return found
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, object]:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check that both compute the same, count what they compute, then let them take turns."""
     race = Race(arguments)
     difference = max(same_function(race.model, one, width=race.width) for one in race.batches[:2])

@@ -94,8 +94,13 @@ def make_encoder(folder: Path, texts: list[str]) -> None:
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, **names)
     tokenizer.save_pretrained(folder)
-    size = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
-    config = BertConfig(vocab_size=words.get_vocab_size(), num_hidden_layers=1, **size)
+    config = BertConfig(
+        vocab_size=words.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
     BertModel(config).save_pretrained(folder)
 
 
@@ -149,7 +154,7 @@ def main() -> None:
     )
     parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
+    sizes = [(int(size.split("x")[0]), int(size.split("x")[1])) for size in options.sizes]
     num_users = max(interactions for interactions, _ in sizes) // 100
     if options.step:
         step(options.step, options.scratch, *sizes[0], num_users, options.vectors_in_memory_mib)
@@ -178,8 +183,8 @@ def main() -> None:
                 kind: round(sum(file.stat().st_size for file in files) / 2**20)
                 for kind, files in kinds.items()
             }
-        command = "python benchmarks/prepare_memory.py --sizes INTERACTIONSxITEMS"
-        write_json(options.output, {"command": command, "results": stored})
+        wording = "python benchmarks/prepare_memory.py --sizes INTERACTIONSxITEMS"
+        write_json(options.output, {"command": wording, "results": stored})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class Wire:
     """Wraps the collectives: how often, how many bytes a rank hands over, and for how long."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.figures = device, Counter()
+        self.device = device
+        self.figures: dict[str, float] = defaultdict(float)
         for name in COLLECTIVES:
             setattr(dist, name, self.counted(getattr(dist, name)))
 
@@ -172,7 +173,9 @@ def generator(device: torch.device, options: argparse.Namespace) -> tuple[Callab
     return trained(model, loss), options.examples
 
 
-def rq_kmeans(device: torch.device, options: argparse.Namespace) -> tuple[Callable[[], None], int]:
+def rq_kmeans(
+    device: torch.device, options: argparse.Namespace
+) -> tuple[Callable[[], object], int]:
     """Return a fit on this rank's block of vectors, and its rows."""
     start, stop = block_of_rank(options.rows)
     vectors = torch.randn(options.rows, options.dim, generator=torch.Generator().manual_seed(0))
@@ -228,9 +231,8 @@ def one_rank(rank: int, world_size: int, options: argparse.Namespace, folder: st
 def summary(folder: Path, name: str, world_size: int, steps: int) -> dict[str, float]:
     """Return the figures of all ranks together."""
     ranks = [read_json(folder / f"{name}-{world_size}-{rank}.json") for rank in range(world_size)]
-    wire = Counter()
-    for one in ranks:
-        wire.update(one["collectives"])
+    names = ("wall_s", "cpu_s", "calls", "bytes")
+    wire = {name: sum(one["collectives"].get(name, 0) for one in ranks) for name in names}
     examples, wall, cpu = (
         sum(one[key] for one in ranks) for key in ("examples", "wall_s", "cpu_s")
     )
