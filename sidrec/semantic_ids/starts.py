@@ -11,7 +11,8 @@ from sidrec.semantic_ids.kmeans import k_means
 from sidrec.semantic_ids.rows import Rows, block_of_rank
 
 CENTRAL_FRACTION = 0.25
-GREEDY_FRACTION = 0.5
+GREEDY_FRACTION = 0.35
+_GREEDY_ROWS_PER_CODE = 16
 _GREEDY_AT_ONCE = 16
 PROGRESSIVE_STEPS = 10
 PROGRESSIVE_ITERATIONS = 10
@@ -68,11 +69,12 @@ def central_start(
 def greedy_start(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
-    """Choose rows by greedy k-means++, then pull them towards the mean, to half their distance.
+    """Choose rows by greedy k-means++, then pull them towards the mean.
 
     Candidates are drawn as ``plus_plus_start`` draws; the one that leaves the least sum of squared
     distances is kept. So centroids find the clusters that there are, and a far row of its own
-    seldom wins (docs/decisions/0019-greedy-start.md).
+    seldom wins; pulled to .35 of their distance from the mean they compete for all rows as in
+    ``central_start`` (docs/decisions/0019-greedy-start.md). Looks at 16 rows a code.
 
     Source:
         Arthur and Vassilvitskii 2007 (https://dl.acm.org/doi/10.5555/1283383.1283494), sec. 5;
@@ -81,6 +83,9 @@ def greedy_start(
         are) are drawn at once, which makes one large matrix product of 16 small ones; each of the
         16 is the best of all that are left.
     """
+    if len(sample) > _GREEDY_ROWS_PER_CODE * num_codes:
+        few = torch.randperm(len(sample), generator=generator)[: _GREEDY_ROWS_PER_CODE * num_codes]
+        sample = sample[few.sort().values.to(sample.device)]
     mean = sample.mean(dim=0)
     rows = sample - mean
     squares = rows.square().sum(dim=1)
