@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--normalise", type=int, nargs="+", choices=[0, 1], default=[0])
     parser.add_argument("--starts", nargs="+", default=STARTS)
     parser.add_argument(
-        "--refine_rounds", type=int, default=2, help="0 to this many, each measured"
+        "--refine_rounds", type=int, default=3, help="0 to this many, each measured"
     )
     parser.add_argument("--train_rows_per_code", type=int, default=256)
     parser.add_argument("--output", default="benchmarks/results/quantiser_defaults.json")

@@ -22,7 +22,7 @@ from shipped import quantiser_of
 
 from sidrec.files import write_json
 
-LEVELS, CODES, REFINEMENTS = 3, 256, 2
+LEVELS, CODES, REFINEMENTS = 3, 256, 3
 
 
 def bound_s(options: argparse.Namespace) -> float:

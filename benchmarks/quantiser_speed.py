@@ -37,11 +37,7 @@ VARIANTS = {
     "sidrec, beam 5": {"beam_width": 5},
     "sidrec, greedy at all levels": {"init": "greedy"},
     "sidrec, residuals normalised": {"normalise_residuals": True},
-    "sidrec, mixed start, 3 refinements": {
-        "init": "mixed",
-        "sample_rows_per_code": 64,
-        "refine_rounds": 3,
-    },
+    "sidrec, mixed start": {"init": "mixed", "sample_rows_per_code": 64},
 }
 
 

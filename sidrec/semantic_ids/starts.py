@@ -11,8 +11,8 @@ from sidrec.semantic_ids.kmeans import k_means
 from sidrec.semantic_ids.rows import Rows, block_of_rank
 
 CENTRAL_FRACTION = 0.25
-GREEDY_FRACTION = 0.35
-_GREEDY_ROWS_PER_CODE = 16
+GREEDY_FRACTION = 0.3
+_GREEDY_ROWS_PER_CODE = 24
 _GREEDY_AT_ONCE = 16
 PROGRESSIVE_STEPS = 10
 PROGRESSIVE_ITERATIONS = 10
@@ -73,8 +73,8 @@ def greedy_start(
 
     Candidates are drawn as ``plus_plus_start`` draws; the one that leaves the least sum of squared
     distances is kept. So centroids find the clusters that there are, and a far row of its own
-    seldom wins; pulled to .35 of their distance from the mean they compete for all rows as in
-    ``central_start`` (docs/decisions/0019-greedy-start.md). Looks at 16 rows a code.
+    seldom wins; pulled to .3 of their distance from the mean they compete for all rows as in
+    ``central_start`` (docs/decisions/0019-greedy-start.md). Looks at 24 rows a code.
 
     Source:
         Arthur and Vassilvitskii 2007 (https://dl.acm.org/doi/10.5555/1283383.1283494), sec. 5;

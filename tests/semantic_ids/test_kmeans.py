@@ -135,7 +135,7 @@ def test_greedy_start_lies_part_of_the_way_from_the_mean_to_rows_far_apart():
     for seed in range(20):  # a second row at 4 leaves 16 more than one at the other end
         generator = torch.Generator().manual_seed(seed)
         start = greedy_start(sample, num_codes=3, generator=generator).flatten()
-        assert sorted(start.tolist()) == pytest.approx([2.6, 4.0, 5.4])
+        assert sorted(start.tolist()) == pytest.approx([2.8, 4.0, 5.2])
 
 
 def test_greedy_start_seldom_takes_a_far_row():
