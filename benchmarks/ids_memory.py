@@ -3,8 +3,8 @@
 Use: python benchmarks/ids_memory.py --scratch FOLDER
 Writes a .npy of random vectors around centres, runs the command in a process of its own and reads
 /proc/PID/status all the while. Anonymous memory belongs to the process; file pages are the
-memory-mapped vectors, which the kernel drops whenever it needs the room. One iteration of k-means
-per level: more of them take longer, not more memory.
+memory-mapped vectors, which the kernel drops whenever it needs the room. Settings: those of
+configs/ids/default.yaml.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import numpy as np
 from sidrec.files import write_json
 
 CONFIG = "configs/ids/default.yaml"
-FLAGS = ("--quantiser.num_iterations=1", "--quantiser.sample_rows_per_code=16")
 CHUNK = 10_000
 
 
@@ -71,13 +70,13 @@ def main() -> None:
     source = options.scratch / f"{options.items}x{options.dim}.npy"
     write_vectors(source, options.items, options.dim)
     command = [sys.executable, "-m", "sidrec", "ids", "--embeddings", str(source)]
-    command += ["--config", CONFIG, *FLAGS, "--out", str(options.scratch / "ids")]
+    command += ["--config", CONFIG, "--out", str(options.scratch / "ids")]
     found = watched(command)
     source.unlink()
     content = {
         "command": f"python benchmarks/ids_memory.py --items {options.items} --dim {options.dim}",
         "unit": "MiB",
-        "flags": [CONFIG, *FLAGS],
+        "config": CONFIG,
         "vectors": round(options.items * options.dim * 4 / 2**20, 1),
     }
     write_json(options.out, content | found)

@@ -1,9 +1,9 @@
 """Time and memory of residual k-means from 10^4 to 10^7 items, vectors memory-mapped.
 
 Use: python benchmarks/quantiser_cost.py --scratch FOLDER   (10^7 x 384 takes 15 GB there)
-3 x 256 codes on mixture-N sets, each size in a process of its own that reads the .npy file through
-a memory map. Anonymous memory belongs to the process (sampled every 20 ms); file pages are the
-mapped vectors, which the kernel drops whenever it needs the room.
+The settings of configs/ids/default.yaml on mixture-N sets, each size in a process of its own that
+reads the .npy file through a memory map. Anonymous memory belongs to the process (sampled every
+20 ms); file pages are the mapped vectors, which the kernel drops whenever it needs the room.
 """
 
 import argparse
@@ -12,14 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from quantiser_sets import DIM, load_set
+from shipped import command_given, quantiser_of
 
 from sidrec.files import write_json
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 
 def anonymous_mib() -> float:
@@ -54,10 +55,9 @@ def one_size(options: argparse.Namespace, num_items: int) -> dict:
     """Fit and encode one set; return seconds and memory."""
     array = np.load(options.scratch / f"mixture-{num_items}.npy", mmap_mode="c")
     vectors = torch.from_numpy(array)
-    quantiser = RqKMeansQuantiser(
-        (256, 256, 256), options.iterations, 5e-4, 1, "mixed", 256, True, 1,
-        refine_rounds=1, train_rows_per_code=None if options.all_rows else 256,
-    )  # fmt: skip
+    quantiser = replace(quantiser_of("default"), num_iterations=options.iterations)
+    if options.all_rows:
+        quantiser = replace(quantiser, train_rows_per_code=None)
     before, peak = anonymous_mib(), Peak()
     peak.start()
     clocks = [(time.process_time(), time.perf_counter())]
@@ -131,12 +131,16 @@ def main() -> None:
         command += ["--items", str(num_items), "--iterations", str(options.iterations)]
         command += ["--all_rows"] if options.all_rows else []
         answer = subprocess.run(command, check=True, capture_output=True, text=True)
-        results.append({"all_rows": options.all_rows} | json.loads(answer.stdout))
-        print(results[-1], file=sys.stderr)
+        results = [
+            r for r in results if (r["all_rows"], r["items"]) != (options.all_rows, num_items)
+        ]
+        named = {"command": command_given(), "all_rows": options.all_rows}
+        results = sorted([*results, named | json.loads(answer.stdout)], key=lambda r: r["items"])
+        print(answer.stdout, file=sys.stderr)
         write_json(
             options.output,
             {
-                "command": "python benchmarks/quantiser_cost.py --items N ... [--all_rows]",
+                "command": "see each result; one call may add to the file of another",
                 "unit": "processor and wall seconds; MiB; product_flops: upper bound of the "
                 "distances' multiply-adds x 2, all iterations run",
                 "torch_threads": torch.get_num_threads(),

@@ -1,8 +1,10 @@
-"""Starts, residual normalisation and beams of residual k-means, over data sets and seeds.
+"""Starts and refinement of residual k-means, over data sets and seeds.
 
 Use: python benchmarks/quantiser_defaults.py --scratch FOLDER --corpus CORPUS --items ITEM_JSON
-3 x 256 codes, at most 25 iterations a level. Error and perplexities are those of the codes before
-collisions are resolved; the time is processor time of the fit.
+Settings of configs/ids/default.yaml but for those that a row names; --normalise and --beams add
+residual normalisation and beams. Error and perplexities are those of the codes before collisions
+are resolved; the time is processor time of the fit. Refinement goes by all vectors here, where a
+fit goes by its training rows.
 """
 
 import argparse
@@ -16,33 +18,38 @@ from statistics import mean
 
 import torch
 from quantiser_sets import load_set
+from shipped import command_given, quantiser_of
 
 from sidrec.files import write_json
 from sidrec.semantic_ids.collisions import group_numbers
 from sidrec.semantic_ids.quality import level_usage, relative_error
 from sidrec.semantic_ids.refinement import refined
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
-STARTS = ("progressive", "k-means++", "central", "mixed")
+STARTS = ("progressive", "k-means++", "central", "mixed", "greedy", "greedy-mixed")
 
 
 def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> list[dict]:
-    """Return one record per start, normalisation and beam width."""
+    """Return one record per start, normalisation, rounds of refinement and beam width."""
     found = []
-    for init in options.starts:
-        for normalise in (False, True):
-            settings = RqKMeansQuantiser(
-                (256, 256, 256), 25, 1e-4, 1, init, 256, normalise, seed,
-                train_rows_per_code=options.train_rows_per_code,
-            )  # fmt: skip
-            began = time.process_time()
-            fitted = settings.fit(vectors)
-            fit_s = time.process_time() - began
-            ways = [(fitted, 0)]
-            if options.refine:
-                ways.append((refined(vectors, fitted.encode(vectors), fitted), 1))
-            for (books, refine_rounds), beam_width in product(ways, options.beams):
-                codes = replace(books, beam_width=beam_width).encode(vectors)
+    for init, normalise in product(options.starts, map(bool, options.normalise)):
+        settings = replace(
+            quantiser_of("default"),
+            init=init,
+            normalise_residuals=normalise,
+            refine_rounds=0,
+            seed=seed,
+            train_rows_per_code=options.train_rows_per_code,
+        )
+        began = time.process_time()
+        fitted = settings.fit(vectors)
+        fit_s = time.process_time() - began
+        for refine_rounds in range(options.refine_rounds + 1):
+            if refine_rounds:
+                began = time.process_time()
+                fitted = refined(vectors, fitted.encode(vectors), fitted)
+                fit_s += time.process_time() - began
+            for beam_width in options.beams:
+                codes = replace(fitted, beam_width=beam_width).encode(vectors)
                 record = {
                     "init": init,
                     "normalise_residuals": normalise,
@@ -50,7 +57,7 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
                     "beam_width": beam_width,
                     "seed": seed,
                     "fit_cpu_s": fit_s,
-                    "error": relative_error(vectors, codes, books),
+                    "error": relative_error(vectors, codes, fitted),
                     "unique": (int(group_numbers(codes).max()) + 1) / len(codes),
                     "perplexity": [
                         level_usage(codes[:, level], num_codes=256)["perplexity"]
@@ -87,10 +94,13 @@ def main() -> None:
     parser.add_argument("--items", type=Path)
     parser.add_argument("--sets", nargs="+", default=["movies", "industrial", "mixture-100000"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--beams", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--beams", type=int, nargs="+", default=[1])
+    parser.add_argument("--normalise", type=int, nargs="+", choices=[0, 1], default=[0])
     parser.add_argument("--starts", nargs="+", default=STARTS)
-    parser.add_argument("--refine", action="store_true", help="also refine the codebooks, once")
-    parser.add_argument("--train_rows_per_code", type=int)
+    parser.add_argument(
+        "--refine_rounds", type=int, default=3, help="0 to this many, each measured"
+    )
+    parser.add_argument("--train_rows_per_code", type=int, default=256)
     parser.add_argument("--output", default="benchmarks/results/quantiser_defaults.json")
     options = parser.parse_args()
     target = Path(options.output)
@@ -99,7 +109,8 @@ def main() -> None:
         array = load_set(name, options.scratch, corpus=options.corpus, items=options.items)
         vectors = torch.from_numpy(array.copy())
         records = [r for seed in options.seeds for r in measure(vectors, options, seed)]
-        results[f"{name}, refined" if options.refine else name] = {
+        results[name] = {
+            "command": command_given(),
             "shape": list(vectors.shape),
             "train_rows_per_code": options.train_rows_per_code,
             "rows": summary(records),
@@ -107,11 +118,8 @@ def main() -> None:
         write_json(
             target,
             {
-                "command": "python benchmarks/quantiser_defaults.py --sets "
-                + " ".join(options.sets)
-                + " --seeds "
-                + " ".join(map(str, options.seeds)),
-                "settings": "3 x 256 codes, at most 25 iterations, tolerance 1e-4",
+                "command": "see each result; one call may add to the file of another",
+                "settings": "configs/ids/default.yaml, but for what a row names",
                 "unit": "fit_cpu_s: processor seconds; the rest are fractions or codes",
                 "torch_threads": torch.get_num_threads(),
                 "results": results,

@@ -5,27 +5,29 @@ The two figures are the card's float32 (not TF32) multiply-add rate and its memo
 its data sheet (60 and 3350: H100 SXM). Without a GPU the script prints the bound and ends with 1.
 
 The bound, for n rows of d numbers, k codes a level, L levels and i iterations a level (encoding and
-refinement are one more each): distances take 2 n k d operations a pass; a pass must read the rows
+each refinement are one more): distances take 2 n k d operations a pass; a pass must read the rows
 once, 4 n d bytes. A pass takes at least the larger of the two times, whatever else it does.
+Settings: configs/ids/default.yaml, but all rows and all iterations.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from shipped import quantiser_of
 
 from sidrec.files import write_json
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
-LEVELS, CODES = 3, 256
+LEVELS, CODES, REFINEMENTS = 3, 256, 3
 
 
 def bound_s(options: argparse.Namespace) -> float:
     """Return the least seconds that fit and encoding can take on the card."""
-    passes = LEVELS * (options.iterations + 2)
+    passes = LEVELS * (options.iterations + REFINEMENTS + 1)
     operations = 2 * options.items * CODES * options.dim / (options.peak_tflops * 1e12)
     reading = 4 * options.items * options.dim / (options.bandwidth_gb_s * 1e9)
     return passes * max(operations, reading)
@@ -33,8 +35,11 @@ def bound_s(options: argparse.Namespace) -> float:
 
 def seconds(vectors: torch.Tensor, options: argparse.Namespace) -> float:
     """Fit on all rows, encode, wait for the card."""
-    quantiser = RqKMeansQuantiser(
-        (CODES,) * LEVELS, options.iterations, 0.0, 1, "mixed", 256, True, 1, refine_rounds=1
+    quantiser = replace(
+        quantiser_of("default"),
+        num_iterations=options.iterations,
+        tolerance=0.0,
+        train_rows_per_code=None,
     )
     torch.cuda.synchronize()
     began = time.perf_counter()

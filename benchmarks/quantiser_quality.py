@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentParser
+from shipped import ROOT, command_given, quantiser_of
 
 from sidrec.corpus.store import Corpus
 from sidrec.encoder.catalogue import encode_catalogue
@@ -25,18 +24,9 @@ from sidrec.files import read_json, write_json
 from sidrec.semantic_ids.quality import level_usage, relative_error
 from sidrec.semantic_ids.quantiser import Quantiser
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quantiser_quality.json"
 NUM_LEVELS, NUM_CODES = 3, 256
 MAX_ITEM_TOKENS = 128
-
-
-def quantiser_of(name: str) -> Any:  # noqa: ANN401 (each class has its own settings)
-    """Return the quantiser of ``configs/ids/NAME.yaml``."""
-    parser = ArgumentParser()
-    parser.add_argument("--quantiser", type=Quantiser)
-    content = yaml.safe_load((ROOT / "configs" / "ids" / f"{name}.yaml").read_text())
-    return parser.instantiate(parser.parse_object({"quantiser": content["quantiser"]})).quantiser
 
 
 def rows_to_measure(num_steps: int) -> dict[str, Any]:
@@ -65,7 +55,6 @@ def rows_to_measure(num_steps: int) -> dict[str, Any]:
         "RQ-VAE, random codebooks": without(init="random"),
         "RQ-VAE, no dead-code reset": without(dead_code_share=0.0),
         "RQ-VAE, diversity term": without(diversity_weight=0.01),
-        "RQ-VAE, 2,000 steps": replace(vae, num_steps=2000),
     }
 
 
@@ -122,6 +111,7 @@ def main() -> None:
     vectors = embeddings(given.corpus, given.encoder, given.vectors)
     results = read_json(given.out) if given.out.exists() else {"rows": {}}
     results |= {
+        "command": command_given(),
         "corpus_fingerprint": Corpus.load(Path(given.corpus)).fingerprint,
         "encoder": given.encoder,
         "max_item_tokens": MAX_ITEM_TOKENS,

@@ -6,7 +6,8 @@ Needs: pip install fastkmeans semantic-id cornac scikit-learn faiss-cpu (those m
 3 x 256 codes. Systems take turns; figures are medians over rounds, each with its own seed. Time is
 processor time of fit and encoding over all threads, which other work on the machine disturbs less
 than the clock. Error and unique are those of the codes before collisions are resolved; for sidrec
-also the distinct IDs after it. ``iterations``: at most 25 a level; ``rows``: training rows a code.
+also the distinct IDs after it. At most 25 iterations a level; 256 training rows a code as in
+faiss.Kmeans (MiniBatchKMeans, semantic-id and cornac have no such limit), or all rows.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -22,50 +24,34 @@ import numpy as np
 import torch
 from quantiser_peers import PEERS, Answer
 from quantiser_sets import load_set
+from shipped import command_given, quantiser_of
 
 from sidrec.files import write_json
 from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
 
 ITERATIONS, FAISS_ROWS = 25, 256
-DEFAULT = {"init": "mixed", "refine_rounds": 3, "tolerance": 7e-4, "sample_rows": 64}
 VARIANTS = {
-    "sidrec (default)": DEFAULT,
-    "sidrec, beam 5": DEFAULT | {"beam_width": 5},
-    "sidrec, not refined": DEFAULT | {"refine_rounds": 0},
-    "sidrec, residuals normalised": DEFAULT | {"normalise_residuals": True},
-    "sidrec, central start only": {"init": "central"},
-    "sidrec, central start only, all 25 iterations": {"init": "central", "tolerance": -1.0},
-}
-PLAIN = {
-    "normalise_residuals": False,
-    "tolerance": 1e-4,
-    "beam_width": 1,
-    "refine_rounds": 0,
-    "sample_rows": 256,
+    "sidrec (default)": {},
+    "sidrec, all 25 iterations": {"tolerance": -1.0},
+    "sidrec, not refined": {"refine_rounds": 0},
+    "sidrec, beam 5": {"beam_width": 5},
+    "sidrec, greedy at all levels": {"init": "greedy"},
+    "sidrec, residuals normalised": {"normalise_residuals": True},
+    "sidrec, mixed start": {"init": "mixed", "sample_rows_per_code": 64},
 }
 
 
 def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], Answer]:
-    """Return a run with the shape of a peer's."""
+    """Return a run with the shape of a peer's: ``configs/ids/default.yaml`` with changes."""
+    tolerance = settings.get("tolerance", 0.0)
+    settings = {k: max(v, 0.0) if k == "tolerance" else v for k, v in settings.items()}
 
     def run(vectors: np.ndarray, seed: int) -> Answer:
-        chosen = PLAIN | settings
-        quantiser = RqKMeansQuantiser(
-            codebook_sizes=(256, 256, 256),
-            num_iterations=ITERATIONS,
-            tolerance=max(chosen["tolerance"], 0.0),
-            num_redo=1,
-            init=chosen["init"],
-            sample_rows_per_code=chosen["sample_rows"],
-            normalise_residuals=chosen["normalise_residuals"],
-            seed=seed,
-            beam_width=chosen["beam_width"],
-            refine_rounds=chosen["refine_rounds"],
-            train_rows_per_code=rows,
+        quantiser = replace(
+            quantiser_of("default"), seed=seed, train_rows_per_code=rows, **settings
         )
-        # below 0 no iteration is left out, as in peers that have no tolerance
-        object.__setattr__(quantiser, "tolerance", chosen["tolerance"])
+        if tolerance < 0:  # no iteration is left out, as in peers that have no tolerance
+            object.__setattr__(quantiser, "tolerance", tolerance)
         fitted = quantiser.fit(torch.from_numpy(vectors))
         codes = fitted.encode(torch.from_numpy(vectors))
         return codes.numpy(), fitted.decode(codes).numpy()
@@ -88,25 +74,13 @@ def quality(vectors: np.ndarray, answer: Answer) -> dict[str, float]:
 
 def unique_after(vectors: np.ndarray, seed: int) -> float:
     """Return distinct IDs over items after ``ReassignLastLevel``."""
-    quantiser = RqKMeansQuantiser(
-        (256, 256, 256),
-        ITERATIONS,
-        DEFAULT["tolerance"],
-        1,
-        DEFAULT["init"],
-        DEFAULT["sample_rows"],
-        False,
-        seed,
-        refine_rounds=DEFAULT["refine_rounds"],
-        train_rows_per_code=256,
-    )
     rows = torch.from_numpy(vectors)
-    fitted = quantiser.fit(rows)
+    fitted = replace(quantiser_of("default"), seed=seed).fit(rows)
     resolved = ReassignLastLevel().resolve(rows, fitted.encode(rows), fitted)
     return (int(group_numbers(resolved.codes).max()) + 1) / len(rows)
 
 
-def systems(names: list[str], *, all_rows: bool) -> dict[str, Callable[[np.ndarray, int], Answer]]:
+def systems(left_out: dict[str, str], *, all_rows: bool) -> dict[str, Callable[..., Answer]]:
     """Return the runs to compare."""
     rows = None if all_rows else FAISS_ROWS
     chosen = {name: sidrec_run(settings, rows) for name, settings in VARIANTS.items()}
@@ -114,14 +88,17 @@ def systems(names: list[str], *, all_rows: bool) -> dict[str, Callable[[np.ndarr
         chosen[name] = lambda vectors, seed, peer=peer: peer(
             vectors, seed, ITERATIONS, all_rows=all_rows
         )
-    return {name: run for name, run in chosen.items() if not names or name in names}
+    unknown = set(left_out) - set(chosen)
+    if unknown:
+        raise SystemExit(f"--leave_out names {sorted(unknown)}; there are {list(chosen)}")
+    return {name: run for name, run in chosen.items() if name not in left_out}
 
 
-def compare(vectors: np.ndarray, options: argparse.Namespace, *, all_rows: bool) -> dict:
-    """Return per system the median figures over rounds."""
-    runs = systems(options.systems, all_rows=all_rows)
+def compare(vectors: np.ndarray, rounds: int, left_out: dict[str, str], *, all_rows: bool) -> dict:
+    """Return per system the median figures over rounds, or why there are none."""
+    runs = systems(left_out, all_rows=all_rows)
     found: dict[str, list[dict]] = {name: [] for name in runs}
-    for seed in range(1, options.rounds + 1):
+    for seed in range(1, rounds + 1):
         for name, run in runs.items():
             began, clock = time.process_time(), time.perf_counter()
             try:
@@ -132,7 +109,8 @@ def compare(vectors: np.ndarray, options: argparse.Namespace, *, all_rows: bool)
             record = {"cpu_s": time.process_time() - began, "wall_s": time.perf_counter() - clock}
             found[name].append(record | quality(vectors, answer))
             print(name, seed, json.dumps(found[name][-1]), file=sys.stderr)
-    return {name: medians(records) for name, records in found.items()}
+    rows = {name: medians(records) for name, records in found.items()}
+    return rows | {name: {"left_out": reason} for name, reason in left_out.items()}
 
 
 def medians(records: list[dict]) -> dict:
@@ -149,15 +127,17 @@ def verdict(rows: dict[str, dict]) -> dict:
     if not peers:
         return {}
     fastest = min(row["cpu_s"] for row in peers)
+    faiss_s = rows.get("faiss.Kmeans", {}).get("cpu_s", float("nan"))
     error, unique = min(row["error"] for row in peers), max(row["unique"] for row in peers)
     return {
         name: {
             "cpu_over_fastest_peer": row["cpu_s"] / fastest,
+            "cpu_over_faiss_kmeans": row["cpu_s"] / faiss_s,
             "error_over_best_peer": row["error"] / error,
             "unique_minus_best_peer": row["unique"] - unique,
         }
         for name, row in rows.items()
-        if name.startswith("sidrec")
+        if name.startswith("sidrec") and "error" in row
     }
 
 
@@ -179,24 +159,29 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--items", type=Path)
     parser.add_argument("--sets", nargs="+", default=["movies", "mixture-100000"])
-    parser.add_argument("--systems", nargs="*", default=[])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--leave_out", nargs="*", default=[], metavar="SYSTEM=REASON")
+    parser.add_argument(
+        "--rounds", type=int, nargs="+", default=[3], help="one for all, or per set"
+    )
     parser.add_argument("--all_rows", action="store_true", help="no limit of training rows")
     parser.add_argument("--output", default="benchmarks/results/quantiser_speed.json")
     options = parser.parse_args()
     target = Path(options.output)
     results = json.loads(target.read_text())["results"] if target.exists() else {}
-    for name in options.sets:
+    left_out = dict(pair.split("=", 1) for pair in options.leave_out)
+    rounds = options.rounds * (len(options.sets) if len(options.rounds) == 1 else 1)
+    for name, num_rounds in zip(options.sets, rounds, strict=True):
         array = load_set(name, options.scratch, corpus=options.corpus, items=options.items)
         vectors = np.array(array)
-        rows = compare(vectors, options, all_rows=options.all_rows)
+        rows = compare(vectors, num_rounds, left_out, all_rows=options.all_rows)
         num_train = len(vectors) if options.all_rows else min(len(vectors), FAISS_ROWS * 256)
         dim = vectors.shape[1]
         flops = 2 * 3 * 256 * dim * (ITERATIONS * num_train + len(vectors))
         key = f"{name}, {'all rows' if options.all_rows else '256 rows a code'}"
         results[key] = {
+            "command": command_given(),
             "shape": list(vectors.shape),
-            "rounds": options.rounds,
+            "rounds": num_rounds,
             "product_flops_at_25_iterations": flops,
             "systems": rows,
             "sidrec_against_peers": verdict(rows),
@@ -205,7 +190,7 @@ def main() -> None:
         write_json(
             target,
             {
-                "command": "python benchmarks/quantiser_speed.py --sets NAMES [--all_rows]",
+                "command": "see each result; one call may add to the file of another",
                 "unit": "cpu_s: processor seconds of fit and encoding, medians over rounds; "
                 "error: squared error over squared deviation from the mean",
                 "torch_threads": torch.get_num_threads(),

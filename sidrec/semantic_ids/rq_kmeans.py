@@ -1,7 +1,7 @@
 """Residual-quantised k-means: each level clusters what the levels before it leave over."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,19 +19,22 @@ from sidrec.semantic_ids.rq_codebooks import RqKMeans
 from sidrec.semantic_ids.screen import nearest_codes
 from sidrec.semantic_ids.starts import (
     central_start,
+    greedy_start,
     plus_plus_start,
     progressive_start,
     uniform_sample,
 )
 from sidrec.semantic_ids.training_rows import checked_sizes, training_block
 
-Init = Literal["mixed", "central", "progressive", "k-means++"]
-INITS: tuple[Init, ...] = ("mixed", "central", "progressive", "k-means++")
+Init = Literal["greedy-mixed", "greedy", "mixed", "central", "progressive", "k-means++"]
+INITS: tuple[Init, ...] = get_args(Init)
 _STARTS = {
     "central": central_start,
+    "greedy": greedy_start,
     "k-means++": plus_plus_start,
     "progressive": progressive_start,
 }
+_BEFORE_LAST = {"greedy-mixed": "greedy", "mixed": "central"}  # the last level: progressive
 _SUM_BITS = 29
 
 
@@ -45,9 +48,10 @@ class RqKMeansQuantiser(Quantiser):
         tolerance: A level stops when an iteration lowers its objective by less than this
             fraction, ``>= 0``.
         num_redo: Runs per level with different random starts, the best is kept; ``>= 1``.
-        init: ``central`` (random rows pulled to the mean: least error), ``progressive`` (growing
-            principal dimensions: evenest codes), ``mixed`` (central, the last level progressive),
-            or ``k-means++``.
+        init: ``greedy`` (greedy k-means++ pulled to the mean: least error), ``central`` (random
+            rows pulled to the mean), ``progressive`` (growing principal dimensions: evenest codes),
+            ``greedy-mixed`` and ``mixed`` (greedy or central, the last level progressive), or
+            ``k-means++``.
         sample_rows_per_code: The start is found on this many rows per code, drawn uniformly.
         normalise_residuals: Scale every residual to length 1 before the next level.
         seed: Seed of all draws.
@@ -157,8 +161,9 @@ def _best_run(
     rows: Rows, size: int, level: int, settings: RqKMeansQuantiser, lloyd: Lloyd
 ) -> KMeans:
     init: str = settings.init
-    if init == "mixed":
-        init = "progressive" if level + 1 == len(settings.codebook_sizes) else "central"
+    if init in _BEFORE_LAST:
+        is_last = level + 1 == len(settings.codebook_sizes)
+        init = "progressive" if is_last else _BEFORE_LAST[init]
     runs = []
     for redo in range(settings.num_redo):
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + level * 1_009 + redo)

@@ -1,5 +1,6 @@
 """Anybody's item vectors, from .npy, .safetensors or .parquet."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from sidrec.semantic_ids.float_rows import as_float_rows, stacked_rows
 from sidrec.semantic_ids.rows import CHUNK_ROWS
 from sidrec.types import ItemEmbeddings, not_finite_rows
 
+_LEAST, _MOST = 1e-15, 1e15  # of the largest magnitude, where that is not 0
+_NPY_MAGIC = b"\x93NUMPY"
 _VECTOR_COLUMNS = ("embedding", "embeddings", "vector")
 
 
@@ -71,7 +74,8 @@ def finite_rows(vectors: Tensor, name: str) -> Float[Tensor, "item dim"]:
     """Return vectors of any floating dtype and strides as float32 rows.
 
     Raises:
-        DataError: If they are no matrix of finite numbers; begins with ``name``, and names the row.
+        DataError: If they are no matrix of finite numbers whose squares float32 can hold; begins
+            with ``name``, and names the row.
     """
     if 0 in vectors.shape:
         raise DataError(
@@ -82,17 +86,27 @@ def finite_rows(vectors: Tensor, name: str) -> Float[Tensor, "item dim"]:
     if not vectors.is_floating_point():
         raise DataError(f"{name} holds {vectors.dtype}, expected floating-point numbers.")
     rows = as_float_rows(vectors)
-    bad = not_finite_rows(rows)
-    if bad:
+    parts = (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))
+    largest = torch.stack([torch.stack(part.aminmax()).abs().max() for part in parts]).max().item()
+    if not math.isfinite(largest):
+        bad = not_finite_rows(rows)
         raise DataError(
             f"{name} row {bad[0]}, counted from 0: the vector holds NaN or infinity "
             f"({len(bad)} such rows); correct or leave out those items."
+        )
+    if largest and not _LEAST <= largest <= _MOST:
+        raise DataError(
+            f"{name}: the largest number is {largest:.3g}, expected {_LEAST:g} to {_MOST:g}, whose "
+            "squares float32 can hold; scale the vectors."
         )
     return rows
 
 
 def _from_npy(source: Path) -> Tensor:
     try:
+        with source.open("rb") as file:
+            if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
+                raise DataError(f"{source} is no NumPy array: write it with numpy.save.")
         array = np.load(source, mmap_mode="c", allow_pickle=False)  # "c": torch wants it writable
         return torch.from_numpy(array)
     except (OSError, EOFError, ValueError, TypeError) as error:

@@ -272,6 +272,16 @@ def _too_large(folder):
     return folder / "x.npy"
 
 
+def _squares_too_large(folder):
+    np.save(folder / "x.npy", np.array([[1.0, -3e25], [1.0, 1.0]]))
+    return folder / "x.npy"
+
+
+def _squares_too_small(folder):
+    np.save(folder / "x.npy", np.array([[0.0, 2e-20], [1e-30, 0.0]]))
+    return folder / "x.npy"
+
+
 def _no_column(folder):
     pl.DataFrame({"a": [1]}).write_parquet(folder / "x.parquet")
     return folder / "x.parquet"
@@ -290,7 +300,7 @@ def _csv(folder):
         (_no_rows, r"x\.npy is empty: shape \(0, 8\)"),
         (_flat, r"has shape \(3,\), expected \[items, dimensions\]"),
         (_whole_numbers, "holds torch.int64, expected floating-point"),
-        (_garbage, "is no NumPy array"),
+        (_garbage, "is no NumPy array: write it with numpy.save"),
         (_two_tensors, r"holds tensors \['a', 'b'\]; expected one 2-D tensor named 'embeddings'"),
         (_ragged, "row 1: vector of width 1, expected 2"),
         (_ragged_late, "row 5000: vector of width 3, expected 2"),
@@ -302,6 +312,8 @@ def _csv(folder):
         (_cut_off, "cannot be read as Parquet"),
         (_no_rows_at_all, "is empty"),
         (_too_large, "row 0, counted from 0: the vector holds NaN or infinity"),
+        (_squares_too_large, r"largest number is 3e\+25, expected 1e-15 to 1e\+15, .* scale"),
+        (_squares_too_small, r"largest number is 2e-20, expected 1e-15 to"),
         (_no_column, "expected a list column 'embedding'"),
         (_csv, "has type '.csv', expected .npy, .safetensors or .parquet"),
     ],

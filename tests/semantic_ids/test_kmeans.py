@@ -7,7 +7,9 @@ from sidrec.semantic_ids import rows as rows_module
 from sidrec.semantic_ids.kmeans import k_means, nearest
 from sidrec.semantic_ids.rows import Rows, block_of_rank, grid_unit
 from sidrec.semantic_ids.starts import (
+    GREEDY_FRACTION,
     central_start,
+    greedy_start,
     plus_plus_start,
     progressive_start,
     uniform_sample,
@@ -105,7 +107,7 @@ def test_one_rank_holds_all_rows():
     assert block_of_rank(5000) == (0, 5000)
 
 
-@pytest.mark.parametrize("start", [plus_plus_start, progressive_start])
+@pytest.mark.parametrize("start", [greedy_start, plus_plus_start, progressive_start])
 def test_starts_find_separated_clusters(start):
     centres = torch.diag(torch.tensor([50.0, 80.0, 120.0, 170.0, 240.0, 330.0]))
     vectors = (centres.repeat(50, 1) + torch.randn(300, 6)).float()
@@ -115,7 +117,7 @@ def test_starts_find_separated_clusters(start):
     assert nearest(centres, result.centroids)[1].unique().numel() == 6
 
 
-@pytest.mark.parametrize("start", [central_start, plus_plus_start, progressive_start])
+@pytest.mark.parametrize("start", [central_start, greedy_start, plus_plus_start, progressive_start])
 def test_starts_survive_fewer_distinct_rows_than_codes(start):
     vectors = torch.ones(8, 3)
     found = start(vectors, num_codes=4, generator=torch.Generator().manual_seed(1))
@@ -126,6 +128,43 @@ def test_central_start_lies_a_quarter_of_the_way_from_the_mean():
     sample = torch.tensor([[0.0, 8.0], [4.0, 0.0], [8.0, 4.0]])  # mean (4, 4)
     start = central_start(sample, num_codes=3, generator=torch.Generator().manual_seed(1))
     assert sorted(start.tolist()) == [[3.0, 5.0], [4.0, 3.0], [5.0, 4.0]]
+
+
+def test_greedy_start_lies_part_of_the_way_from_the_mean_to_rows_far_apart():
+    sample = torch.tensor([[0.0], [0.0], [8.0], [8.0], [4.0]])  # mean 4
+    for seed in range(20):  # a second row at 4 leaves 16 more than one at the other end
+        generator = torch.Generator().manual_seed(seed)
+        start = greedy_start(sample, num_codes=3, generator=generator).flatten()
+        assert sorted(start.tolist()) == pytest.approx([2.8, 4.0, 5.2])
+
+
+def test_greedy_start_seldom_takes_a_far_row():
+    # from 0, the row at 25 is drawn with probability .29, but leaves more than one at 10 does
+    sample = torch.tensor([0.0] * 15 + [10.0] * 15 + [25.0]).unsqueeze(1)
+    taken = {}
+    for start in (greedy_start, plus_plus_start):
+        found = [
+            start(sample, num_codes=2, generator=torch.Generator().manual_seed(seed))
+            for seed in range(200)
+        ]
+        taken[start] = sum(centroids.max() > 11 for centroids in found)
+    assert taken[plus_plus_start] > 20
+    assert taken[greedy_start] < 0.5 * taken[plus_plus_start]
+
+
+@pytest.mark.parametrize("num_codes", [3, 40])
+def test_greedy_start_leaves_less_than_plus_plus(num_codes):
+    vectors = torch.randn(15 * num_codes, 8, generator=torch.Generator().manual_seed(0))
+    mean, left = vectors.mean(dim=0), {}
+    for start, fraction in ((greedy_start, GREEDY_FRACTION), (plus_plus_start, 1.0)):
+        left[start] = 0.0
+        for seed in range(10):
+            generator = torch.Generator().manual_seed(seed)
+            chosen = start(vectors, num_codes=num_codes, generator=generator)
+            rows = mean + (chosen - mean) / fraction
+            assert nearest(rows, vectors)[0].max() < 1e-4  # they are rows of the sample
+            left[start] += nearest(vectors, rows)[0].mean().item() / 10
+    assert left[greedy_start] < 0.95 * left[plus_plus_start]
 
 
 def test_sample_has_no_row_twice():

@@ -63,7 +63,7 @@ def test_fitted_lengths_are_the_mean_norm_where_directions_are_exact():
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("init", ["mixed", "k-means++", "progressive"])
+@pytest.mark.parametrize("init", ["greedy-mixed", "mixed", "k-means++", "progressive"])
 def test_encode_agrees_with_definition_and_decode_gets_nearer(normalise, init):
     vectors = torch.randn(300, 6)
     settings = replace(SETTINGS, normalise_residuals=normalise, init=init)
@@ -168,16 +168,15 @@ def test_stored_tensors_build_the_same_quantiser():
     assert torch.equal(again.decode(fitted.encode(vectors)), fitted.decode(again.encode(vectors)))
 
 
-def test_a_mixed_start_differs_from_a_central_one_at_the_last_level():
+@pytest.mark.parametrize("names", [("mixed", "central"), ("greedy-mixed", "greedy")])
+def test_a_mixed_start_differs_from_its_first_one_at_the_last_level(names):
     vectors = torch.randn(300, 6)
-    mixed, central = (
-        fit_rq_kmeans(vectors, replace(SETTINGS, init=n)) for n in ("mixed", "central")
-    )
-    assert all(mixed.codebooks[level].equal(central.codebooks[level]) for level in (0, 1))
-    assert not mixed.codebooks[2].equal(central.codebooks[2])
+    mixed, first = (fit_rq_kmeans(vectors, replace(SETTINGS, init=name)) for name in names)
+    assert all(mixed.codebooks[level].equal(first.codebooks[level]) for level in (0, 1))
+    assert not mixed.codebooks[2].equal(first.codebooks[2])
 
 
-@pytest.mark.parametrize("init", ["central", "progressive"])
+@pytest.mark.parametrize("init", ["central", "greedy", "progressive"])
 def test_levels_stay_even_on_clustered_vectors(init):
     centres = torch.randn(8, 32) * 4
     vectors = centres[torch.randint(8, (3000,))] + torch.randn(3000, 32)
@@ -218,7 +217,7 @@ def test_empty_catalogue_and_wrong_width_are_refused():
         ({"codebook_sizes": (256, 40_000)}, "from 2 to 32768"),
         ({"num_iterations": 0}, "num_iterations is 0"),
         ({"tolerance": -0.1}, "tolerance is -0.1"),
-        ({"init": "pca"}, r"init is 'pca', expected one of mixed, central, progressive"),
+        ({"init": "pca"}, r"init is 'pca', expected one of greedy-mixed, greedy, mixed"),
         ({"beam_width": 0}, "beam_width is 0, expected at least 1"),
         ({"train_rows_per_code": 0}, "train_rows_per_code is 0"),
         ({"refine_rounds": -1}, "refine_rounds is -1, expected at least 0"),
@@ -269,6 +268,7 @@ def _varied():
         replace(few, beam_width=2, refine_rounds=2),
         replace(few, init="progressive", train_rows_per_code=300),  # 4,800 of 8,692 rows
         replace(few, init="k-means++", normalise_residuals=True, refine_rounds=1),
+        replace(few, init="greedy-mixed", refine_rounds=2, train_rows_per_code=300),
     ]
 
 
