@@ -12,6 +12,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +169,11 @@ def one_size(num_items: int, seed: int) -> dict[str, Any]:
     }
     num_old, error = num_items - num_items // 100, relative_error(vectors, codes, fitted)
     for name, policy in POLICIES.items():
-        resolution, seconds = timed(lambda policy=policy: policy.resolve(vectors, codes, fitted))
+        resolution, seconds = timed(partial(policy.resolve, vectors, codes, fitted))
         facts = seconds | judged(vectors, codes, resolution.codes, fitted, error)
         old = resolution.codes[:num_old]
-        _, appending = timed(
-            lambda policy=policy, old=old: policy.resolve(
-                vectors[num_old:], codes[num_old:], fitted, in_use=old
-            )
-        )
+        new = partial(policy.resolve, vectors[num_old:], codes[num_old:], fitted, in_use=old)
+        _, appending = timed(new)
         found["policies"][name] = facts | {"append_1_percent": appending}
         print(num_items, name, found["policies"][name], flush=True)
     return found
@@ -195,11 +193,11 @@ def beside_loops(num_items: int, seed: int) -> dict[str, Any]:
     found = {}
     for name, (loop, ours) in pairs.items():
         policy = POLICIES[ours]
-        theirs, loop_s = timed(lambda loop=loop: loop(vectors, codes, fitted))
-        mine, our_s = timed(lambda policy=policy: policy.resolve(vectors, codes, fitted).codes)
+        theirs, loop_s = timed(partial(loop, vectors, codes, fitted))
+        resolution, our_s = timed(partial(policy.resolve, vectors, codes, fitted))
         found[name] = {
             "loop": loop_s | judged(vectors, codes, theirs, fitted, error),
-            ours: our_s | judged(vectors, codes, mine, fitted, error),
+            ours: our_s | judged(vectors, codes, resolution.codes, fitted, error),
             "cpu_ratio": round(loop_s["cpu_s"] / max(our_s["cpu_s"], 1e-3), 1),
         }
         print(num_items, name, found[name], flush=True)

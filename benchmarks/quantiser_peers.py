@@ -33,7 +33,7 @@ def faiss_kmeans(vectors: np.ndarray, seed: int, iterations: int, *, all_rows: b
         extra = {"max_points_per_centroid": len(left)} if all_rows else {}
         run = faiss.Kmeans(left.shape[1], CODES, niter=iterations, seed=seed * 10 + level, **extra)
         run.train(left)
-        return run.centroids, run.index.search(left, 1)[1][:, 0]
+        return np.asarray(run.centroids), run.index.search(left, 1)[1][:, 0]
 
     return residually(vectors, one_level)
 

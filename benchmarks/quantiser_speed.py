@@ -16,9 +16,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from sidrec.files import write_json
 from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
 
 ITERATIONS, FAISS_ROWS = 25, 256
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "sidrec (default)": {},
     "sidrec, all 25 iterations": {"tolerance": -1.0},
     "sidrec, not refined": {"refine_rounds": 0},
@@ -83,11 +85,10 @@ def unique_after(vectors: np.ndarray, seed: int) -> float:
 def systems(left_out: dict[str, str], *, all_rows: bool) -> dict[str, Callable[..., Answer]]:
     """Return the runs to compare."""
     rows = None if all_rows else FAISS_ROWS
+    chosen: dict[str, Callable[..., Answer]]
     chosen = {name: sidrec_run(settings, rows) for name, settings in VARIANTS.items()}
     for name, peer in PEERS.items():
-        chosen[name] = lambda vectors, seed, peer=peer: peer(
-            vectors, seed, ITERATIONS, all_rows=all_rows
-        )
+        chosen[name] = partial(peer, iterations=ITERATIONS, all_rows=all_rows)
     unknown = set(left_out) - set(chosen)
     if unknown:
         raise SystemExit(f"--leave_out names {sorted(unknown)}; there are {list(chosen)}")
