@@ -1,5 +1,6 @@
 """Quantisers with the settings that configs/ids ships, and how a result names its command."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,5 +26,5 @@ def command_given() -> str:
     words, hidden = [], False
     for word in sys.argv[1:]:
         words.append("FOLDER" if hidden else word)
-        hidden = word in ("--scratch", "--corpus", "--items_file", "--vectors", "--output", "--out")
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+        hidden = word in ("--scratch", "--corpus", "--vectors", "--output", "--out")
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
