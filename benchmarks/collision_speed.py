@@ -1,7 +1,7 @@
 """Collision policies on 10^5 and 10^6 items, beside loops over items as others write them.
 
 Use: python benchmarks/collision_speed.py --out benchmarks/results/collision_speed.json
-Items are drawn around centres whose sizes follow Zipf's law; a tenth of them are exact copies of
+Items are drawn around centers whose sizes follow Zipf's law; a tenth of them are exact copies of
 others. Codes come from residual k-means, 3 x 256. Times are of the policy alone, given vectors and
 codes. The loops run on fewer items (--peer_items); seconds per item are compared, with ours on the
 same items and codes.
@@ -29,12 +29,12 @@ from sidrec.semantic_ids.collisions import (
     group_numbers,
 )
 from sidrec.semantic_ids.quality import identical_groups, relative_error
-from sidrec.semantic_ids.quantiser import FittedQuantiser
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 from sidrec.semantic_ids.sinkhorn import SinkhornLastLevel
 
 DIM, SIZES = 64, (256, 256, 256)
-FIT_ROWS, COPIED, ITEMS_PER_CENTRE, NOISE = 65_536, 0.1, 50, 0.5
+FIT_ROWS, COPIED, ITEMS_PER_CENTER, NOISE = 65_536, 0.1, 50, 0.5
 LC_REC = {"epsilon": 0.003, "iterations": 50, "rounds": 20}
 POLICIES: dict[str, CollisionPolicy] = {
     "none": KeepCollisions(),
@@ -46,35 +46,35 @@ POLICIES: dict[str, CollisionPolicy] = {
 
 
 def make_vectors(num_items: int, seed: int) -> Tensor:
-    """Return vectors around Zipf-sized centres, some of them exact copies."""
+    """Return vectors around Zipf-sized centers, some of them exact copies."""
     rng = np.random.default_rng(seed)
-    num_centres = num_items // ITEMS_PER_CENTRE
-    centres = rng.standard_normal((num_centres, DIM), dtype=np.float32)
-    shares = 1 / np.arange(1, num_centres + 1)
-    chosen = rng.choice(num_centres, num_items, p=shares / shares.sum())
-    vectors = centres[chosen]
+    num_centers = num_items // ITEMS_PER_CENTER
+    centers = rng.standard_normal((num_centers, DIM), dtype=np.float32)
+    shares = 1 / np.arange(1, num_centers + 1)
+    chosen = rng.choice(num_centers, num_items, p=shares / shares.sum())
+    vectors = centers[chosen]
     vectors += NOISE * rng.standard_normal((num_items, DIM), dtype=np.float32)
     copies = np.flatnonzero(rng.random(num_items) < COPIED)
     vectors[copies] = vectors[rng.integers(0, num_items // 10, len(copies))]
     return torch.from_numpy(vectors)
 
 
-def fit(vectors: Tensor) -> FittedQuantiser:
+def fit(vectors: Tensor) -> FittedQuantizer:
     """Return codebooks fitted on the first rows."""
-    settings = RqKMeansQuantiser(
+    settings = RqKMeans(
         codebook_sizes=SIZES,
         num_iterations=8,
         tolerance=0.0,
         num_redo=1,
         init="progressive",
         sample_rows_per_code=64,
-        normalise_residuals=False,
+        normalize_residuals=False,
         seed=0,
     )
     return settings.fit(vectors[:FIT_ROWS])
 
 
-def extra_digit_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantiser) -> Tensor:
+def extra_digit_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantizer) -> Tensor:
     """Count the items of each tuple in a dictionary."""
     del vectors, fitted
     seen: dict[tuple[int, ...], int] = defaultdict(int)
@@ -86,7 +86,7 @@ def extra_digit_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantiser) ->
     return torch.tensor(rows)
 
 
-def first_fit_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantiser) -> Tensor:
+def first_fit_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantizer) -> Tensor:
     """Give item after item the nearest last code that no earlier item has; else keep the wish."""
     used: set[tuple[int, ...]] = set()
     result = codes.clone()
@@ -102,7 +102,7 @@ def first_fit_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantiser) -> T
     return result
 
 
-def lc_rec_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantiser) -> Tensor:
+def lc_rec_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantizer) -> Tensor:
     """Re-assign each group of equal tuples by Sinkhorn with equal shares, up to 20 rounds."""
     result = codes.clone()
     for _ in range(int(LC_REC["rounds"])):
@@ -120,8 +120,8 @@ def lc_rec_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantiser) -> Tens
 
 def _equal_shares(errors: Tensor) -> Tensor:
     middle = (errors.max() + errors.min()) / 2
-    centred = ((errors - middle) / (errors.max() - middle + 1e-5)).double()
-    plan = torch.exp(-centred / LC_REC["epsilon"])
+    centered = ((errors - middle) / (errors.max() - middle + 1e-5)).double()
+    plan = torch.exp(-centered / LC_REC["epsilon"])
     for _ in range(int(LC_REC["iterations"])):
         plan /= plan.sum(dim=1, keepdim=True) * plan.shape[0]
         plan /= plan.sum(dim=0, keepdim=True).clamp(min=1e-300) * plan.shape[1]
@@ -139,7 +139,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def judged(
-    vectors: Tensor, before: Tensor, after: Tensor, fitted: FittedQuantiser, error: float
+    vectors: Tensor, before: Tensor, after: Tensor, fitted: FittedQuantizer, error: float
 ) -> dict[str, float]:
     """Return what a policy reached and what it cost; ``error`` is the relative error before it."""
     groups = group_numbers(after)

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from sidrec.files import write_json
 from sidrec.generator.beams import Decoded, beam_search
 from sidrec.generator.decoder import T5Decoder
-from sidrec.generator.step_decoder import NormaliseOver
+from sidrec.generator.step_decoder import NormalizeOver
 from sidrec.generator.trie import SemanticIdTrie
 from sidrec.types import SemanticIdTable
 
@@ -102,8 +102,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     halved.load_state_dict(model.state_dict())
     halved = halved.bfloat16()
 
-    def sidrec(over: NormaliseOver, of: T5ForConditionalGeneration = model) -> Decoded:
-        step = T5Decoder(of, ids, normalise_over=over).start(source.to(of.dtype), mask)
+    def sidrec(over: NormalizeOver, of: T5ForConditionalGeneration = model) -> Decoded:
+        step = T5Decoder(of, ids, normalize_over=over).start(source.to(of.dtype), mask)
         return beam_search(
             step, trie, num_beams=arguments.beams, top_k=arguments.beams, excluded=excluded
         )

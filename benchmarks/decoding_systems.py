@@ -55,7 +55,7 @@ class Cell:
     def step(self, *, over: str = "level", bf16: bool = False) -> Step:
         """Start a step of sidrec's decoder."""
         model = self.halved if bf16 else self.model
-        decoder = T5Decoder(model, self.ids, normalise_over=over)  # type: ignore[arg-type]
+        decoder = T5Decoder(model, self.ids, normalize_over=over)  # type: ignore[arg-type]
         return decoder.start(self.source.to(model.dtype), self.mask)
 
     def search(self, step: Callable[..., Any], beams: int, *, weighed: bool = False) -> Any:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Encoder speed beside sentence-transformers: same model, texts, batches, optimiser, process.
+"""Encoder speed beside sentence-transformers: same model, texts, batches, optimizer, process.
 
 Use: python benchmarks/encoder_speed.py --corpus CORPUS
 Needs: pip install "sentence-transformers>=6,<7" (with --no-deps it changes nothing else).
@@ -33,7 +33,7 @@ from sidrec.files import write_json
 from sidrec.pairs.permutation import permute
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
 from sidrec.pairs.tokenizer import locate_encoder
-from sidrec.pairs.tokens import tokenise_once
+from sidrec.pairs.tokens import tokenize_once
 
 TEMPERATURE, LEARNING_RATE = 0.05, 2e-5
 Step = Callable[[np.ndarray], None]
@@ -68,7 +68,7 @@ def sidrec_systems(
     optimizer = torch.optim.AdamW(tower.parameters(), lr=LEARNING_RATE)
     rows = train_query_rows(corpus)
     stores = [
-        tokenise_once(
+        tokenize_once(
             texts,
             num_texts=len(texts),
             tokenizer=tower.tokenizer,
@@ -177,7 +177,7 @@ def batches(options: argparse.Namespace, pairs: QueryItemPairs) -> Iterator[np.n
 def work_of(
     systems: Systems, options: argparse.Namespace, pairs: QueryItemPairs, texts: list[str]
 ) -> dict[tuple[str, str], Callable[[], None]]:
-    """Return what is timed: (figure, system) → work, neighbours being the two systems."""
+    """Return what is timed: (figure, system) → work, neighbors being the two systems."""
 
     def train(step: Step, bf16: bool) -> None:
         for rows in batches(options, pairs):

@@ -10,7 +10,7 @@ as T5's tokens, histories as codes. The peer's tokens are made beforehand, sidre
 position, not one for each code. They take turns; the result is the median of the rounds.
 
 That both compute the same function is checked first: the logits of T5's own forward on the padded
-inputs, normalised as sidrec does, must give sidrec's loss.
+inputs, normalized as sidrec does, must give sidrec's loss.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Anonymous memory of `sidrec ids` on a file of vectors that is larger than it.
 
 Use: python benchmarks/ids_memory.py --scratch FOLDER
-Writes a .npy of random vectors around centres, runs the command in a process of its own and reads
+Writes a .npy of random vectors around centers, runs the command in a process of its own and reads
 /proc/PID/status all the while. Anonymous memory belongs to the process; file pages are the
 memory-mapped vectors, which the kernel drops whenever it needs the room. Settings: those of
 configs/ids/default.yaml.
@@ -25,11 +25,11 @@ CHUNK = 10_000
 def write_vectors(target: Path, num_items: int, dim: int) -> None:
     """Write float32 vectors, some thousand at a time."""
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((1000, dim), dtype=np.float32)
+    centers = rng.standard_normal((1000, dim), dtype=np.float32)
     rows = np.lib.format.open_memmap(target, "w+", np.float32, (num_items, dim))
     for start in range(0, num_items, CHUNK):
         part = rows[start : start + CHUNK]
-        part[:] = centres[rng.integers(0, 1000, len(part))]
+        part[:] = centers[rng.integers(0, 1000, len(part))]
         part += rng.standard_normal(part.shape, dtype=np.float32)
     rows.flush()
 

@@ -47,7 +47,7 @@ def trained(folder: Path, num_items: int) -> Path:
     encoder = make_encoder(folder / "encoder", Corpus.load(folder / "corpus"), dropout=0.0)
     first = encoder_settings(folder / "corpus", encoder)
     made = first["trainer"]["callbacks"][0]["init_args"]
-    made["quantiser"]["init_args"]["codebook_sizes"] = [256, 256]
+    made["quantizer"]["init_args"]["codebook_sizes"] = [256, 256]
     made["policy"]["init_args"]["num_codes"] = 256
     second = generator_settings()
     second["model"]["init_args"] |= {"num_beams": 30, "top_k": 30}

@@ -37,7 +37,7 @@ from sidrec.generator.model import GeneratorModel
 from sidrec.generator.t5 import t5_from_config, train_tokenizer
 from sidrec.generator.vocabulary import CodeVocabulary
 from sidrec.semantic_ids.rows import block_of_rank
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 from sidrec.types import TASKS, SemanticIdTable, TextTokens
 
 QUERY_TOKENS, ITEM_TOKENS, HISTORY, NUM_ITEMS = 24, 48, 30, 2_000
@@ -180,17 +180,17 @@ def rq_kmeans(
     start, stop = block_of_rank(options.rows)
     vectors = torch.randn(options.rows, options.dim, generator=torch.Generator().manual_seed(0))
     own = vectors[start:stop].to(device)
-    quantiser = RqKMeansQuantiser(
+    quantizer = RqKMeans(
         codebook_sizes=(256, 256),
         num_iterations=10,
         tolerance=0.0,
         num_redo=1,
         init="mixed",
         sample_rows_per_code=32,
-        normalise_residuals=False,
+        normalize_residuals=False,
         seed=0,
     )
-    return lambda: quantiser.fit(own), stop - start
+    return lambda: quantizer.fit(own), stop - start
 
 
 WORK = {"bi_encoder": bi_encoder, "generator": generator, "rq_kmeans": rq_kmeans}

@@ -1,4 +1,4 @@
-"""Quantisers with the settings that configs/ids ships, and how a result names its command."""
+"""Quantizers with the settings that configs/ids ships, and how a result names its command."""
 
 import shlex
 import sys
@@ -8,17 +8,17 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 
 ROOT = Path(__file__).parents[1]
 
 
-def quantiser_of(name: str) -> Any:  # noqa: ANN401 (each class has its own settings)
-    """Return the quantiser of ``configs/ids/NAME.yaml``."""
+def quantizer_of(name: str) -> Any:  # noqa: ANN401 (each class has its own settings)
+    """Return the quantizer of ``configs/ids/NAME.yaml``."""
     parser = ArgumentParser()
-    parser.add_argument("--quantiser", type=Quantiser)
+    parser.add_argument("--quantizer", type=Quantizer)
     content = yaml.safe_load((ROOT / "configs" / "ids" / f"{name}.yaml").read_text())
-    return parser.instantiate(parser.parse_object({"quantiser": content["quantiser"]})).quantiser
+    return parser.instantiate(parser.parse_object({"quantizer": content["quantizer"]})).quantizer
 
 
 def command_given() -> str:

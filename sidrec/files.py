@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and recognising them again."""
+"""Writing files so that a reader never sees half of one, and recognizing them again."""
 
 import hashlib
 import json

@@ -41,8 +41,8 @@ def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
 def arguments_from_run(command: str, arguments: list[str]) -> list[str]:
     """Replace ``--from RUN`` by what the stage reads from that run; explicit flags win.
 
-    ``fit`` (generator, quantiser) takes the run's corpus, its Semantic IDs and its encoder; of a
-    quantiser's run the encoder is the one that it was trained on. The other commands take the
+    ``fit`` (generator, quantizer) takes the run's corpus, its Semantic IDs and its encoder; of a
+    quantizer's run the encoder is the one that it was trained on. The other commands take the
     run's own resolved configuration.
 
     Raises:
@@ -56,10 +56,10 @@ def arguments_from_run(command: str, arguments: list[str]) -> list[str]:
     if command != "fit":
         return ["--config", str(run.config), "--run_dir", str(source), *rest]
     stage = run.stage()
-    if stage not in ("encoder", "quantiser"):
+    if stage not in ("encoder", "quantizer"):
         raise RunError(
             f"{source} was made by stage '{stage}'; `sidrec fit --from` needs an encoder run, or "
-            "a quantiser's."
+            "a quantizer's."
         )
     config = read_config(run.config)
     encoder = source if stage == "encoder" else config["model"]["init_args"]["encoder_run"]

@@ -64,7 +64,7 @@ class PairBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ItemEmbeddings:
-    """One L2-normalised vector per item: row ``i`` belongs to item ``i`` of the catalogue.
+    """One L2-normalized vector per item: row ``i`` belongs to item ``i`` of the catalogue.
 
     Attributes:
         vectors: Embeddings, float32, finite.

@@ -213,7 +213,7 @@ def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
         (
             ["fit", "--config", "CONFIG", "--model", "sidrec.encoder.module.BiEncodr"],
             2,
-            "did you mean 'sidrec.encoder.module.BiEncoder'?",
+            "did you mean 'sidrec.BiEncoder'?",
         ),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_run_may_be_read_from_another_folder(tiny, tmp_path, monkeypatch, caps
         (("data", "init_args"), "bach_size", "batch_size"),
         (("trainer",), "max_step", "trainer.max_steps"),
         (
-            ("trainer", "callbacks", 0, "init_args", "quantiser", "init_args"),
+            ("trainer", "callbacks", 0, "init_args", "quantizer", "init_args"),
             "num_redoo",
             "num_redo",
         ),

@@ -70,7 +70,7 @@ def test_stage_config_parses_whole(config, capsys):
 @pytest.mark.parametrize("config", [path for path in TRAINING if is_overlay(path)], ids=name)
 def test_overlay_parses_over_the_encoder(config, capsys):
     shown = printed(capsys, "--config", ENCODER, "--config", config)
-    assert shown["model"]["class_path"] == "sidrec.encoder.module.BiEncoder"
+    assert shown["model"]["class_path"] == "sidrec.BiEncoder"
     assert shown["trainer"]["callbacks"], "an overlay must not drop the Semantic-ID callback"
     for key, value in content(config).get("trainer", {}).items():
         if not isinstance(value, dict):
@@ -84,7 +84,7 @@ def test_overlay_parses_over_the_encoder(config, capsys):
 def test_machine_parses_over_the_generator(machine, capsys):
     overlay = CONFIGS / "machines" / f"{machine}.yaml"
     shown = printed(capsys, "--config", GENERATOR, "--config", overlay, *FROM_RUN)
-    assert shown["model"]["class_path"] == "sidrec.generator.module.JointGenerator"
+    assert shown["model"]["class_path"] == "sidrec.JointGenerator"
 
 
 def test_wandb_stays_offline_and_resumes():
@@ -106,7 +106,7 @@ def test_ids_config_parses(config, capsys):
     shown = capsys.readouterr()
     assert stop.value.code == 0, shown.err
     settings = yaml.safe_load(shown.out)
-    assert settings["quantiser"]["init_args"] == content(config)["quantiser"]["init_args"]
+    assert settings["quantizer"]["init_args"] == content(config)["quantizer"]["init_args"]
     assert settings["policy"]["class_path"] == content(config)["policy"]["class_path"]
 
 
@@ -127,7 +127,7 @@ def test_own_ids_config_parses(config, capsys):
 def test_callback_makes_the_ids_that_the_command_makes(training, ids):
     (callback,) = content(CONFIGS / training)["trainer"]["callbacks"]
     alone = content(CONFIGS / ids)
-    assert {key: callback["init_args"][key] for key in ("quantiser", "policy")} == alone
+    assert {key: callback["init_args"][key] for key in ("quantizer", "policy")} == alone
 
 
 def test_paper_has_one_set_of_semantic_ids():
@@ -179,10 +179,10 @@ def test_comparison_plans_stages_that_parse(config, capsys, monkeypatch):
     for stage in made.values():
         with pytest.raises(SystemExit) as stop:
             make_ids([*stage.arguments(Path("out"))[1:], "--print_config"])
-        shown = yaml.safe_load(capsys.readouterr().out)["quantiser"]["init_args"]
+        shown = yaml.safe_load(capsys.readouterr().out)["quantizer"]["init_args"]
         assert stop.value.code == 0
         for flag, value in stage.options:
-            assert str(shown[flag.removeprefix("--quantiser.init_args.")]) == value
+            assert str(shown[flag.removeprefix("--quantizer.init_args.")]) == value
 
 
 def test_sweep_expands_to_a_command_that_parses(capsys, tmp_path):

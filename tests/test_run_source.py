@@ -127,7 +127,7 @@ def test_changed_settings_are_refused_with_a_table(run):
 
 
 def test_an_option_that_came_later_counts_as_its_default(run):
-    enmf = {"class_path": "sidrec.encoder.enmf.datamodule.UserDataModule"}
+    enmf = {"class_path": "sidrec.UserDataModule"}
     older = {"corpus": "films", "batch_size": 2, "seed": 1}
     run.config.write_text(yaml.safe_dump(SETTINGS | {"data": enmf | {"init_args": older}}))
     for num_workers in (0, 2):

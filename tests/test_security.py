@@ -51,7 +51,7 @@ PLACES = [
     ("trainer", "strategy"),
     ("trainer", "plugins"),
     ("trainer", "profiler"),
-    ("trainer", "callbacks", 0, "init_args", "quantiser"),
+    ("trainer", "callbacks", 0, "init_args", "quantizer"),
 ]
 
 
@@ -120,7 +120,7 @@ def test_a_tag_that_makes_python_objects_is_no_yaml_for_us(tmp_path, capsys):
 
 def test_ids_takes_known_classes_only_too(tiny, tmp_path, capsys):
     arguments = ("--from", tiny.encoder_run, "--out", tmp_path / "out")
-    assert sidrec("ids", *arguments, "--quantiser", "os.system") == 2
+    assert sidrec("ids", *arguments, "--quantizer", "os.system") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -58,7 +58,7 @@ def encoder_settings(corpus: Path, encoder: Path) -> dict:
     return {
         "seed_everything": 1,
         "model": {
-            "class_path": "sidrec.encoder.module.BiEncoder",
+            "class_path": "sidrec.BiEncoder",
             "init_args": {
                 "encoder": str(encoder),
                 "temperature": 0.1,
@@ -78,7 +78,7 @@ def encoder_settings(corpus: Path, encoder: Path) -> dict:
             },
         },
         "data": {
-            "class_path": "sidrec.pairs.datamodule.PairDataModule",
+            "class_path": "sidrec.PairDataModule",
             "init_args": {
                 "corpus": str(corpus),
                 "encoder": str(encoder),
@@ -100,10 +100,10 @@ def encoder_settings(corpus: Path, encoder: Path) -> dict:
 
 def _semantic_ids() -> dict:
     return {
-        "class_path": "sidrec.semantic_ids.callback.SemanticIdCallback",
+        "class_path": "sidrec.SemanticIdCallback",
         "init_args": {
-            "quantiser": {
-                "class_path": "sidrec.semantic_ids.rq_kmeans.RqKMeansQuantiser",
+            "quantizer": {
+                "class_path": "sidrec.RqKMeans",
                 "init_args": {
                     "codebook_sizes": [8, 8],
                     "num_iterations": 5,
@@ -111,13 +111,13 @@ def _semantic_ids() -> dict:
                     "num_redo": 1,
                     "init": "progressive",
                     "sample_rows_per_code": 256,
-                    "normalise_residuals": False,
+                    "normalize_residuals": False,
                     "seed": 1,
                     "shrink": False,
                 },
             },
             "policy": {
-                "class_path": "sidrec.semantic_ids.collisions.ExtraLevel",
+                "class_path": "sidrec.ExtraLevel",
                 "init_args": {"num_codes": 60},
             },
             "max_item_tokens": 32,
@@ -130,7 +130,7 @@ def generator_settings() -> dict:
     return {
         "seed_everything": 1,
         "model": {
-            "class_path": "sidrec.generator.module.JointGenerator",
+            "class_path": "sidrec.JointGenerator",
             "init_args": {
                 "t5": T5,
                 "text_vocabulary_size": 200,
@@ -156,7 +156,7 @@ def generator_settings() -> dict:
             },
         },
         "data": {
-            "class_path": "sidrec.generator.datamodule.GeneratorDataModule",
+            "class_path": "sidrec.GeneratorDataModule",
             "init_args": {
                 "batch_size": 8,
                 "eval_batch_size": 16,

@@ -7,7 +7,7 @@ from pathlib import Path
 from sidrec.comparison.baseline_names import NEEDS_A_RUN
 from sidrec.comparison.baselines import (
     bm25_baseline,
-    item_neighbours_baseline,
+    item_neighbors_baseline,
     popularity_baseline,
 )
 from sidrec.comparison.trained_baselines import dense_baseline, enmf_baseline
@@ -22,14 +22,14 @@ from sidrec.run_directory import RunDirectory
 from sidrec.types import TASKS, RankedItems, Request, Task
 
 TOP_K = 30
-NUM_HISTORY = 10  # items at the end of a history that the neighbours look at
+NUM_HISTORY = 10  # items at the end of a history that the neighbors look at
 
 Baseline = Callable[..., RankedItems]
 SYSTEMS: dict[str, tuple[Baseline, tuple[Task, ...]]] = {
     "popularity": (popularity_baseline, TASKS),
     "bm25": (bm25_baseline, ("search",)),
-    "neighbours": (
-        partial(item_neighbours_baseline, num_history=NUM_HISTORY),
+    "neighbors": (
+        partial(item_neighbors_baseline, num_history=NUM_HISTORY),
         ("recommendation",),
     ),
     "dense": (dense_baseline, TASKS),

@@ -1,4 +1,4 @@
-"""What no generator should lose to: popularity, BM25 and item-item neighbours.
+"""What no generator should lose to: popularity, BM25 and item-item neighbors.
 
 All see train interactions only, rank the whole catalogue, and leave out the user's own history.
 Equal scores go to the more popular item, then to the lower item_index.
@@ -56,7 +56,7 @@ def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) ->
     return rank_catalogue(score, requests, counts, top_k=top_k)
 
 
-def item_neighbours_baseline(
+def item_neighbors_baseline(
     corpus: Corpus, requests: Sequence[Request], *, top_k: int, num_history: int
 ) -> RankedItems:
     """Add up the cosines of co-occurrence between each item and the end of the history.
@@ -84,7 +84,7 @@ def item_neighbours_baseline(
 
     def score(chunk: Sequence[Request]) -> Float[np.ndarray, "request item"]:
         recent = _indicator([one.history[-num_history:] for one in chunk], corpus.num_items)
-        own = recent * (num_users > 0)  # no item is its own neighbour
+        own = recent * (num_users > 0)  # no item is its own neighbor
         scores: Float[np.ndarray, "request item"] = ((recent @ unit.T) @ unit - own).toarray()
         return scores.astype(np.float32)
 

@@ -132,7 +132,7 @@ class _Maker:
         places = (
             ("--seed_everything", ("seed_everything",)),
             ("--data.seed", ("data", "init_args", "seed")),
-            ("--quantiser.init_args.seed", ("quantiser", "init_args", "seed")),
+            ("--quantizer.init_args.seed", ("quantizer", "init_args", "seed")),
             ("--prefix_share.seed", ("prefix_share", "seed")),
         )
         return [(flag, str(self.seed)) for flag, path in places if _has(merged, path)]

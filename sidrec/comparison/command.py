@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sidrec baselines", description=__doc__)
     parser.add_argument("--from", dest="run", type=Path, help="generator run; encoder run of dense")
     parser.add_argument("--corpus", type=Path, help="corpus directory, if it has moved")
-    parser.add_argument("--system", help="popularity, bm25, neighbours, dense or enmf")
+    parser.add_argument("--system", help="popularity, bm25, neighbors, dense or enmf")
     parser.add_argument("--run_dir", type=Path, help="folder that --system writes")
     given = parser.parse_args(arguments)
     if given.system is not None:

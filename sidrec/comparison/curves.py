@@ -13,7 +13,7 @@ class Curve(NamedTuple):
     """Recall@30 of the validation split over one training.
 
     Attributes:
-        steps: Optimiser steps done, ascending.
+        steps: Optimizer steps done, ascending.
         recalls: Per task, one figure for each of ``steps``.
     """
 

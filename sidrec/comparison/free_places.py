@@ -17,11 +17,11 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, x: float, y: float, *, width: float, height: float) -> "Box":
-        """Return the box with its centre there."""
+        """Return the box with its center there."""
         return cls(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """The middle of the box."""
         return (self.left + self.right) / 2, (self.bottom + self.top) / 2
 
@@ -53,8 +53,8 @@ def first_free(candidates: Iterable[Box], taken: Sequence[Box], *, inside: Box) 
 def beside(x: float, y: float, *, width: float, height: float, gap: float) -> list[Box]:
     """Return boxes right, left, above and below a point, ``gap`` away from it."""
     across, up = gap + width / 2, gap + height / 2
-    centres = [(x + across, y), (x - across, y), (x, y + up), (x, y - up)]
-    return [Box.around(*centre, width=width, height=height) for centre in centres]
+    centers = [(x + across, y), (x - across, y), (x, y + up), (x, y - up)]
+    return [Box.around(*center, width=width, height=height) for center in centers]
 
 
 def rings(

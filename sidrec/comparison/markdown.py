@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sidrec.comparison.paper_table import QUANTISERS, SCALE, SOURCE, STRATEGIES, PaperRow
+from sidrec.comparison.paper_table import QUANTIZERS, SCALE, SOURCE, STRATEGIES, PaperRow
 from sidrec.types import TASKS
 
 COLUMNS = (
@@ -97,7 +97,7 @@ def tests_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def paper_rows() -> list[list[str]]:
     """Return the paper's own table."""
-    return [_paper_row(row) for row in (*STRATEGIES, *QUANTISERS)]
+    return [_paper_row(row) for row in (*STRATEGIES, *QUANTIZERS)]
 
 
 def notes(report: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def _figures(
             for task in TASKS
             for level, key in (("item level", "recall@30"), ("by ID", "sid_recall@30"))
         }
-        drawings["quantisers"] = bars_svg(_names(ablation), series, title="Recall@30")
+        drawings["quantizers"] = bars_svg(_names(ablation), series, title="Recall@30")
     if with_ids:
         drawings["usage"] = usage_svg(_names(with_ids), [row["usage"] for row in with_ids])
         keys = {"before resolution": "_before", "after it": ""}

@@ -28,7 +28,7 @@ STRATEGIES = (
     PaperRow("Fused SVD", 0.033, 0.038, 0.105),
     PaperRow("Multi-task", 0.046, 0.049, 0.135),
 )
-QUANTISERS = (
+QUANTIZERS = (
     PaperRow("RQ-KMeans", 0.046, 0.049, None),
     PaperRow("Dictionary encoding", 0.019, 0.029, None),
     PaperRow("ResidualLFQ", 0.018, 0.023, None),

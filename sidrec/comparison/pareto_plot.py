@@ -10,7 +10,7 @@ from sidrec.comparison.plots import as_svg
 from sidrec.comparison.point_names import Line, Point, write_names
 from sidrec.types import TASKS
 
-_COLOURS = {"strategy": "#1f6feb", "baseline": "#8c8c8c", "run": "#2ea043"}
+_COLORS = {"strategy": "#1f6feb", "baseline": "#8c8c8c", "run": "#2ea043"}
 _FRONT = "#d1242f"
 _ROOM = 0.12  # of the axes, beside the outermost points
 _SIZE = (9.6, 5.8)  # inches
@@ -57,12 +57,12 @@ def _draw_point(axes: Axes, row: dict[str, Any], number: int) -> Point:
     """Draw a system that answers both tasks, and the intervals of both figures."""
     search, recommendation = (row["figures"][f"{task}/recall@30"] for task in TASKS)
     x, y = float(search["mean"]), float(recommendation["mean"])
-    colour, marker = _COLOURS[row["kind"]], "s" if row["kind"] == "baseline" else "o"
+    color, marker = _COLORS[row["kind"]], "s" if row["kind"] == "baseline" else "o"
     for xs, ys in ((_interval(search), [y, y]), ([x, x], _interval(recommendation))):
-        axes.plot(xs, ys, color=colour, alpha=0.35, linewidth=1.2, zorder=1)
-    (dot,) = axes.plot(x, y, marker, color=colour, markersize=6, zorder=3)
+        axes.plot(xs, ys, color=color, alpha=0.35, linewidth=1.2, zorder=1)
+    (dot,) = axes.plot(x, y, marker, color=color, markersize=6, zorder=3)
     dot.set_gid(f"point-{number}")
-    return Point(row["name"], x, y, colour, marker, goes_first=bool(row["on_front"]))
+    return Point(row["name"], x, y, color, marker, goes_first=bool(row["on_front"]))
 
 
 def _interval(figure: dict[str, Any]) -> list[float]:
@@ -84,7 +84,7 @@ def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
 
 def _draw_line(axes: Axes, row: dict[str, Any]) -> Line:
     """Draw a system that answers one task as a dotted line: what the others have to beat."""
-    style: dict[str, Any] = {"color": _COLOURS[row["kind"]], "linestyle": ":", "zorder": 0}
+    style: dict[str, Any] = {"color": _COLORS[row["kind"]], "linestyle": ":", "zorder": 0}
     search, recommendation = (row["figures"].get(f"{task}/recall@30") for task in TASKS)
     if search is not None:
         axes.axvline(search["mean"], linewidth=1.0, **style)

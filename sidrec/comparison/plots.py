@@ -15,7 +15,7 @@ _CYCLE = [f"C{number}" for number in range(10)]
 
 
 def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> str:
-    """Draw horizontal bars, one group for each name and one colour for each series."""
+    """Draw horizontal bars, one group for each name and one color for each series."""
     height = 0.9 + 0.34 * len(names) * max(1, len(series)) ** 0.6
     figure = Figure(figsize=(8.4, height), layout="constrained")
     axes = figure.add_subplot()
@@ -45,9 +45,9 @@ def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str
         for number, (name, curve) in enumerate(zip(names, curves, strict=True)):
             if task in curve["recalls"]:
                 style = "-" if number < len(_CYCLE) else "--"
-                colour = _CYCLE[number % len(_CYCLE)]
+                color = _CYCLE[number % len(_CYCLE)]
                 (line,) = axes.plot(
-                    curve["steps"], curve["recalls"][task], style, marker=".", color=colour
+                    curve["steps"], curve["recalls"][task], style, marker=".", color=color
                 )
                 line.set_label(name.lstrip("_"))
         axes.set_title(task, fontsize=10)
@@ -66,7 +66,7 @@ def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str
 def usage_svg(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) -> str:
     """Draw how often each code is used: per system one line per level, codes by falling use.
 
-    Colour is the share of the level's most even use: 1 where a code has items / codes items.
+    Color is the share of the level's most even use: 1 where a code has items / codes items.
     """
     deepest = max(len(levels) for levels in usage)
     figure = Figure(figsize=(8.4, 0.9 + 0.42 * len(names)), layout="constrained")

@@ -11,10 +11,10 @@ from matplotlib.lines import Line2D
 
 from sidrec.comparison.free_places import Box, beside, first_free, rings
 
-_GREY = "#57606a"
+_GRAY = "#57606a"
 _FONT_SIZE = 8.0
 _POINT = 6.0  # pixels that a point covers
-_GAP = 3.0  # pixels from a point's centre to the margin of its name
+_GAP = 3.0  # pixels from a point's center to the margin of its name
 _NAME_MARGIN, _NUMBER_MARGIN = 5.0, 1.0  # pixels: room that a name needs to be seen as its point's
 _RADII = (13.0, 18.0, 24.0, 31.0, 39.0, 48.0, 58.0, 70.0, 85.0, 105.0)  # pixels to its number
 _FAR = 30.0
@@ -31,7 +31,7 @@ class Point(NamedTuple):
         name: What is written.
         x: On the axes.
         y: On the axes.
-        colour: In the legend.
+        color: In the legend.
         marker: In the legend.
         goes_first: Whether it is named before the others.
     """
@@ -39,7 +39,7 @@ class Point(NamedTuple):
     name: str
     x: float
     y: float
-    colour: str
+    color: str
     marker: str
     goes_first: bool
 
@@ -85,7 +85,7 @@ def write_names(
         places = _places_along(axes, line)
         box = first_free(places, taken, inside=_inside(axes)) or places[0]
         taken.append(box)
-        _write(axes, line.name, box, colour=_GREY)
+        _write(axes, line.name, box, color=_GRAY)
 
 
 def _free_names(axes: Axes, points: Sequence[Point]) -> dict[Point, Box]:
@@ -122,8 +122,8 @@ def _write_numbers(
             num_directions=_DIRECTIONS,
             first=atan2(own[1] - middle[1], own[0] - middle[0]),
         )
-        clear = [box for box in places if min(pixels, key=partial(dist, box.centre)) == own]
-        far = [box for box in places if dist(box.centre, own) > _FAR]
+        clear = [box for box in places if min(pixels, key=partial(dist, box.center)) == own]
+        far = [box for box in places if dist(box.center, own) > _FAR]
         inside = _inside(axes)
         box = first_free([*clear, *far, *places], [*taken, *boxes], inside=inside) or places[0]
         boxes.append(box)
@@ -137,7 +137,7 @@ def _write_legend(axes: Axes, points: Sequence[Point]) -> None:
     """Write number and name of each point to the right of the axes."""
     figure: Any = axes.figure
     dots = [
-        Line2D([], [], color=point.colour, marker=point.marker, linestyle="", markersize=5)
+        Line2D([], [], color=point.color, marker=point.marker, linestyle="", markersize=5)
         for point in points
     ]
     legend = figure.legend(
@@ -167,10 +167,10 @@ def _places_along(axes: Axes, line: Line) -> list[Box]:
 
 
 def _write(
-    axes: Axes, text: str, box: Box, *, point: Point | None = None, colour: str = "black"
+    axes: Axes, text: str, box: Box, *, point: Point | None = None, color: str = "black"
 ) -> None:
     """Write into a box; with a line to the point, if that is given."""
-    x, y = axes.transAxes.inverted().transform(box.centre).tolist()
+    x, y = axes.transAxes.inverted().transform(box.center).tolist()
     arrow = {"arrowstyle": "-", "alpha": 0.7, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
     axes.annotate(
         text,
@@ -182,7 +182,7 @@ def _write(
         horizontalalignment="center",
         verticalalignment="center",
         fontsize=_FONT_SIZE,
-        color=colour,
+        color=color,
         bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "edgecolor": "none"},
         zorder=4,
         parse_math=False,

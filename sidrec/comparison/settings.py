@@ -33,14 +33,14 @@ class Strategy:
     """One way to make Semantic IDs, and the generator that is trained on them.
 
     Attributes:
-        embeddings: Whose vectors are quantised: one name, or two that are fused.
-        ids: Quantiser and collision policy, by name.
+        embeddings: Whose vectors are quantized: one name, or two that are fused.
+        ids: Quantizer and collision policy, by name.
         generator: Generator, by name.
         fusion: ``none``, ``concat``, ``svd_sum``, ``svd_concat``, or, for IDs of which each task
             has its own, ``separate`` or ``prefix_share`` (search first, then recommendation).
         dim: Dimensions that an SVD keeps.
         reader: Embeddings through which the generator reads queries and items, by name; None
-            takes those that are quantised.
+            takes those that are quantized.
     """
 
     embeddings: str | list[str]
@@ -52,7 +52,7 @@ class Strategy:
 
     @property
     def sources(self) -> list[str]:
-        """Names of the embeddings that are quantised."""
+        """Names of the embeddings that are quantized."""
         return [self.embeddings] if isinstance(self.embeddings, str) else self.embeddings
 
 
@@ -61,7 +61,7 @@ class BaselineSettings:
     """One baseline: a system of ``sidrec baselines``, or a model that is trained.
 
     Attributes:
-        system: ``popularity``, ``bm25``, ``neighbours``, ``dense`` or ``enmf``; None trains.
+        system: ``popularity``, ``bm25``, ``neighbors``, ``dense`` or ``enmf``; None trains.
         embeddings: Run of ``dense`` and ``enmf``, by name.
         configs: YAML files of a model that is trained.
         set: Keys to change in them.
@@ -124,7 +124,7 @@ class Comparison:
         seeds: One run of everything that trains for each.
         report: How figures are judged and shown.
         embeddings: Encoder runs.
-        ids: Quantisers and policies.
+        ids: Quantizers and policies.
         generators: Generators.
         strategies: Rows of the table.
         baselines: More rows.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sidrec.comparison.baselines import (
     bm25_baseline,
-    item_neighbours_baseline,
+    item_neighbors_baseline,
     popularity_baseline,
 )
 from sidrec.corpus.popularity import popularity
@@ -22,7 +22,7 @@ from sidrec.run_source import read_config
 from sidrec.types import TASKS, RankedItems, Request
 
 _TOP_K = 30
-_NUM_HISTORY = 10  # items at the end of a history that the neighbours look at
+_NUM_HISTORY = 10  # items at the end of a history that the neighbors look at
 _HEADINGS = ("Recall@30", *TASKS)
 
 Baseline = Callable[[Corpus, Sequence[Request]], RankedItems]
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) -> list[Row]:
-    """Print Recall@30 of a tested generator run beside popularity, BM25 and item neighbours.
+    """Print Recall@30 of a tested generator run beside popularity, BM25 and item neighbors.
 
     Args:
         run_folder: A generator run after ``sidrec test``.
@@ -65,8 +65,8 @@ def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) 
 def baseline_rows(corpus: Corpus) -> list[Row]:
     """Return Recall@30 of each baseline on the test split of a corpus."""
 
-    def neighbours(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
-        return item_neighbours_baseline(corpus, requests, top_k=_TOP_K, num_history=_NUM_HISTORY)
+    def neighbors(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
+        return item_neighbors_baseline(corpus, requests, top_k=_TOP_K, num_history=_NUM_HISTORY)
 
     def most_popular(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
         return popularity_baseline(corpus, requests, top_k=_TOP_K)
@@ -82,7 +82,7 @@ def baseline_rows(corpus: Corpus) -> list[Row]:
             _figures(most_popular, corpus, search) | _figures(most_popular, corpus, recommendation),
         ),
         _row("BM25", _figures(bm25, corpus, search)),
-        _row("item-item neighbours", _figures(neighbours, corpus, recommendation)),
+        _row("item-item neighbors", _figures(neighbors, corpus, recommendation)),
     ]
 
 

@@ -44,7 +44,7 @@ def dense_baseline(
     """Rank items by the inner product with the query's embedding or the history's mean.
 
     The catalogue's embeddings are those that the run stored beside its Semantic IDs: what a
-    generator loses to this baseline, quantisation and generation have cost.
+    generator loses to this baseline, quantization and generation have cost.
 
     Args:
         corpus: The one that the run was trained on.

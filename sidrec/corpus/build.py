@@ -88,7 +88,7 @@ def build_corpus(
             "schema_version": SCHEMA_VERSION,
             "fingerprint": _fingerprint(digests),
             "source": raw.source,
-            "licence": raw.licence,
+            "license": raw.license,
             "counts": dict(sorted(counts.items())),
             "settings": asdict(settings),
             "tie_rule": "interactions of one user at one moment keep the order of the source",

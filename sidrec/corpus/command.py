@@ -226,10 +226,10 @@ def _build(
 
     description = build_corpus(raw, queries, out, settings)
     Corpus.load(out).train_interactions()  # proves that it opens; makes the mapped copies once
-    _summarise(description, out)
+    _summarize(description, out)
 
 
-def _summarise(description: dict[str, Any], out: Path) -> None:
+def _summarize(description: dict[str, Any], out: Path) -> None:
     counts = description["counts"]
     lines = [
         ("items", f"{counts['items']:,}"),

@@ -12,7 +12,7 @@ from sidrec.corpus.movielens_tags import descriptions_of, genome_tags_of, tags_o
 from sidrec.corpus.raw import RawCatalogue
 from sidrec.errors import DataError
 
-LICENCE = (
+LICENSE = (
     "MovieLens data by GroupLens: research use only, no commercial use without permission; "
     "cite Harper & Konstan 2015, https://doi.org/10.1145/2827872; see the README of the edition."
 )
@@ -44,7 +44,7 @@ def read_movielens(
         tags, genome_tags, description.
 
     Raises:
-        DataError: If no layout is recognised, a file lacks a column, or a row cannot be read.
+        DataError: If no layout is recognized, a file lacks a column, or a row cannot be read.
     """
     movies, ratings, names = _layout(folder)
     text_columns = {
@@ -70,7 +70,7 @@ def read_movielens(
     ]
     movies = movies.insert_column(2, pl.Series("text", texts, dtype=pl.String))
     return RawCatalogue(
-        movies, ratings, names[0], names[1], source=f"movielens {folder.name}", licence=LICENCE
+        movies, ratings, names[0], names[1], source=f"movielens {folder.name}", license=LICENSE
     )
 
 

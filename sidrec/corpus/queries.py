@@ -80,7 +80,7 @@ def load_query_files(paths: Sequence[Path]) -> list[RawQuery]:
 def packaged_queries(items: Iterable[TitledItem | tuple[str, str, int | None]]) -> list[RawQuery]:
     """Return the queries that come with sidrec for those films that a catalogue holds.
 
-    10,376 queries of 1,297 films; films are recognised by title and year, so that any MovieLens
+    10,376 queries of 1,297 films; films are recognized by title and year, so that any MovieLens
     edition will do. Says how many were found.
 
     Args:

@@ -3,7 +3,7 @@
 import re
 
 from sidrec.corpus.item_facts import ItemFacts
-from sidrec.corpus.title_match import names_title, normalise
+from sidrec.corpus.title_match import names_title, normalize
 
 MAX_QUERY_CHARACTERS = 200
 
@@ -71,7 +71,7 @@ def read_list(answer: str, *, title: str, limit: int) -> dict[int, str]:
     seen: set[str] = set()
     for number, line in numbered:
         text = " ".join(line.split()).strip(_WRAPPING)
-        key = normalise(text)
+        key = normalize(text)
         usable = len(key) >= 3 and len(text) <= MAX_QUERY_CHARACTERS and key not in seen
         if usable and 1 <= number <= limit and number not in kept and not names_title(text, title):
             kept[number] = text

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from sidrec.console import say
 from sidrec.corpus.item_facts import ItemFacts
 from sidrec.corpus.raw import RawQuery
-from sidrec.corpus.title_match import names_title, normalise
+from sidrec.corpus.title_match import names_title, normalize
 
 # Per kind of query: the wording and its paraphrase, filled with the facts in order.
 _WORDINGS = {
@@ -115,11 +115,11 @@ def _keywords(items: Sequence[ItemFacts]) -> list[list[str]]:
     least = _RARE if len(items) >= 100 else 1
     ranked: list[list[str]] = []
     for item, count in zip(items, counts, strict=True):
-        own = set(normalise(item.title).split())
+        own = set(normalize(item.title).split())
         score = {
             word: times * math.log((1 + len(items)) / num_items_with[word])
             for word, times in count.items()
-            if least <= num_items_with[word] <= most and normalise(word) not in own
+            if least <= num_items_with[word] <= most and normalize(word) not in own
         }
         ranked.append(sorted(score, key=lambda word, score=score: (-score[word], word))[:5])  # type: ignore[misc]
     return ranked

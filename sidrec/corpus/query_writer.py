@@ -12,7 +12,7 @@ from sidrec.corpus.item_facts import ItemFacts
 from sidrec.corpus.language_model import LanguageModel, Sampling, load_language_model
 from sidrec.corpus.query_prompts import paraphrases_prompt, queries_prompt, read_list
 from sidrec.corpus.raw import RawQuery
-from sidrec.corpus.title_match import normalise
+from sidrec.corpus.title_match import normalize
 from sidrec.errors import ConfigError, DataError
 
 
@@ -100,7 +100,7 @@ def _ask(
         paraphrases[place] = {
             number: text
             for number, text in found.items()
-            if number in originals[place] and normalise(text) != normalise(originals[place][number])
+            if number in originals[place] and normalize(text) != normalize(originals[place][number])
         }
     return [_Written(*pair) for pair in zip(originals, paraphrases, strict=True)]
 

@@ -44,7 +44,7 @@ class RawCatalogue(NamedTuple):
         items_name: File the items came from, for messages.
         interactions_name: File the interactions came from, for messages.
         source: One word for the source, e.g. ``movielens``.
-        licence: What the publisher asks of those who use the data.
+        license: What the publisher asks of those who use the data.
     """
 
     items: pl.DataFrame
@@ -52,7 +52,7 @@ class RawCatalogue(NamedTuple):
     items_name: str
     interactions_name: str
     source: str
-    licence: str
+    license: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def query_splits(
 ) -> list[Split]:
     """Decide the split of every query, so that no meaning lies on two sides.
 
-    Queries that share a group or a normalised text (letter case, punctuation and spaces ignored)
+    Queries that share a group or a normalized text (letter case, punctuation and spaces ignored)
     stay together. Such a family keeps the split it was given; where its groups were given
     different ones, test wins over valid and valid over train. Without a given split a stable hash
     of its group decides. Last, a share of the train families moves to valid, by another hash.
@@ -127,14 +127,14 @@ def query_splits(
 
 
 def check_query_splits(queries: Sequence[RawQuery], splits: Sequence[Split]) -> None:
-    """Refuse splits that tear a group, or queries of one normalised text, apart.
+    """Refuse splits that tear a group, or queries of one normalized text, apart.
 
     Raises:
         DataError: Names the two queries.
     """
     seen: dict[Hashable, tuple[str, Split]] = {}
     for query, split in zip(queries, splits, strict=True):
-        for key in (("group", query.group), ("text", normalised(query.text))):
+        for key in (("group", query.group), ("text", normalized(query.text))):
             other, other_split = seen.setdefault(key, (query.query_id, split))
             if other_split != split:
                 raise DataError(
@@ -143,11 +143,11 @@ def check_query_splits(queries: Sequence[RawQuery], splits: Sequence[Split]) -> 
                 )
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Return a text without letter case, punctuation and repeated spaces.
 
     Examples:
-        >>> normalised("  Heist film, in PARIS! ")
+        >>> normalized("  Heist film, in PARIS! ")
         'heist film in paris'
     """
     kept = "".join(sign if sign.isalnum() else " " for sign in text.casefold())
@@ -191,7 +191,7 @@ def _families(queries: Sequence[RawQuery]) -> list[list[int]]:
         return row
 
     for row, query in enumerate(queries):
-        for key in (("group", query.group), ("text", normalised(query.text))):
+        for key in (("group", query.group), ("text", normalized(query.text))):
             one, other = root(first_with.setdefault(key, row)), root(row)
             parent[max(one, other)] = min(one, other)
     families: dict[int, list[int]] = defaultdict(list)

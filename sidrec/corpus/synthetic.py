@@ -79,7 +79,7 @@ def make_synthetic(
         "synthetic items",
         "synthetic interactions",
         source="synthetic",
-        licence="made up; no rights reserved",
+        license="made up; no rights reserved",
     )
     return raw, list(_queries(settings))
 

@@ -18,7 +18,7 @@ _DESCRIBING = (
     *("category", "categories", "genre", "genres", "tags", "keywords"),
 )
 _ITEMS_AT_ONCE = 100_000  # items whose strings are in Python at a time
-_LICENCE = "the user's own data; its terms are not known to sidrec"
+_LICENSE = "the user's own data; its terms are not known to sidrec"
 
 
 def read_table(items: Path | Shards, interactions: Path | Shards) -> RawCatalogue:
@@ -44,7 +44,7 @@ def read_table(items: Path | Shards, interactions: Path | Shards) -> RawCatalogu
         items.name,
         interactions.name,
         source=f"table {Path(items.name).name}",
-        licence=_LICENCE,
+        license=_LICENSE,
     )
 
 

@@ -1,4 +1,4 @@
-"""Recognising one film in two catalogues by its title and year."""
+"""Recognizing one film in two catalogues by its title and year."""
 
 import re
 import unicodedata
@@ -38,11 +38,11 @@ class TitledItem(NamedTuple):
     year: int | None
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Fold case, accents and punctuation away, so that two spellings compare equal.
 
     Examples:
-        >>> normalise("Amélie & the Fabulous  Destiny!")
+        >>> normalize("Amélie & the Fabulous  Destiny!")
         'amelie and the fabulous destiny'
     """
     folded = unicodedata.normalize("NFKD", text.casefold())
@@ -53,7 +53,7 @@ def normalise(text: str) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def title_keys(title: str) -> tuple[str, ...]:
-    """Return the normalised names of a title, the main one first, without leading articles.
+    """Return the normalized names of a title, the main one first, without leading articles.
 
     Examples:
         >>> title_keys("Seven (a.k.a. Se7en) (1995)")
@@ -151,7 +151,7 @@ def _parts(title: str) -> list[str]:
 
 def _key(spelling: str) -> str:
     spelling = reading_order(_ALIAS.sub("", spelling.strip()).strip())
-    return _ARTICLE.sub("", normalise(spelling))
+    return _ARTICLE.sub("", normalize(spelling))
 
 
 def _gather(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
@@ -173,7 +173,7 @@ def names_title(text: str, title: str) -> bool:
         >>> names_title("a preheated oven", "Heat (1995)")
         False
     """
-    words = f" {normalise(text)} "
+    words = f" {normalize(text)} "
     keys = {
         key for key in (*title_keys(title), *_parts(title)) if not _FUNCTION_WORD.fullmatch(key)
     }

@@ -210,8 +210,8 @@ def _show(findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    colours = {"ok": "green", "note": "yellow", "problem": "red"}
+    colors = {"ok": "green", "note": "yellow", "problem": "red"}
     table = Table("", "what", "found", "what to do")
     for verdict, *cells in findings:
-        table.add_row(f"[{colours[verdict]}]{verdict}[/]", *cells)
+        table.add_row(f"[{colors[verdict]}]{verdict}[/]", *cells)
     Console().print(table)

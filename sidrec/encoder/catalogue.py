@@ -19,7 +19,7 @@ from sidrec.encoder.tower import TextTower
 from sidrec.encoder.vector_file import SharedVectors
 from sidrec.types import ItemEmbeddings, TextTokens
 
-_BATCHES_TOKENISED_TOGETHER = 64
+_BATCHES_TOKENIZED_TOGETHER = 64
 _IN_MEMORY_BYTES = 2 << 30
 
 
@@ -37,7 +37,7 @@ def encode_texts(
         bf16: Run the encoder under bfloat16 autocast.
 
     Returns:
-        L2-normalised float32 embeddings on the CPU, row ``i`` for text ``i``.
+        L2-normalized float32 embeddings on the CPU, row ``i`` for text ``i``.
     """
     vectors = torch.empty(len(texts), tower.dim)
     for first, part in _encoded(tower, texts, max_tokens, batch_size, bf16):
@@ -49,7 +49,7 @@ def _encoded(
     tower: TextTower, texts: Sequence[str], max_tokens: int, batch_size: int, bf16: bool
 ) -> Iterator[tuple[int, Float[Tensor, "part dim"]]]:
     """Yield the first row of each part, and the part's embeddings."""
-    together = batch_size * _BATCHES_TOKENISED_TOGETHER
+    together = batch_size * _BATCHES_TOKENIZED_TOGETHER
     was_training = tower.training
     tower.eval()
     try:

@@ -63,7 +63,7 @@ def dense_recall(
 
 
 def own_slice(requests: Sequence[Request]) -> list[Request]:
-    """Return this rank's neighbouring slice of the requests."""
+    """Return this rank's neighboring slice of the requests."""
     rank, world_size = rank_and_world_size()
     first, end = (len(requests) * r // world_size for r in (rank, rank + 1))
     return [requests[index] for index in range(first, end)]

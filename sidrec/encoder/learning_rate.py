@@ -9,7 +9,7 @@ Decay = Literal["linear", "cosine", "constant"]
 def learning_rate_factor(
     step: int, *, total_steps: int | None, warmup_fraction: float, decay: Decay
 ) -> float:
-    """Return what the learning rate is multiplied with at an optimiser step.
+    """Return what the learning rate is multiplied with at an optimizer step.
 
     Args:
         step: Steps done, from 0.

@@ -68,7 +68,7 @@ class LossGuard:
         return mean
 
     def drop_bad_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Call before the optimiser's step: after a bad loss it finds no gradient to follow."""
+        """Call before the optimizer's step: after a bad loss it finds no gradient to follow."""
         if self._skips_step:
             self._skips_step = False
             for parameter in parameters:

@@ -16,7 +16,7 @@ from sidrec.encoder.grad_cache import embed_in_chunks
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.loss_guard import LossGuard
-from sidrec.encoder.optimiser import optimiser_of
+from sidrec.encoder.optimizer import optimizer_of
 from sidrec.encoder.tower import TextTower
 from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
@@ -191,8 +191,8 @@ class BiEncoder(L.LightningModule):
         return found
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over all weights, and its schedule by optimiser step."""
-        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
+        """Return AdamW over all weights, and its schedule by optimizer step."""
+        return optimizer_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the encoder's configuration and tokenizer beside its weights."""

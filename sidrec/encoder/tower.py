@@ -108,7 +108,7 @@ class TextTower(nn.Module):
         return TextTokens(rows["input_ids"], rows["attention_mask"].bool())
 
     def forward(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
-        """Return L2-normalised float32 embeddings, row ``i`` for text ``i``."""
+        """Return L2-normalized float32 embeddings, row ``i`` for text ``i``."""
         if self.length_groups == 1 or len(tokens.ids) <= self.length_groups:
             return self._embed(tokens)
         lengths = tokens.mask.sum(dim=1)
@@ -148,7 +148,7 @@ def mean_pool(
 
 
 def group_ends(sorted_lengths: list[int], num_groups: int) -> list[int]:
-    """Cut ascending lengths into neighbouring groups so that little padding is left.
+    """Cut ascending lengths into neighboring groups so that little padding is left.
 
     Halves, again and again, the group where the best cut saves most padding.
 

@@ -16,7 +16,7 @@ class GeneratorBatch(NamedTuple):
 
     Attributes:
         task: The same for all rows, and on all ranks at a step.
-        texts: Queries (search); empty for recommendation. The model tokenises them.
+        texts: Queries (search); empty for recommendation. The model tokenizes them.
         text_rows: Row of each text in the training texts, for stored states; -1 elsewhere.
         indexed_item: item_index whose text is the query of an indexing example; -1 elsewhere.
         history: item_index, oldest first, already cut to the model's length; -1 pads at the end.

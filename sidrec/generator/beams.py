@@ -194,7 +194,7 @@ def over_children(
     bounds: Int[Tensor, "request beam bound"],
     mass_before: Float[Tensor, "request position"],
 ) -> Float[Tensor, "request beam code"]:
-    """Normalise over the codes that the catalogue goes on with, each weighed by its items' mass.
+    """Normalize over the codes that the catalogue goes on with, each weighed by its items' mass.
 
     A model that says nothing (all logits equal) then gives every item its share of the mass, and
     the probabilities of all Semantic IDs sum to one: nothing is lost on IDs that no item has, and

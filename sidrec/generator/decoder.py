@@ -44,7 +44,7 @@ class T5Steps:
         level_token_ids: list[Int[Tensor, " _"]],
     ) -> None:
         model = decoder.model
-        self._model, self._normalise_over = model, decoder.normalise_over
+        self._model, self._normalize_over = model, decoder.normalize_over
         self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
         self._blocks = list(model.decoder.block)
         self._heads = self._blocks[0].layer[0].SelfAttention.n_heads
@@ -147,7 +147,7 @@ class T5Steps:
     ) -> Float[Tensor, "request beam code"]:
         ids = self._level_token_ids[level]
         weight = self._model.lm_head.weight
-        if self._normalise_over == "vocabulary":
+        if self._normalize_over == "vocabulary":
             logits = F.linear(hidden, weight).float()
             return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
         return F.linear(hidden, weight[ids]).float().log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Training examples of both tasks as virtual rows: nothing is materialised but running counts."""
+"""Training examples of both tasks as virtual rows: nothing is materialized but running counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -191,7 +191,7 @@ class RequestEmbedder(nn.Module):
 
     def _query(self, batch: GeneratorBatch) -> Reading:
         if self.settings.text_input == "tokens":
-            tokens = self._tokenise(batch.texts)
+            tokens = self._tokenize(batch.texts)
             return Reading(self._embed(tokens.ids), self._thin(tokens.mask), None)
         states, mask = self._states(batch)
         embedding = F.normalize(mean_pool(states, mask), dim=-1)
@@ -253,7 +253,7 @@ class RequestEmbedder(nn.Module):
         embedded: Tensor = self._elsewhere.tokens(ids)
         return embedded
 
-    def _tokenise(self, texts: list[str]) -> TextTokens:
+    def _tokenize(self, texts: list[str]) -> TextTokens:
         rows = [
             encoding.ids[: self.settings.max_query_tokens]
             for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)

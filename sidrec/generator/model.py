@@ -26,9 +26,9 @@ from sidrec.types import TASKS, Task
 class GeneratorModel(nn.Module):
     """A T5 that reads requests of both tasks and writes Semantic IDs.
 
-    The probabilities of a step are normalised over the codes that the catalogue goes on with, each
+    The probabilities of a step are normalized over the codes that the catalogue goes on with, each
     weighed by its items (``beams.over_children``), in training as in decoding: the probabilities
-    of all Semantic IDs sum to one. TIGER normalises over the whole vocabulary. The attribute
+    of all Semantic IDs sum to one. TIGER normalizes over the whole vocabulary. The attribute
     ``decoding`` says how answers are searched for; beams, unless it is set.
 
     Args:
@@ -69,7 +69,7 @@ class GeneratorModel(nn.Module):
             tower,
         )
         tokens = spaces["search"].vocabulary.level_token_ids()
-        self.decoder = T5Decoder(t5, tokens, normalise_over="level")
+        self.decoder = T5Decoder(t5, tokens, normalize_over="level")
 
     def space(self, task: Task) -> CodeSpace:
         """Return the Semantic IDs in which a task answers."""

@@ -12,7 +12,7 @@ from sidrec.corpus.raw import Split
 from sidrec.distributed import gather_objects, rank_and_world_size
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss_guard import LossGuard
-from sidrec.encoder.optimiser import optimiser_of
+from sidrec.encoder.optimizer import optimizer_of
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import write_json
 from sidrec.generator.assembly import generator_from, new_generator, parts_of
@@ -231,8 +231,8 @@ class JointGenerator(L.LightningModule):
             write_predictions(RunDirectory(Path(self.trainer.default_root_dir)).predictions, found)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over all weights that train, and its schedule by optimiser step."""
-        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
+        """Return AdamW over all weights that train, and its schedule by optimizer step."""
+        return optimizer_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put beside the weights what the model is built from, and the bundle's hash."""

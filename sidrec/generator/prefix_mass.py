@@ -113,7 +113,7 @@ class PrefixMass:
 
 
 class WeighedSteps:
-    """A model's steps, normalised over the catalogue with a prior; itself a ``beams.Step``.
+    """A model's steps, normalized over the catalogue with a prior; itself a ``beams.Step``.
 
     What ``beams.over_children`` makes of the prior's mass before every position, from the mass of
     prefixes alone. The search looks each beam's children up again; that takes some .2 % of its time

@@ -51,8 +51,8 @@ class CodebookPrior(nn.Module):
         half_life_items: Start of the weights: halved every so many items.
 
     Source:
-        None; the additive score is that of product and residual quantisation search (Jegou et
-        al. 2011, https://doi.org/10.1109/TPAMI.2010.57), with the request left unquantised.
+        None; the additive score is that of product and residual quantization search (Jegou et
+        al. 2011, https://doi.org/10.1109/TPAMI.2010.57), with the request left unquantized.
     """
 
     codes: Tensor
@@ -82,7 +82,7 @@ class CodebookPrior(nn.Module):
         ago: Int[Tensor, "request item"],
         real: Bool[Tensor, "request item"],
     ) -> Float[Tensor, "request dim"]:
-        """Return the weighted mean of the history's item vectors, L2-normalised.
+        """Return the weighted mean of the history's item vectors, L2-normalized.
 
         Args:
             vectors: Of the history's items.

@@ -8,7 +8,7 @@ from sidrec.generator.subsets import Restriction
 from sidrec.types import TASKS, Request
 
 MAX_LINE_BYTES = 8 << 20  # a history of 500,000 items fits
-MAX_QUERY_CHARACTERS = 4_096  # far more than the tokens that are read; tokenising costs by length
+MAX_QUERY_CHARACTERS = 4_096  # far more than the tokens that are read; tokenizing costs by length
 _SHOWN_CHARACTERS = 40
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sidrec.errors import ConfigError
-from sidrec.generator.step_decoder import NormaliseOver, StepDecoder
+from sidrec.generator.step_decoder import NormalizeOver, StepDecoder
 
 
 class Seq2SeqDecoder(StepDecoder):
@@ -26,11 +26,11 @@ class Seq2SeqDecoder(StepDecoder):
         model: Any,  # noqa: ANN401 (transformers is untyped)
         level_token_ids: list[Int[Tensor, " _"]],
         *,
-        normalise_over: NormaliseOver,
+        normalize_over: NormalizeOver,
     ) -> None:
         if not model.config.is_encoder_decoder:
             raise ConfigError(f"{type(model).__name__} is no encoder-decoder; give one that is.")
-        super().__init__(model, level_token_ids, normalise_over=normalise_over)
+        super().__init__(model, level_token_ids, normalize_over=normalize_over)
 
     def _steps(
         self,
@@ -51,7 +51,7 @@ class Seq2SeqSteps:
         source_mask: Bool[Tensor, "request token"],
         level_token_ids: list[Int[Tensor, " _"]],
     ) -> None:
-        self._model, self._normalise_over = decoder.model, decoder.normalise_over
+        self._model, self._normalize_over = decoder.model, decoder.normalize_over
         self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
         self._source, self._mask = source, source_mask.long()
         self._cache: Any = None
@@ -85,6 +85,6 @@ class Seq2SeqSteps:
         self._cache, self._num_beams = output.past_key_values, num_beams
         logits: Tensor = output.logits[:, -1].float().view(num_requests, num_beams, -1)
         own = logits[..., self._level_token_ids[level]]
-        if self._normalise_over == "vocabulary":
+        if self._normalize_over == "vocabulary":
             return own - logits.logsumexp(dim=-1, keepdim=True)
         return own.log_softmax(dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sidrec.errors import ConfigError
 from sidrec.generator.beams import Step
 
-NormaliseOver = Literal["level", "vocabulary"]
+NormalizeOver = Literal["level", "vocabulary"]
 
 
 class StepDecoder(ABC):
@@ -19,7 +19,7 @@ class StepDecoder(ABC):
     Args:
         model: An encoder-decoder in eval mode; the rows of its head for the codes must exist.
         level_token_ids: Token of each code, one tensor per level.
-        normalise_over: What the probabilities of a step sum to one over: ``level``, all codes of
+        normalize_over: What the probabilities of a step sum to one over: ``level``, all codes of
             the level, allowed or not (every token that can stand there); or ``vocabulary``, all
             tokens, which is what transformers' ``generate`` does and costs the whole head.
 
@@ -32,7 +32,7 @@ class StepDecoder(ABC):
         model: Any,  # noqa: ANN401 (transformers is untyped)
         level_token_ids: list[Int[Tensor, " _"]],
         *,
-        normalise_over: NormaliseOver,
+        normalize_over: NormalizeOver,
     ) -> None:
         if model.config.decoder_start_token_id is None:
             raise ConfigError(
@@ -40,7 +40,7 @@ class StepDecoder(ABC):
                 "begins a target, for a T5 usually pad_token_id."
             )
         self.model, self.level_token_ids = model, level_token_ids
-        self.normalise_over = normalise_over
+        self.normalize_over = normalize_over
 
     @torch.no_grad()
     def start(

@@ -16,7 +16,7 @@ from sidrec.encoder.catalogue import autocast_of
 from sidrec.encoder.tower import TextTower
 from sidrec.types import TextTokens
 
-_TOKENISED_TOGETHER = 4_096
+_TOKENIZED_TOGETHER = 4_096
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def store_text_states(
 
 def _starts(tower: TextTower, texts: list[str], max_tokens: int) -> Int64[np.ndarray, " bound"]:
     lengths = [0]
-    for first in range(0, len(texts), _TOKENISED_TOGETHER):
-        part = texts[first : first + _TOKENISED_TOGETHER]
+    for first in range(0, len(texts), _TOKENIZED_TOGETHER):
+        part = texts[first : first + _TOKENIZED_TOGETHER]
         lengths += tower.tokenize(part, max_tokens=max_tokens).mask.sum(dim=1).tolist()
     return np.cumsum(lengths, dtype=np.int64)
 

@@ -16,7 +16,7 @@ from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_quer
 from sidrec.pairs.resumable.datamodule import CorpusDataModule
 from sidrec.pairs.schedule import PairSchedule
 from sidrec.pairs.tokenizer import load_tokenizer
-from sidrec.pairs.tokens import TokenStore, tokenise_once
+from sidrec.pairs.tokens import TokenStore, tokenize_once
 
 _TEXTS_AT_ONCE = 4_096
 
@@ -42,7 +42,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         weighting: How partners are drawn from the window: ``uniform`` or ``inverse_distance``.
         seed: Of shuffles and draws; dropout follows it too.
         num_workers: Processes that make batches; 0 makes them in the training process.
-        cache: Folder for tokenised texts; None puts them beside the corpus, or under the user's
+        cache: Folder for tokenized texts; None puts them beside the corpus, or under the user's
             cache folder where the corpus cannot be written.
     """
 
@@ -75,7 +75,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         self.cache = Path(cache) if cache else None
 
     def prepare_data(self) -> None:
-        """Tokenise on one process per machine; the others then find the files."""
+        """Tokenize on one process per machine; the others then find the files."""
         self._token_stores()
 
     def setup(self, stage: str) -> None:
@@ -155,7 +155,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
             "corpus_fingerprint": corpus.fingerprint,
             "cache": self.cache or derived_folder(corpus.folder, corpus.fingerprint) / "tokens",
         }
-        item_tokens = tokenise_once(
+        item_tokens = tokenize_once(
             _texts(corpus.items, None),
             num_texts=corpus.num_items,
             max_tokens=self.max_item_tokens,
@@ -165,7 +165,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         if self.shares[0] == 0:
             return None, item_tokens
         rows = train_query_rows(corpus)
-        query_tokens = tokenise_once(
+        query_tokens = tokenize_once(
             _texts(corpus.queries, rows),
             num_texts=len(rows),
             max_tokens=self.max_query_tokens,

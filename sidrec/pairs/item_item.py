@@ -18,7 +18,7 @@ Weighting = Literal["uniform", "inverse_distance"]
 class ItemItemPairs:
     """Virtual rows over train histories: a row is a user and one of that user's anchors.
 
-    Nothing is materialised but one running count per user. A user with one interaction has no
+    Nothing is materialized but one running count per user. A user with one interaction has no
     pair; a user with more than ``cap`` interactions gives ``cap`` anchors an epoch, one from each
     of ``cap`` equal stretches of the history, drawn anew every epoch.
 

@@ -26,7 +26,7 @@ def hash_counters(counters: Int64[np.ndarray, " n"], *, key: int) -> UInt64[np.n
     """Return 64 well-mixed bits for each counter.
 
     Source:
-        Finaliser of SplitMix64 (Steele, Lea, Flood 2014), twice, with the key between.
+        Finalizer of SplitMix64 (Steele, Lea, Flood 2014), twice, with the key between.
     """
     return _mix(_mix(counters.astype(np.uint64) + _GOLDEN) ^ np.uint64(key & _KEY_MASK))
 

@@ -27,7 +27,7 @@ class ScheduledBatch(NamedTuple):
 class PairSchedule:
     """Everything that decides an epoch's batches, for all ranks.
 
-    The batches of the tasks are interleaved evenly. Ranks hold neighbouring slices of one global
+    The batches of the tasks are interleaved evenly. Ranks hold neighboring slices of one global
     batch, so the global batches are the same for any number of ranks with the same product
     ``batch_size * world_size``. What does not fill a global batch waits for another epoch.
 

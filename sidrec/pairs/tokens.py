@@ -1,4 +1,4 @@
-"""Texts tokenised once and kept on disk, so that making a batch is only gathering and padding."""
+"""Texts tokenized once and kept on disk, so that making a batch is only gathering and padding."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Map a store that ``tokenise_once`` wrote.
+        """Map a store that ``tokenize_once`` wrote.
 
         Raises:
             DataError: If its files do not fit together.
@@ -72,7 +72,7 @@ class TokenStore:
         return TextTokens(torch.from_numpy(ids), torch.from_numpy(mask))
 
 
-def tokenise_once(
+def tokenize_once(
     texts: Iterable[str],
     *,
     num_texts: int,
@@ -130,7 +130,7 @@ def _write(
     done = 0
     with (folder / "ids.bin").open("wb") as stream:
         for chunk in track(
-            _chunks(texts), f"Tokenising {what}", total=-(-num_texts // _TEXTS_AT_ONCE)
+            _chunks(texts), f"Tokenizing {what}", total=-(-num_texts // _TEXTS_AT_ONCE)
         ):
             rows = tokenizer(chunk, truncation=True, max_length=max_tokens, verbose=False)
             for row in rows["input_ids"]:

@@ -240,7 +240,7 @@ class LineProgress(L.Callback):
 
 
 def total_steps(trainer: L.Trainer) -> int | None:
-    """Return the number of optimiser steps of the whole fit; None when it has no end by count.
+    """Return the number of optimizer steps of the whole fit; None when it has no end by count.
 
     Counts the loader itself: ``trainer.estimated_stepping_batches`` may set loaders up too early
     and lose their state (Lightning issue 20550).

@@ -38,7 +38,7 @@ def damage_of(file: Path) -> str | None:
 
 
 def step_of(file: Path) -> int:
-    """Return the optimiser step at which a checkpoint was written; its tensors stay on disk."""
+    """Return the optimizer step at which a checkpoint was written; its tensors stay on disk."""
     return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 

@@ -12,7 +12,7 @@ from sidrec.semantic_ids.attributes import Attribute
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.bundle_files import digest_of_strings, digest_of_tensors
 from sidrec.semantic_ids.collisions import Resolution
-from sidrec.semantic_ids.fitted import load_quantiser
+from sidrec.semantic_ids.fitted import load_quantizer
 from sidrec.semantic_ids.float_rows import stacked_rows
 from sidrec.semantic_ids.quality import quality_of
 from sidrec.semantic_ids.stored_policy import load_policy
@@ -57,7 +57,7 @@ def append_items(
             f"{old.shape[1]}; use the encoder that the bundle was made with."
         )
     codebooks = {name: tensor.to(device) for name, tensor in bundle.codebooks.items()}
-    fitted = load_quantiser(bundle.quantiser["name"], codebooks)
+    fitted = load_quantizer(bundle.quantizer["name"], codebooks)
     placed = load_policy(bundle.policy).resolve(
         vectors, fitted.encode(vectors).cpu(), fitted, in_use=bundle.table.codes
     )
@@ -74,7 +74,7 @@ def append_items(
         item_ids=bundle.item_ids + item_ids,
         titles=bundle.titles + titles,
         codebooks=bundle.codebooks,
-        quantiser=bundle.quantiser,
+        quantizer=bundle.quantizer,
         policy=bundle.policy,
         source=_with_addition(bundle.source, source | {"num_items": len(item_ids)}),
         quality=quality_of(both, before, Resolution(codes, sizes), fitted, attributes=attributes),

@@ -12,7 +12,7 @@ _RIDGE = 1e-6  # keeps the projection defined where a prefix names an atom twice
 
 
 @dataclass(frozen=True, slots=True)
-class DictionaryAtoms:
+class FittedDictionary:
     """Fitted atoms. A vector is decoded as the mean plus, per level, a length times a direction.
 
     All levels choose from the same atoms: the code of a level says which atom, and with ``signed``
@@ -93,14 +93,14 @@ class DictionaryAtoms:
         return named | {"signed": torch.tensor(self.signed)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "DictionaryAtoms":
-        """Build the quantiser from what ``tensors`` returned."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedDictionary":
+        """Build the quantizer from what ``tensors`` returned."""
         named = {name: tensors[name] for name in ("mean", "atoms", "lengths")}
         return cls(**named, signed=bool(tensors["signed"]))
 
-    def _best(self, centred: Tensor, prefix: Tensor) -> Tensor:
+    def _best(self, centered: Tensor, prefix: Tensor) -> Tensor:
         """Return the code that correlates most with what the projection on ``prefix`` leaves."""
-        scores = self._left(centred, prefix) @ self.atoms.T  # [row, atom]
+        scores = self._left(centered, prefix) @ self.atoms.T  # [row, atom]
         scores = torch.cat([scores, -scores], dim=1) if self.signed else scores.abs()
         taken = prefix % len(self.atoms)
         if self.signed:
@@ -108,11 +108,11 @@ class DictionaryAtoms:
         best: Tensor = scores.scatter(1, taken, -torch.inf).argmax(dim=1)
         return best
 
-    def _left(self, centred: Tensor, prefix: Tensor) -> Tensor:
+    def _left(self, centered: Tensor, prefix: Tensor) -> Tensor:
         if prefix.shape[1] == 0:
-            return centred
+            return centered
         chosen = self.directions[prefix]  # [row, prefix, dim]
         gram = chosen @ chosen.mT + _RIDGE * torch.eye(prefix.shape[1], device=chosen.device)
-        products = chosen @ centred.unsqueeze(2)  # [row, prefix, 1]
+        products = chosen @ centered.unsqueeze(2)  # [row, prefix, 1]
         fit: Tensor = chosen.mT @ torch.linalg.solve(gram, products)  # [row, dim, 1]
-        return centred - fit.squeeze(2)
+        return centered - fit.squeeze(2)

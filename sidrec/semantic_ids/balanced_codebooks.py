@@ -11,7 +11,7 @@ from sidrec.semantic_ids.prices import cheapest
 
 
 @dataclass(frozen=True, slots=True)
-class BalancedRqKMeans:
+class FittedBalancedRqKMeans:
     """Fitted codebooks. A vector is decoded as the sum of its centroids.
 
     Attributes:
@@ -74,8 +74,8 @@ class BalancedRqKMeans:
         return named | {f"level_{n}.prices": t for n, t in enumerate(self.prices, start=1)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "BalancedRqKMeans":
-        """Build the quantiser from what ``tensors`` returned."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedBalancedRqKMeans":
+        """Build the quantizer from what ``tensors`` returned."""
         levels = range(1, len(tensors) // 2 + 1)
         return cls(
             codebooks=tuple(tensors[f"level_{n}.codebook"] for n in levels),

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from sidrec.distributed import from_rank_zero
 from sidrec.errors import ConfigError
-from sidrec.semantic_ids.balanced_codebooks import BalancedRqKMeans
+from sidrec.semantic_ids.balanced_codebooks import FittedBalancedRqKMeans
 from sidrec.semantic_ids.checked_rows import rows_to_fit
 from sidrec.semantic_ids.codebook_sizes import check_sizes, refuse_few_items
 from sidrec.semantic_ids.kmeans import k_means
 from sidrec.semantic_ids.prices import capacity_prices, cheapest
-from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer, Quantizer
 from sidrec.semantic_ids.rows import Rows, block_of_rank
 from sidrec.semantic_ids.starts import progressive_start, uniform_sample
 
 
 @dataclass(frozen=True, slots=True)
-class BalancedRqKMeansQuantiser(Quantiser):
+class BalancedRqKMeans(Quantizer):
     """Residual k-means in which a code of a level holds at most ``slack`` times its even share.
 
     The limit counts all items of a level, whatever their prefix. It is kept by a price per code
@@ -71,7 +71,7 @@ class BalancedRqKMeansQuantiser(Quantiser):
         sizes = list(self.codebook_sizes)
         return {"name": "balanced_rq_kmeans"} | asdict(self) | {"codebook_sizes": sizes}
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Fit on a sample of all ranks' rows; every rank gets the same result.
 
         Raises:
@@ -89,7 +89,7 @@ class BalancedRqKMeansQuantiser(Quantiser):
             codebooks.append(codebook)
             prices.append(price)
             left = left - codebook[cheapest(left, codebook, price)]
-        return BalancedRqKMeans(tuple(codebooks), tuple(prices))
+        return FittedBalancedRqKMeans(tuple(codebooks), tuple(prices))
 
     def _centroids(self, points: Tensor, start: Tensor) -> Tensor:
         """Run plain k-means on points that every rank holds; each rank works on its block."""

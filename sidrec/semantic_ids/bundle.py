@@ -29,9 +29,9 @@ from sidrec.semantic_ids.bundle_files import (
     write_table,
     write_tensors,
 )
-from sidrec.semantic_ids.fitted import load_quantiser
+from sidrec.semantic_ids.fitted import load_quantizer
 from sidrec.semantic_ids.float_rows import Vectors, as_tensor
-from sidrec.semantic_ids.quantiser import FittedQuantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer
 from sidrec.types import ItemEmbeddings, SemanticIdTable
 
 SCHEMA_VERSION = 1
@@ -43,11 +43,11 @@ class SemanticIdBundle:
 
     Attributes:
         table: Codes of every item; row ``i`` belongs to item ``i``.
-        embeddings: The vectors that were quantised.
+        embeddings: The vectors that were quantized.
         item_ids: The user's own ids, unique.
         titles: One per item.
-        codebooks: What the fitted quantiser stores.
-        quantiser: Name and settings of the quantiser.
+        codebooks: What the fitted quantizer stores.
+        quantizer: Name and settings of the quantizer.
         policy: Name and settings of the collision policy.
         source: Where the vectors come from: how they were encoded, or from which file read.
         quality: Figures by metric name.
@@ -61,7 +61,7 @@ class SemanticIdBundle:
     item_ids: list[str]
     titles: list[str]
     codebooks: dict[str, Tensor]
-    quantiser: dict[str, Any]
+    quantizer: dict[str, Any]
     policy: dict[str, Any]
     source: dict[str, Any]
     quality: dict[str, float] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class SemanticIdBundle:
                 "hash": self.hash,
                 "num_items": len(self.item_ids),
                 "num_levels": len(self.table.codebook_sizes),
-                "quantiser": self.quantiser,
+                "quantizer": self.quantizer,
                 "policy": self.policy,
                 "source": self.source,
                 "quality": self.quality,
@@ -153,7 +153,7 @@ class SemanticIdBundle:
             item_ids=item_ids,
             titles=titles,
             codebooks=read_tensors(folder / CODEBOOKS),
-            quantiser=facts["quantiser"],
+            quantizer=facts["quantizer"],
             policy=facts["policy"],
             source=facts["source"],
             quality=facts["quality"],
@@ -162,9 +162,9 @@ class SemanticIdBundle:
         return bundle
 
     @cached_property
-    def fitted(self) -> FittedQuantiser:
-        """The quantiser as it was fitted."""
-        return load_quantiser(self.quantiser["name"], self.codebooks)
+    def fitted(self) -> FittedQuantizer:
+        """The quantizer as it was fitted."""
+        return load_quantizer(self.quantizer["name"], self.codebooks)
 
     def encode(self, vectors: Vectors) -> Int[Tensor, "item level"]:
         """Return codes of any vectors by the frozen codebooks, without a collision policy.

@@ -26,7 +26,7 @@ EMBEDDINGS = "embeddings.safetensors"
 
 _HASHED_BYTES = 1 << 30
 _IDENTITY = ("schema_version", "codebook_sizes", "corpus_fingerprint", "encoder_hash", "content")
-_MAKING = ("quantiser", "policy", "source", "quality")
+_MAKING = ("quantizer", "policy", "source", "quality")
 _KEYS = (*_IDENTITY, "hash", "num_items", "num_levels", *_MAKING, "files")
 
 

@@ -20,32 +20,32 @@ from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.picture import save_picture
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 from sidrec.semantic_ids.report import quality_table
 
 
 class SemanticIdCallback(L.Callback):
     """Write ``semantic_ids/`` into the run directory when training has finished.
 
-    Works on all ranks: each encodes its share of the catalogue and of the quantiser's sums. The
+    Works on all ranks: each encodes its share of the catalogue and of the quantizer's sums. The
     encoder has the weights of the best checkpoint if a ModelCheckpoint monitors something, else
     those it ended with. A bundle that the same weights and settings made is kept.
 
     Args:
-        quantiser: How codes are made.
+        quantizer: How codes are made.
         policy: What happens where items share codes.
         max_item_tokens: Longer item texts are cut.
         batch_size: Texts per forward pass on each rank.
     """
 
     def __init__(
-        self, quantiser: Quantiser, policy: CollisionPolicy, max_item_tokens: int, batch_size: int
+        self, quantizer: Quantizer, policy: CollisionPolicy, max_item_tokens: int, batch_size: int
     ) -> None:
-        self.quantiser, self.policy = quantiser, policy
+        self.quantizer, self.policy = quantizer, policy
         self.max_item_tokens, self.batch_size = max_item_tokens, batch_size
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Encode, quantise, resolve, write, log."""
+        """Encode, quantize, resolve, write, log."""
         run = RunDirectory(Path(trainer.default_root_dir))
         if trainer.fast_dev_run or on_rank_zero(lambda: _stopped_early(run)):
             return
@@ -72,7 +72,7 @@ class SemanticIdCallback(L.Callback):
         )
         return make_semantic_ids(
             embeddings,
-            quantiser=self.quantiser,
+            quantizer=self.quantizer,
             policy=self.policy,
             item_ids=corpus.item_ids(),
             titles=corpus.item_titles(),
@@ -95,7 +95,7 @@ class SemanticIdCallback(L.Callback):
                 return None
             same = (
                 bundle.embeddings.encoder_hash == encoder_hash(module.tower)
-                and bundle.quantiser == self.quantiser.settings()
+                and bundle.quantizer == self.quantizer.settings()
                 and bundle.policy == self.policy.settings()
                 and bundle.source == self._source(trainer)
             )
@@ -125,7 +125,7 @@ def _corpus_of(trainer: L.Trainer) -> Corpus:
     if corpus is None:
         raise ConfigError(
             "SemanticIdCallback needs a datamodule with a corpus; use "
-            "sidrec.pairs.datamodule.PairDataModule as data.class_path."
+            "sidrec.PairDataModule as data.class_path."
         )
     return corpus  # type: ignore[no-any-return]
 

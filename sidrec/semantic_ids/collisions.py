@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.codebook_sizes import MAX_CODEBOOK_SIZE
-from sidrec.semantic_ids.quantiser import FittedQuantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer
 from sidrec.semantic_ids.reassignment import reassign, refuse_no_capacity
 
 
@@ -18,7 +18,7 @@ class Resolution(NamedTuple):
     """Semantic IDs after a policy.
 
     Attributes:
-        codes: int64 on the CPU; one column more than the quantiser's where a level was added.
+        codes: int64 on the CPU; one column more than the quantizer's where a level was added.
         codebook_sizes: Codes per level of ``codes``.
     """
 
@@ -42,7 +42,7 @@ class CollisionPolicy(ABC):
         self,
         vectors: Float[Tensor, "item dim"],
         codes: Int[Tensor, "item level"],
-        quantiser: FittedQuantiser,
+        quantizer: FittedQuantizer,
         *,
         in_use: Int[Tensor, "held held_level"] | None = None,
     ) -> Resolution:
@@ -50,8 +50,8 @@ class CollisionPolicy(ABC):
 
         Args:
             vectors: One row per item.
-            codes: What the quantiser made of them.
-            quantiser: Judges other codes.
+            codes: What the quantizer made of them.
+            quantizer: Judges other codes.
             in_use: IDs of earlier items, as this policy returned them; None if there are none.
 
         Raises:
@@ -71,13 +71,13 @@ class KeepCollisions(CollisionPolicy):
         self,
         vectors: Float[Tensor, "item dim"],
         codes: Int[Tensor, "item level"],
-        quantiser: FittedQuantiser,
+        quantizer: FittedQuantizer,
         *,
         in_use: Int[Tensor, "held held_level"] | None = None,
     ) -> Resolution:
         """Return the codes as they are."""
         del vectors, in_use
-        return Resolution(codes.cpu(), quantiser.codebook_sizes)
+        return Resolution(codes.cpu(), quantizer.codebook_sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class ExtraLevel(CollisionPolicy):
         self,
         vectors: Float[Tensor, "item dim"],
         codes: Int[Tensor, "item level"],
-        quantiser: FittedQuantiser,
+        quantizer: FittedQuantizer,
         *,
         in_use: Int[Tensor, "held held_level"] | None = None,
     ) -> Resolution:
@@ -125,7 +125,7 @@ class ExtraLevel(CollisionPolicy):
         number = place_in_group(groups[num_held:])
         if in_use is not None:
             number = _skip_used(number, groups[num_held:], groups[:num_held], in_use[:, -1].cpu())
-        sizes = (*quantiser.codebook_sizes, self.num_codes)
+        sizes = (*quantizer.codebook_sizes, self.num_codes)
         return Resolution(torch.cat([codes, number.unsqueeze(1)], dim=1), sizes)
 
     def _refuse_overfull(self, groups: Tensor) -> None:
@@ -170,13 +170,13 @@ class ReassignLastLevel(CollisionPolicy):
         self,
         vectors: Float[Tensor, "item dim"],
         codes: Int[Tensor, "item level"],
-        quantiser: FittedQuantiser,
+        quantizer: FittedQuantizer,
         *,
         in_use: Int[Tensor, "held held_level"] | None = None,
     ) -> Resolution:
         """Return codes changed in as few items and by as little as the rounds find."""
-        placed = reassign(vectors, codes, quantiser, capacity=self.capacity, in_use=in_use)
-        return Resolution(placed, quantiser.codebook_sizes)
+        placed = reassign(vectors, codes, quantizer, capacity=self.capacity, in_use=in_use)
+        return Resolution(placed, quantizer.codebook_sizes)
 
 
 def group_numbers(codes: Int[Tensor, "item level"]) -> Int[Tensor, " item"]:

@@ -16,7 +16,7 @@ from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.difference import difference_table
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.picture import save_picture
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 from sidrec.semantic_ids.report import quality_table
 from sidrec.semantic_ids.stored_source import attributes_of_run, device_named, stored_bundle
 from sidrec.semantic_ids.vector_file import NamedVectors, read_vector_file
@@ -35,7 +35,7 @@ class IdsParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with code 2."""
         del ex
-        parts = (*Quantiser.__subclasses__(), *CollisionPolicy.__subclasses__())
+        parts = (*Quantizer.__subclasses__(), *CollisionPolicy.__subclasses__())
         valid = [name for part in parts for name in inspect.signature(part).parameters]
         valid += options_of(self)
         sys.stderr.write(f"sidrec ids: {with_suggestion(message, valid)}\n")
@@ -57,7 +57,7 @@ def main(args: list[str]) -> None:
 def _make(args: list[str]) -> None:
     parser = IdsParser(
         prog="sidrec ids",
-        description="Make Semantic IDs from stored embeddings, with any quantiser and policy. "
+        description="Make Semantic IDs from stored embeddings, with any quantizer and policy. "
         "Two more forms: `sidrec ids --append NEW --from BUNDLE --out DIR` adds items and changes "
         "no ID; `sidrec ids --diff A B` says what differs between two bundles.",
     )
@@ -69,14 +69,14 @@ def _make(args: list[str]) -> None:
     parser.add_argument("--attributes", type=str | None, help=_ATTRIBUTES)
     parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
     parser.add_argument("--device", type=str, default="auto", help=_DEVICE)
-    parser.add_argument("--quantiser", type=Quantiser, required=True, help="How codes are made.")
+    parser.add_argument("--quantizer", type=Quantizer, required=True, help="How codes are made.")
     parser.add_argument("--policy", type=CollisionPolicy, required=True, help="What collisions do.")
     config = parser.instantiate(parser.parse_args(args))
     bundle = make_ids(
         config["from"],
         config.embeddings,
         out=Path(config.out),
-        quantiser=config.quantiser,
+        quantizer=config.quantizer,
         policy=config.policy,
         device=config.device,
         attributes=config.attributes,
@@ -126,7 +126,7 @@ def make_ids(
     embeddings: str | None,
     *,
     out: Path,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     policy: CollisionPolicy,
     device: str,
     attributes: str | None = None,
@@ -137,7 +137,7 @@ def make_ids(
         run: Encoder run directory (or a bundle folder); give this or ``embeddings``.
         embeddings: File of vectors.
         out: Folder to write.
-        quantiser: How codes are made.
+        quantizer: How codes are made.
         policy: What happens where items share codes.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         attributes: File of item attributes; by default those of the run's corpus.
@@ -165,7 +165,7 @@ def make_ids(
         vectors, source = read_vector_file(file), {"file": file.name}
     bundle = make_semantic_ids(
         vectors.embeddings,
-        quantiser=quantiser,
+        quantizer=quantizer,
         policy=policy,
         item_ids=vectors.item_ids,
         titles=vectors.titles,

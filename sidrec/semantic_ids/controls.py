@@ -21,7 +21,7 @@ from sidrec.pairs.permutation import hash_counters, key_of
 from sidrec.semantic_ids.bit_hash import hash_rows
 from sidrec.semantic_ids.checked_rows import chunks_of, exact_mean, rows_to_fit
 from sidrec.semantic_ids.codebook_sizes import MAX_CODEBOOK_SIZE, check_sizes
-from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer, Quantizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _ContentFree(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomCodes(_ContentFree):
+class FittedRandomCodes(_ContentFree):
     """Every code uniform, independent, and the same each time for the same vector.
 
     Attributes:
@@ -97,14 +97,14 @@ class RandomCodes(_ContentFree):
         return {"mean": self.mean, "codebook_sizes": sizes, "seed": torch.tensor(self.seed)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "RandomCodes":
-        """Build the quantiser from what ``tensors`` returned."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedRandomCodes":
+        """Build the quantizer from what ``tensors`` returned."""
         sizes = tuple(tensors["codebook_sizes"].tolist())
         return cls(tensors["mean"], sizes, int(tensors["seed"]))
 
 
 @dataclass(frozen=True, slots=True)
-class AtomicCodes(_ContentFree):
+class FittedAtomicCodes(_ContentFree):
     """A number for every item of the catalogue, written as one code per level.
 
     The n hashes of the catalogue, in order, give each distinct vector its number. Numbers are
@@ -139,14 +139,14 @@ class AtomicCodes(_ContentFree):
         return named | {"seed": torch.tensor(self.seed)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "AtomicCodes":
-        """Build the quantiser from what ``tensors`` returned."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedAtomicCodes":
+        """Build the quantizer from what ``tensors`` returned."""
         sizes = tuple(tensors["codebook_sizes"].tolist())
         return cls(tensors["mean"], sizes, tensors["hashes"], int(tensors["seed"]))
 
 
 @dataclass(frozen=True, slots=True)
-class RandomQuantiser(Quantiser):
+class RandomCodes(Quantizer):
     """Control ``random``: uniform codes. Items share an ID as often as chance has it.
 
     Attributes:
@@ -171,13 +171,13 @@ class RandomQuantiser(Quantiser):
         sizes = list(self.codebook_sizes)
         return {"name": "random", "codebook_sizes": sizes, "seed": self.seed}
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Take the mean of the catalogue; there is nothing else to learn."""
-        return RandomCodes(exact_mean(rows_to_fit(vectors)), self.codebook_sizes, self.seed)
+        return FittedRandomCodes(exact_mean(rows_to_fit(vectors)), self.codebook_sizes, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
-class AtomicQuantiser(Quantiser):
+class AtomicCodes(Quantizer):
     """Control ``atomic``: an ID of its own for every distinct vector, related to no other.
 
     Attributes:
@@ -205,7 +205,7 @@ class AtomicQuantiser(Quantiser):
         sizes = None if self.codebook_sizes is None else list(self.codebook_sizes)
         return {"name": "atomic", "codebook_sizes": sizes, "seed": self.seed}
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Number the distinct vectors of all ranks.
 
         Raises:
@@ -221,7 +221,7 @@ class AtomicQuantiser(Quantiser):
                 f"{len(hashes)} items do not fit into codebook_sizes {list(sizes)} with "
                 f"{math.prod(sizes)} distinct IDs; add a level or raise the sizes."
             )
-        return AtomicCodes(exact_mean(rows), sizes, hashes, self.seed)
+        return FittedAtomicCodes(exact_mean(rows), sizes, hashes, self.seed)
 
 
 def _signed_hashes(vectors: Tensor, seed: int) -> Tensor:

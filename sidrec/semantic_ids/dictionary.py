@@ -10,15 +10,15 @@ from torch import Tensor
 
 from sidrec.distributed import from_rank_zero, rank_and_world_size
 from sidrec.errors import ConfigError
-from sidrec.semantic_ids.atoms import DictionaryAtoms
+from sidrec.semantic_ids.atoms import FittedDictionary
 from sidrec.semantic_ids.checked_rows import exact_mean, rows_to_fit
 from sidrec.semantic_ids.codebook_sizes import check_sizes, refuse_few_items
-from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer, Quantizer
 from sidrec.semantic_ids.starts import uniform_sample
 
 
 @dataclass(frozen=True, slots=True)
-class DictionaryQuantiser(Quantiser):
+class Dictionary(Quantizer):
     """Sparse coding on scikit-learn's ``MiniBatchDictionaryLearning``.
 
     One dictionary serves all levels; codes are the atoms of an orthogonal matching pursuit with as
@@ -81,7 +81,7 @@ class DictionaryQuantiser(Quantiser):
         """Return the settings as plain JSON types."""
         return {"name": "dictionary"} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Learn atoms on rank 0 from a sample of all ranks' rows; all get the same result.
 
         Raises:
@@ -99,9 +99,9 @@ class DictionaryQuantiser(Quantiser):
         atoms = from_rank_zero(atoms)
         blank = sample.new_ones((len(self.codebook_sizes), self.codebook_sizes[0]))
         lengths = _lengths(
-            sample, DictionaryAtoms(torch.zeros_like(mean), atoms, blank, self.signed)
+            sample, FittedDictionary(torch.zeros_like(mean), atoms, blank, self.signed)
         )
-        return DictionaryAtoms(mean, atoms, from_rank_zero(lengths), self.signed)
+        return FittedDictionary(mean, atoms, from_rank_zero(lengths), self.signed)
 
     def _learn(self, sample: Tensor) -> Tensor:
         import warnings
@@ -123,7 +123,7 @@ class DictionaryQuantiser(Quantiser):
         return torch.from_numpy(learner.components_)
 
 
-def _lengths(sample: Tensor, fitted: DictionaryAtoms) -> Tensor:
+def _lengths(sample: Tensor, fitted: FittedDictionary) -> Tensor:
     """Return per level and code the length that decodes best, given the levels before."""
     codes, directions = fitted.encode(sample), fitted.directions
     left = sample.clone()

@@ -94,7 +94,7 @@ def _examples(item_ids: list[str]) -> str:
 
 def _settings(bundle: SemanticIdBundle) -> Iterator[tuple[str, Any]]:
     yield "codebook_sizes", list(bundle.table.codebook_sizes)
-    for part in ("quantiser", "policy", "source"):
+    for part in ("quantizer", "policy", "source"):
         for key, value in getattr(bundle, part).items():
             yield f"{part}.{key}", value
     yield "encoder_hash", bundle.embeddings.encoder_hash

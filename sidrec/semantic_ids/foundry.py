@@ -2,14 +2,14 @@
 
 >>> import torch
 >>> from sidrec.semantic_ids.collisions import ReassignLastLevel
->>> from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
->>> quantiser = RqKMeansQuantiser(
+>>> from sidrec.semantic_ids.rq_kmeans import RqKMeans
+>>> quantizer = RqKMeans(
 ...     codebook_sizes=(2, 2), num_iterations=5, tolerance=0.0, num_redo=1, init="progressive",
-...     sample_rows_per_code=256, normalise_residuals=False, seed=0,
+...     sample_rows_per_code=256, normalize_residuals=False, seed=0,
 ... )
 >>> vectors = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0]])
 >>> bundle = fit(
-...     vectors, quantiser=quantiser, policy=ReassignLastLevel(), item_ids=["a", "b", "c"]
+...     vectors, quantizer=quantizer, policy=ReassignLastLevel(), item_ids=["a", "b", "c"]
 ... )
 >>> bundle.decode(bundle.table.codes).shape
 torch.Size([3, 2])
@@ -32,27 +32,27 @@ from sidrec.semantic_ids.bundle_files import digest_of_tensors
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.float_rows import Vectors, as_tensor
 from sidrec.semantic_ids.maker import make_semantic_ids
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 from sidrec.semantic_ids.vector_file import finite_rows
 from sidrec.types import ItemEmbeddings
 
 
-def fit(
+def fit_ids(
     vectors: Vectors,
     *,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     policy: CollisionPolicy,
     item_ids: Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
     attributes: Sequence[Attribute] = (),
     device: str = "cpu",
 ) -> SemanticIdBundle:
-    """Fit a quantiser on vectors and give every row its Semantic ID.
+    """Fit a quantizer on vectors and give every row its Semantic ID.
 
     Args:
         vectors: One row per item, of any floating dtype and strides; an array may be
             memory-mapped.
-        quantiser: How codes are made.
+        quantizer: How codes are made.
         policy: What happens where items share codes.
         item_ids: Unique; by default the row numbers.
         titles: By default empty.
@@ -67,7 +67,7 @@ def fit(
     ids, names = _named(len(rows), item_ids, titles, first_id=0)
     return make_semantic_ids(
         ItemEmbeddings(rows, "external", digest_of_tensors({"embeddings": rows})),
-        quantiser=quantiser,
+        quantizer=quantizer,
         policy=policy,
         item_ids=ids,
         titles=names,
@@ -77,7 +77,7 @@ def fit(
     )
 
 
-def append(
+def append_ids(
     bundle: SemanticIdBundle,
     vectors: Vectors,
     *,

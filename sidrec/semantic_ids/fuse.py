@@ -11,7 +11,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.maker import make_semantic_ids
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 from sidrec.semantic_ids.stored_source import stored_bundle
 from sidrec.types import ItemEmbeddings
 
@@ -26,7 +26,7 @@ def fuse_ids(
     dim: int | None,
     reader: Path | None,
     out: Path,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     policy: CollisionPolicy,
     device: torch.device,
 ) -> SemanticIdBundle:
@@ -35,13 +35,13 @@ def fuse_ids(
     Args:
         run: Encoder run or bundle.
         other: The second one; None with fusion ``none``.
-        fusion: ``none`` quantises ``run`` alone.
+        fusion: ``none`` quantizes ``run`` alone.
         dim: Dimensions that truncated SVD keeps; None for the other ways.
         reader: Run or bundle whose vectors the bundle shall hold in place of the fused ones: what
             a generator reads as items, in one space with the queries. Its codes then differ from
             strategy to strategy and nothing else does. None keeps the fused vectors.
         out: Folder to write.
-        quantiser: How codes are made.
+        quantizer: How codes are made.
         policy: What happens where items share codes.
         device: Where to compute.
 
@@ -66,7 +66,7 @@ def fuse_ids(
     }
     bundle = make_semantic_ids(
         vectors,
-        quantiser=quantiser,
+        quantizer=quantizer,
         policy=policy,
         item_ids=bundles[run].item_ids,
         titles=bundles[run].titles,

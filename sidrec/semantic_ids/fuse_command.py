@@ -9,7 +9,7 @@ from sidrec.run_source import allow_known_classes_only
 from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.command import IdsParser
 from sidrec.semantic_ids.fuse import fuse_ids
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 from sidrec.semantic_ids.report import quality_table
 from sidrec.semantic_ids.stored_source import device_named
 from sidrec.semantic_ids.task_ids.makers import TaskFusion, make_task_ids
@@ -38,20 +38,20 @@ def main(args: list[str]) -> None:
             run,
             other,
             fusion=config.fusion,
-            quantiser=config.quantiser,
+            quantizer=config.quantizer,
             prefix_share=config.prefix_share,
             **common,
         )
         tables = [f"{task}\n{quality_table(bundle)}" for task, bundle in made.bundles.items()]
     else:
-        if config.quantiser is None:
-            raise ConfigError(f"--fusion {config.fusion} needs quantiser; give --config FILE.")
+        if config.quantizer is None:
+            raise ConfigError(f"--fusion {config.fusion} needs quantizer; give --config FILE.")
         fused = fuse_ids(
             run,
             other,
             fusion=config.fusion,
             dim=config.dim,
-            quantiser=config.quantiser,
+            quantizer=config.quantizer,
             **common,
         )
         tables = [quality_table(fused)]
@@ -75,7 +75,7 @@ def _parser() -> IdsParser:
     )
     parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
-    parser.add_argument("--quantiser", type=Quantiser | None, help="How codes are made.")
+    parser.add_argument("--quantizer", type=Quantizer | None, help="How codes are made.")
     parser.add_argument(
         "--prefix_share", type=PrefixShareSettings | None, help="How codes are made instead."
     )

@@ -151,9 +151,9 @@ def _assign(rows: Rows, centroids: Tensor, kept: _Kept, *, is_screened: bool) ->
 
 def _objective(squares: float, centroids: Tensor, result: _Pass) -> float:
     """Return the sum of squared distances, from sums: ``|x - c|^2 = |x|^2 - 2 x c + |c|^2``."""
-    centres = centroids.double()
-    moved = result.counts.double() @ centres.square().sum(dim=1)
-    return max(squares + (moved - 2 * (centres * result.sums).sum()).item(), 0.0)
+    centers = centroids.double()
+    moved = result.counts.double() @ centers.square().sum(dim=1)
+    return max(squares + (moved - 2 * (centers * result.sums).sum()).item(), 0.0)
 
 
 def _moved(rows: Rows, centroids: Tensor, result: _Pass, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From item embeddings to a Semantic-ID bundle: quantise, resolve collisions, judge."""
+"""From item embeddings to a Semantic-ID bundle: quantize, resolve collisions, judge."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from sidrec.semantic_ids.attributes import Attribute
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import CollisionPolicy, Resolution
 from sidrec.semantic_ids.quality import quality_of
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 from sidrec.semantic_ids.rows import block_of_rank
 from sidrec.types import ItemEmbeddings, SemanticIdTable
 
@@ -18,7 +18,7 @@ from sidrec.types import ItemEmbeddings, SemanticIdTable
 def make_semantic_ids(
     embeddings: ItemEmbeddings,
     *,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     policy: CollisionPolicy,
     item_ids: list[str],
     titles: list[str],
@@ -26,14 +26,14 @@ def make_semantic_ids(
     device: torch.device,
     attributes: Sequence[Attribute] = (),
 ) -> SemanticIdBundle:
-    """Quantise a catalogue and give every item its Semantic ID.
+    """Quantize a catalogue and give every item its Semantic ID.
 
     Collective: all ranks call it with the same arguments (each on its own device), share the
-    quantiser's work, and get equal bundles. Collisions are resolved on rank 0.
+    quantizer's work, and get equal bundles. Collisions are resolved on rank 0.
 
     Args:
         embeddings: Vectors of the whole catalogue.
-        quantiser: Fitted here, on ``device``.
+        quantizer: Fitted here, on ``device``.
         policy: What happens where items share codes.
         item_ids: The user's ids, row by row.
         titles: Titles, row by row.
@@ -47,7 +47,7 @@ def make_semantic_ids(
     """
     start, stop = block_of_rank(len(embeddings.vectors))
     block = embeddings.vectors[start:stop].to(device)
-    fitted = quantiser.fit(block)
+    fitted = quantizer.fit(block)
     codes = gather_rows(fitted.encode(block)).cpu()
 
     def resolve() -> tuple[Resolution, dict[str, float]]:
@@ -62,7 +62,7 @@ def make_semantic_ids(
         item_ids=item_ids,
         titles=titles,
         codebooks={name: tensor.cpu() for name, tensor in fitted.tensors().items()},
-        quantiser=quantiser.settings(),
+        quantizer=quantizer.settings(),
         policy=policy.settings(),
         source=source,
         quality=quality,

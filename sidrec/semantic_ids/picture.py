@@ -34,7 +34,7 @@ def save_picture(bundle: SemanticIdBundle, folder: Path) -> None:
     sizes = " x ".join(map(str, bundle.table.codebook_sizes))
     figure.suptitle(
         f"{len(bundle.item_ids):,} items, {sizes} codes, "
-        f"{bundle.quantiser['name']}, policy {bundle.policy['name']}"
+        f"{bundle.quantizer['name']}, policy {bundle.policy['name']}"
     )
     with atomic_file(folder / PICTURE) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

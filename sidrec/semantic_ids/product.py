@@ -1,4 +1,4 @@
-"""Product quantisation through faiss: flat codes, one per part of the vector."""
+"""Product quantization through faiss: flat codes, one per part of the vector."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,13 +11,13 @@ from sidrec.distributed import from_rank_zero, rank_and_world_size
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.checked_rows import exact_mean, rows_to_fit
 from sidrec.semantic_ids.codebook_sizes import check_equal_powers_of_two, refuse_few_items
-from sidrec.semantic_ids.product_codebooks import ProductCodebooks
-from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.product_codebooks import FittedProductQuantizer
+from sidrec.semantic_ids.quantizer import FittedQuantizer, Quantizer
 from sidrec.semantic_ids.starts import uniform_sample
 
 
 @dataclass(frozen=True, slots=True)
-class ProductQuantiser(Quantiser):
+class ProductQuantizer(Quantizer):
     """PQ, or OPQ with a learned rotation; faiss trains, encoding and decoding need no faiss.
 
     Levels are parts of the vector, not steps of refinement: a prefix says nothing about the
@@ -57,7 +57,7 @@ class ProductQuantiser(Quantiser):
         name = "opq" if self.rotate else "pq"
         return {"name": name} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Train on rank 0 with a sample of all ranks' rows; all get the same result.
 
         Raises:
@@ -82,7 +82,7 @@ class ProductQuantiser(Quantiser):
             learned = self._learn(sample.cpu())
             rotation, books = (tensor.to(mean.device) for tensor in learned)
         rotation, books = from_rank_zero(rotation), from_rank_zero(books)
-        return ProductCodebooks(rotation, rotation @ mean, tuple(books.unbind(dim=0)))
+        return FittedProductQuantizer(rotation, rotation @ mean, tuple(books.unbind(dim=0)))
 
     def _learn(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotation [dim, dim] and codebooks [level, code, part]."""
@@ -121,5 +121,5 @@ def _check_faiss() -> None:
 
     if find_spec("faiss") is None:
         raise ConfigError(
-            "Product quantisation needs faiss: pip install 'sidrec[cpu]' (or 'sidrec[gpu]')."
+            "Product quantization needs faiss: pip install 'sidrec[cpu]' (or 'sidrec[gpu]')."
         )

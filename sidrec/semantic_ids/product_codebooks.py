@@ -1,4 +1,4 @@
-"""Codebooks of product quantisation: each level looks at its own part of the vector."""
+"""Codebooks of product quantization: each level looks at its own part of the vector."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from sidrec.semantic_ids.screen import nearest_codes
 
 
 @dataclass(frozen=True, slots=True)
-class ProductCodebooks:
+class FittedProductQuantizer:
     """Fitted codebooks. A vector is rotated, cut into equal parts, and each part coded by itself.
 
     Levels are not coarse to fine: they are independent, and a prefix knows nothing of the parts
@@ -77,8 +77,8 @@ class ProductCodebooks:
         return named | {"rotation": self.rotation, "mean": self.mean}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "ProductCodebooks":
-        """Build the quantiser from what ``tensors`` returned."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedProductQuantizer":
+        """Build the quantizer from what ``tensors`` returned."""
         levels = range(1, len(tensors) - 1)
         codebooks = tuple(tensors[f"level_{n}.codebook"] for n in levels)
         return cls(tensors["rotation"], tensors["mean"], codebooks)

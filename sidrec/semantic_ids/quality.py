@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sidrec.semantic_ids.attributes import Attribute, prefix_purity
 from sidrec.semantic_ids.collisions import Resolution, group_numbers
-from sidrec.semantic_ids.neighbours import neighbour_preservation, sample_of_items
-from sidrec.semantic_ids.quantiser import FittedQuantiser
+from sidrec.semantic_ids.neighbors import neighbor_preservation, sample_of_items
+from sidrec.semantic_ids.quantizer import FittedQuantizer
 from sidrec.semantic_ids.rows import CHUNK_ROWS
 
 
@@ -18,13 +18,13 @@ def quality_of(
     vectors: Float[Tensor, "item dim"],
     codes: Int[Tensor, "item level"],
     resolution: Resolution,
-    quantiser: FittedQuantiser,
+    quantizer: FittedQuantizer,
     *,
     attributes: Sequence[Attribute] = (),
 ) -> dict[str, float]:
     """Return the quality figures of a catalogue's Semantic IDs, by metric name.
 
-    Levels count from 1. ``…_before`` looks at the quantiser's codes, the others at the IDs after
+    Levels count from 1. ``…_before`` looks at the quantizer's codes, the others at the IDs after
     the collision policy.
 
     - ``ids/relative_error``: sum of squared differences between vectors and what their ID decodes
@@ -39,8 +39,8 @@ def quality_of(
     - ``ids/moved_fraction``: items whose codes the policy changed; ``ids/prefix_moved_fraction``:
       in a level before the last.
     - ``ids/identical_embeddings``: fraction of items whose vector equals another item's.
-    - ``ids/neighbour_preservation``: share of an item's 10 nearest neighbours that share its first
-      code, over ``ids/neighbour_queries`` items (``neighbours.sample_of_items``).
+    - ``ids/neighbor_preservation``: share of an item's 10 nearest neighbors that share its first
+      code, over ``ids/neighbor_queries`` items (``neighbors.sample_of_items``).
     - ``ids/purity_NAME_level_N``: share of items that have the value of attribute NAME most
       frequent among the items of their first N codes (``attributes.prefix_purity``); level 0 is
       the whole catalogue. Levels where every prefix has one item only are left out.
@@ -49,8 +49,8 @@ def quality_of(
     num_levels = codes.shape[1]
     after = resolution.codes[:, :num_levels]
     changed = codes != after
-    before_error = relative_error(vectors, codes, quantiser)
-    error = relative_error(vectors, after, quantiser) if changed.any() else before_error
+    before_error = relative_error(vectors, codes, quantizer)
+    error = relative_error(vectors, after, quantizer) if changed.any() else before_error
     figures = {
         "ids/relative_error": error,
         "ids/relative_error_before": before_error,
@@ -66,12 +66,12 @@ def quality_of(
     for level, size in enumerate(resolution.codebook_sizes):
         for key, value in level_usage(resolution.codes[:, level], num_codes=size).items():
             figures[f"ids/{key}_level_{level + 1}"] = value
-    for level, size in enumerate(quantiser.codebook_sizes):
+    for level, size in enumerate(quantizer.codebook_sizes):
         usage = level_usage(codes[:, level], num_codes=size)
         figures[f"ids/perplexity_level_{level + 1}_before"] = usage["perplexity"]
-    kept = neighbour_preservation(vectors, resolution.codes[:, 0])
-    figures["ids/neighbour_preservation"] = kept
-    figures["ids/neighbour_queries"] = float(len(sample_of_items(len(vectors))))
+    kept = neighbor_preservation(vectors, resolution.codes[:, 0])
+    figures["ids/neighbor_preservation"] = kept
+    figures["ids/neighbor_queries"] = float(len(sample_of_items(len(vectors))))
     return figures | _purities(after, attributes)
 
 
@@ -94,7 +94,7 @@ def level_usage(codes: Int[Tensor, " item"], *, num_codes: int) -> dict[str, flo
 def relative_error(
     vectors: Float[Tensor, "item dim"],
     codes: Int[Tensor, "item level"],
-    quantiser: FittedQuantiser,
+    quantizer: FittedQuantizer,
 ) -> float:
     """Return squared error over squared deviation from the mean; 0 for constant vectors."""
     lost = spread = 0.0
@@ -104,7 +104,7 @@ def relative_error(
     mean = (total / len(vectors)).float().to(vectors.device)
     for start in range(0, len(vectors), CHUNK_ROWS):
         chunk = vectors[start : start + CHUNK_ROWS].float()
-        decoded = quantiser.decode(codes[start : start + CHUNK_ROWS]).to(chunk.device)
+        decoded = quantizer.decode(codes[start : start + CHUNK_ROWS]).to(chunk.device)
         lost += (chunk - decoded).square().sum(dtype=torch.float64).item()
         spread += (chunk - mean).square().sum(dtype=torch.float64).item()
     scale = vectors.shape[0] * mean.square().sum().item()

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.errors import ConfigError
-from sidrec.semantic_ids.quantiser import FittedQuantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer
 from sidrec.semantic_ids.rows import CHUNK_ROWS
 from sidrec.semantic_ids.spread import Reprice, spread
 
@@ -15,7 +15,7 @@ from sidrec.semantic_ids.spread import Reprice, spread
 def reassign(
     vectors: Float[Tensor, "item dim"],
     codes: Int[Tensor, "item level"],
-    quantiser: FittedQuantiser,
+    quantizer: FittedQuantizer,
     *,
     capacity: int,
     in_use: Int[Tensor, "held level"] | None = None,
@@ -28,8 +28,8 @@ def reassign(
 
     Args:
         vectors: One row per item; may be memory-mapped, it is read in parts.
-        codes: What the quantiser made of the items.
-        quantiser: Judges other codes.
+        codes: What the quantizer made of the items.
+        quantizer: Judges other codes.
         capacity: Items on one ID, ``>= 1``.
         in_use: IDs of items that stay where they are.
         reprice: Costs of the last level in place of squared errors (see ``spread``).
@@ -37,7 +37,7 @@ def reassign(
     Raises:
         ConfigError: If there are more items than places.
     """
-    sizes = quantiser.codebook_sizes
+    sizes = quantizer.codebook_sizes
     held = codes.new_zeros((0, len(sizes))).cpu() if in_use is None else in_use.cpu().to(codes)
     held = _at_most(held, capacity)
     _refuse_too_many(len(codes), len(held), sizes, capacity)
@@ -47,7 +47,7 @@ def reassign(
 
         def errors(rows: Tensor, prefix: Tensor = codes[:, :level]) -> Tensor:
             parts = [
-                quantiser.candidate_errors(vectors[part - len(held)], prefix[part]).cpu()
+                quantizer.candidate_errors(vectors[part - len(held)], prefix[part]).cpu()
                 for part in torch.split(rows, CHUNK_ROWS)
             ]
             return torch.cat(parts)
@@ -66,7 +66,7 @@ def reassign(
         if level + 1 < len(sizes):
             for rows in torch.split(moved, CHUNK_ROWS):
                 part = vectors[rows - len(held)]
-                codes[rows] = quantiser.complete(part, codes[rows, : level + 1]).cpu()
+                codes[rows] = quantizer.complete(part, codes[rows, : level + 1]).cpu()
         groups = torch.unique(groups * size + codes[:, level], return_inverse=True)[1]
     return codes[len(held) :]
 

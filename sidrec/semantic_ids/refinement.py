@@ -9,12 +9,12 @@ from torch import Tensor
 from sidrec.distributed import gather_objects, sum_over_ranks
 from sidrec.semantic_ids.kmeans import GRID_BITS, sums_by_code
 from sidrec.semantic_ids.rows import CHUNK_ROWS, grid_unit
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from sidrec.semantic_ids.rq_codebooks import FittedRqKMeans
 
 
 def refined(
-    vectors: Float[Tensor, "item dim"], codes: Int[Tensor, "item level"], fitted: RqKMeans
-) -> RqKMeans:
+    vectors: Float[Tensor, "item dim"], codes: Int[Tensor, "item level"], fitted: FittedRqKMeans
+) -> FittedRqKMeans:
     """Move each centroid to where its items lose least, the other levels held; last level first.
 
     A level is fitted before anyone knows what later levels will add; this tells it. While the
@@ -27,7 +27,7 @@ def refined(
         fitted: What made the codes; its stored lengths are kept.
 
     Source:
-        Block coordinate descent on the least squares of additive quantisation (Babenko and
+        Block coordinate descent on the least squares of additive quantization (Babenko and
         Lempitsky 2014, https://doi.org/10.1109/CVPR.2014.124).
     """
     largest = 0.0
@@ -45,7 +45,7 @@ def refined(
 
 
 def _errors_by_code(
-    vectors: Tensor, codes: Tensor, fitted: RqKMeans, level: int, largest: float
+    vectors: Tensor, codes: Tensor, fitted: FittedRqKMeans, level: int, largest: float
 ) -> tuple[Tensor, Tensor]:
     """Return per code the sum of error times length, and of length squared, of its items."""
     pairs = zip(fitted.codebooks, fitted.lengths, strict=True)

@@ -12,7 +12,7 @@ _SHARES = {
     "ids/moved_fraction": "items moved by the policy",
     "ids/prefix_moved_fraction": "  of all items, in an earlier level",
     "ids/identical_embeddings": "items with the vector of another",
-    "ids/neighbour_preservation": "nearest 10 that share the first code",
+    "ids/neighbor_preservation": "nearest 10 that share the first code",
 }
 _PURITY = re.compile(r"ids/purity_(.+)_level_(\d+)")
 
@@ -24,7 +24,7 @@ def quality_table(bundle: SemanticIdBundle) -> str:
     head = "".join(name.rjust(width) for name, width in columns.items())
     lines = [
         f"Semantic IDs of {len(bundle.item_ids):,} items: {' x '.join(map(str, sizes))} codes, "
-        f"{bundle.quantiser['name']}, policy {bundle.policy['name']}",
+        f"{bundle.quantizer['name']}, policy {bundle.policy['name']}",
         f"{'level':>7}{'codes':>8}{head}",
     ]
     for level, size in enumerate(sizes, start=1):

@@ -15,24 +15,24 @@ _NOISE = 1e-6  # a residual shorter than this fraction of its vector is rounding
 
 
 @dataclass(frozen=True, slots=True)
-class RqKMeans:
+class FittedRqKMeans:
     """Fitted codebooks. A vector is decoded as the sum over levels of length times centroid.
 
     Attributes:
         codebooks: One per level, coarse level first, float32.
         lengths: ``lengths[l][k]`` multiplies the centroid of level ``l`` where the code of level
-            ``l - 1`` is ``k``; level 0 has one entry, 1. All are 1 without residual normalisation.
+            ``l - 1`` is ``k``; level 0 has one entry, 1. All are 1 without residual normalization.
             With it, codebooks hold directions and this is the stored norm: the least-squares
             length of the residuals in cell ``k``, so that codes alone decode to a vector.
-        normalised: Whether residuals are scaled to length 1 before the next level looks at them.
+        normalized: Whether residuals are scaled to length 1 before the next level looks at them.
         beam_width: Prefixes kept per item while it is encoded, ``>= 1``. With 1 each level takes
-            the centroid nearest to the (normalised) residual; with more, each level keeps the
+            the centroid nearest to the (normalized) residual; with more, each level keeps the
             prefixes that decode with the least error, and the best whole code wins.
     """
 
     codebooks: tuple[Float[Tensor, "_ dim"], ...]
     lengths: tuple[Float[Tensor, " _"], ...]
-    normalised: bool
+    normalized: bool
     beam_width: int = 1
 
     @property
@@ -95,7 +95,7 @@ class RqKMeans:
         total = codebook.new_zeros((len(codes), codebook.shape[1]))
         for level in range(codes.shape[1]):
             part = F.embedding(codes[:, level], self.codebooks[level])
-            if self.normalised and level > 0:
+            if self.normalized and level > 0:
                 part = part * self.lengths[level][codes[:, level - 1]].unsqueeze(1)
             total += part
         return total
@@ -105,12 +105,12 @@ class RqKMeans:
     ) -> Float[Tensor, "item dim"]:
         """Return what the level after ``prefix`` looks at: vector minus decoded prefix.
 
-        With normalisation it has length 1, or is 0 where the prefix already is exact.
+        With normalization it has length 1, or is 0 where the prefix already is exact.
         """
         if prefix.shape[1] == 0:
             return vectors
         left = vectors - self.decode(prefix)
-        return _unit_length(left, vectors) if self.normalised else left
+        return _unit_length(left, vectors) if self.normalized else left
 
     def candidate_errors(
         self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
@@ -122,7 +122,7 @@ class RqKMeans:
         left = vectors.to(codebook.device, torch.float32) - self.decode(prefix)
         cross = left @ codebook.T
         squares = codebook.square().sum(dim=1)
-        if self.normalised and level > 0:
+        if self.normalized and level > 0:
             length = self.lengths[level][prefix[:, -1]].unsqueeze(1)
             cross, squares = cross * length, squares * length.square()
         return (left.square().sum(dim=1, keepdim=True) - 2 * cross + squares).clamp_(min=0)
@@ -131,18 +131,18 @@ class RqKMeans:
         """Return ``level_N.codebook`` and ``level_N.lengths``, levels counted from 1."""
         named = {f"level_{n}.codebook": t for n, t in enumerate(self.codebooks, start=1)}
         named |= {f"level_{n}.lengths": t for n, t in enumerate(self.lengths, start=1)}
-        settings = {"normalised": self.normalised, "beam_width": self.beam_width}
+        settings = {"normalized": self.normalized, "beam_width": self.beam_width}
         return named | {name: torch.tensor(value) for name, value in settings.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "RqKMeans":
-        """Build the quantiser from what ``tensors`` returned; without ``beam_width`` it is 1."""
-        normalised = bool(tensors["normalised"])
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedRqKMeans":
+        """Build the quantizer from what ``tensors`` returned; without ``beam_width`` it is 1."""
+        normalized = bool(tensors["normalized"])
         levels = range(1, sum(name.endswith(".codebook") for name in tensors) + 1)
         return cls(
             codebooks=tuple(tensors[f"level_{n}.codebook"] for n in levels),
             lengths=tuple(tensors[f"level_{n}.lengths"] for n in levels),
-            normalised=normalised,
+            normalized=normalized,
             beam_width=int(tensors.get("beam_width", torch.tensor(1))),
         )
 

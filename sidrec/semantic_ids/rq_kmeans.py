@@ -1,4 +1,4 @@
-"""Residual-quantised k-means: each level clusters what the levels before it leave over."""
+"""Residual-quantized k-means: each level clusters what the levels before it leave over."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -12,10 +12,10 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.backends import BACKENDS, Backend, Lloyd, lloyd_of
 from sidrec.semantic_ids.codebook_sizes import check_sizes
 from sidrec.semantic_ids.kmeans import KMeans
-from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer, Quantizer
 from sidrec.semantic_ids.refinement import refined
 from sidrec.semantic_ids.rows import CHUNK_ROWS, Rows, grid_unit
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from sidrec.semantic_ids.rq_codebooks import FittedRqKMeans
 from sidrec.semantic_ids.screen import nearest_codes
 from sidrec.semantic_ids.starts import (
     central_start,
@@ -39,7 +39,7 @@ _SUM_BITS = 29
 
 
 @dataclass(frozen=True, slots=True)
-class RqKMeansQuantiser(Quantiser):
+class RqKMeans(Quantizer):
     """Residual k-means with its settings; the same settings give the same codes.
 
     Attributes:
@@ -53,11 +53,11 @@ class RqKMeansQuantiser(Quantiser):
             ``greedy-mixed`` and ``mixed`` (greedy or central, the last level progressive), or
             ``k-means++``.
         sample_rows_per_code: The start is found on this many rows per code, drawn uniformly.
-        normalise_residuals: Scale every residual to length 1 before the next level.
+        normalize_residuals: Scale every residual to length 1 before the next level.
         seed: Seed of all draws.
         shrink: With fewer items than codes, use as many codes as items instead of refusing.
-        beam_width: Prefixes kept per item when encoding, ``>= 1`` (see ``RqKMeans``); 1 is
-            greedy. With residual normalisation, more than 1 goes by the error after scaling back.
+        beam_width: Prefixes kept per item when encoding, ``>= 1`` (see ``FittedRqKMeans``); 1 is
+            greedy. With residual normalization, more than 1 goes by the error after scaling back.
         refine_rounds: How often, at the end, all codebooks are fitted once more to the codes
             that items got (see ``refinement``), ``>= 0``.
         train_rows_per_code: Codebooks are fitted on at most this many rows per code of the
@@ -75,7 +75,7 @@ class RqKMeansQuantiser(Quantiser):
     num_redo: int
     init: Init
     sample_rows_per_code: int
-    normalise_residuals: bool
+    normalize_residuals: bool
     seed: int
     shrink: bool = False
     beam_width: int = 1
@@ -101,12 +101,12 @@ class RqKMeansQuantiser(Quantiser):
         """Return the settings as plain JSON types."""
         return {"name": "rq_kmeans"} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Fit on the vectors of all ranks; every rank passes its block and gets the same result."""
         return fit_rq_kmeans(vectors, self)
 
 
-def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantiser) -> RqKMeans:
+def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeans) -> FittedRqKMeans:
     """Fit one codebook per level to what the levels before leave over.
 
     Collective: every rank calls it with its block of the rows (cut by ``rows.block_of_rank``).
@@ -121,7 +121,7 @@ def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantise
         DataError: If a value is not finite (names rows), or there are fewer items than codes.
 
     Source:
-        Residual k-means as in OneRec, sec. 3 (https://arxiv.org/abs/2502.18965). Normalised
+        Residual k-means as in OneRec, sec. 3 (https://arxiv.org/abs/2502.18965). Normalized
         residuals against the hourglass effect (https://arxiv.org/abs/2407.21488). Differs: the
         residual is taken after scaling back, so each level repairs what decoding really leaves.
     """
@@ -134,11 +134,11 @@ def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantise
     lengths: list[Tensor] = []
     codes = torch.zeros((len(vectors), 0), dtype=torch.int64, device=vectors.device)
     for level, size in enumerate(sizes):
-        fitted = RqKMeans(tuple(codebooks), tuple(lengths), settings.normalise_residuals)
+        fitted = FittedRqKMeans(tuple(codebooks), tuple(lengths), settings.normalize_residuals)
         rows = Rows(_Residuals(vectors, codes, fitted), len(vectors), vectors.shape[1])
         codebooks.append(_best_run(rows, size, level, settings, lloyd).centroids)
         lengths.append(_lengths(vectors, codes, fitted, codebooks[-1]))
-        fitted = RqKMeans(tuple(codebooks), tuple(lengths), settings.normalise_residuals)
+        fitted = FittedRqKMeans(tuple(codebooks), tuple(lengths), settings.normalize_residuals)
         if level + 1 < len(sizes) or settings.refine_rounds:
             codes = fitted.complete(vectors, codes)
     for number in range(settings.refine_rounds):
@@ -148,9 +148,9 @@ def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeansQuantise
 
 
 class _Residuals:
-    """Reads rows of what the level after ``codes`` has to quantise."""
+    """Reads rows of what the level after ``codes`` has to quantize."""
 
-    def __init__(self, vectors: Tensor, codes: Tensor, fitted: RqKMeans) -> None:
+    def __init__(self, vectors: Tensor, codes: Tensor, fitted: FittedRqKMeans) -> None:
         self.vectors, self.codes, self.fitted = vectors, codes, fitted
 
     def __call__(self, start: int, stop: int) -> Tensor:
@@ -158,7 +158,7 @@ class _Residuals:
 
 
 def _best_run(
-    rows: Rows, size: int, level: int, settings: RqKMeansQuantiser, lloyd: Lloyd
+    rows: Rows, size: int, level: int, settings: RqKMeans, lloyd: Lloyd
 ) -> KMeans:
     init: str = settings.init
     if init in _BEFORE_LAST:
@@ -181,10 +181,10 @@ def _best_run(
     return min(runs, key=lambda run: run.objectives[-1])
 
 
-def _lengths(vectors: Tensor, codes: Tensor, fitted: RqKMeans, codebook: Tensor) -> Tensor:
+def _lengths(vectors: Tensor, codes: Tensor, fitted: FittedRqKMeans, codebook: Tensor) -> Tensor:
     """Return per code of the level before the length that decodes its residuals best."""
     level = codes.shape[1]
-    if level == 0 or not fitted.normalised:
+    if level == 0 or not fitted.normalized:
         return torch.ones(len(fitted.codebooks[-1]) if level else 1, device=vectors.device)
     read = _Residuals(vectors, codes, fitted)
     products = vectors.new_empty((len(vectors), 2), dtype=torch.float32)

@@ -64,7 +64,7 @@ def screen_pays(centroids: Float[Tensor, "code dim"]) -> bool:
 
 
 def screen_of(centroids: Float[Tensor, "code dim"]) -> Screen:
-    """Prepare centroids; they are centred, since a common part tells no code from another.
+    """Prepare centroids; they are centered, since a common part tells no code from another.
 
     The bounds: rounding moves a row by its ``errors`` and a centroid by ``moved``, so, by Cauchy
     and Schwarz, their product by ``errors * |centroid| + lengths * moved``. Sums of float32
@@ -72,14 +72,14 @@ def screen_of(centroids: Float[Tensor, "code dim"]) -> Screen:
     both lengths each; the factors 8 and 16 count them generously.
     """
     mean = centroids.mean(dim=0)
-    centred = centroids - mean
-    rounded = centred.bfloat16()
+    centered = centroids - mean
+    rounded = centered.bfloat16()
     length = centroids.norm(dim=1).max().item()
     units = (centroids.shape[1] + 8) * _UNIT
-    per_length = (centred - rounded).norm(dim=1) + 8 * units * length
-    per_error = centred.norm(dim=1) + 8 * units * length
+    per_length = (centered - rounded).norm(dim=1) + 8 * units * length
+    per_error = centered.norm(dim=1) + 8 * units * length
     always = 16 * units * length * length + _TINY
-    constants = centred.square().sum(dim=1) / 2 + centred @ mean - always
+    constants = centered.square().sum(dim=1) / 2 + centered @ mean - always
     columns = [*_in_three(constants), -_up(per_length), -_up(per_error)]
     factors = torch.cat([-rounded, torch.stack(columns, dim=1)], dim=1)
     factors = F.pad(factors, (0, _width(centroids.shape[1]) - factors.shape[1]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.collisions import CollisionPolicy, Resolution
-from sidrec.semantic_ids.quantiser import FittedQuantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer
 from sidrec.semantic_ids.reassignment import reassign, refuse_no_capacity
 
 Array = npt.NDArray[Any]
@@ -70,7 +70,7 @@ class SinkhornLastLevel(CollisionPolicy):
         self,
         vectors: Float[Tensor, "item dim"],
         codes: Int[Tensor, "item level"],
-        quantiser: FittedQuantiser,
+        quantizer: FittedQuantizer,
         *,
         in_use: Int[Tensor, "held held_level"] | None = None,
     ) -> Resolution:
@@ -82,9 +82,9 @@ class SinkhornLastLevel(CollisionPolicy):
             )
 
         placed = reassign(
-            vectors, codes, quantiser, capacity=self.capacity, in_use=in_use, reprice=reprice
+            vectors, codes, quantizer, capacity=self.capacity, in_use=in_use, reprice=reprice
         )
-        return Resolution(placed, quantiser.codebook_sizes)
+        return Resolution(placed, quantizer.codebook_sizes)
 
 
 def priced(

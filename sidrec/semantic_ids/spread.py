@@ -178,7 +178,7 @@ def _error(contest: _Contest, rows: Array, place: Array) -> Array:
 
 
 def _position_in_run(keys: Array) -> Array:
-    """Return 0, 1, 2, … within each run of equal neighbours (rows, if 2-D)."""
+    """Return 0, 1, 2, … within each run of equal neighbors (rows, if 2-D)."""
     differs = keys[1:] != keys[:-1]
     is_first = np.concatenate([[True], differs if keys.ndim == 1 else differs.any(axis=1)])
     starts = np.flatnonzero(is_first)

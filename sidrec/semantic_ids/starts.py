@@ -56,7 +56,7 @@ def plus_plus_start(
 def central_start(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
-    """Draw rows at random and pull them towards the mean, to a quarter of their distance.
+    """Draw rows at random and pull them toward the mean, to a quarter of their distance.
 
     Near the mean all centroids compete for all rows; none sits on a far row of its own, which
     is what leaves the codes of later levels uneven (docs/decisions/0009-central-start.md).
@@ -69,7 +69,7 @@ def central_start(
 def greedy_start(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
-    """Choose rows by greedy k-means++, then pull them towards the mean.
+    """Choose rows by greedy k-means++, then pull them toward the mean.
 
     Candidates are drawn as ``plus_plus_start`` draws; the one that leaves the least sum of squared
     distances is kept. So centroids find the clusters that there are, and a far row of its own
@@ -134,12 +134,12 @@ def progressive_start(
     return start @ axes.T + mean
 
 
-def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
+def _principal(centered: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows in principal coordinates and the axes as columns, strongest first."""
-    covariance = (centred.T @ centred).double()
-    axes = torch.linalg.eigh(covariance.cpu()).eigenvectors.flip(1).float().to(centred.device)
+    covariance = (centered.T @ centered).double()
+    axes = torch.linalg.eigh(covariance.cpu()).eigenvectors.flip(1).float().to(centered.device)
     axes = from_rank_zero(axes)
-    return centred @ axes, axes
+    return centered @ axes, axes
 
 
 def _solve(points: Tensor, start: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The rows that a quantiser is fitted on: checked on all ranks, or a sample of them."""
+"""The rows that a quantizer is fitted on: checked on all ranks, or a sample of them."""
 
 import torch
 from jaxtyping import Float

@@ -69,7 +69,7 @@ def bundle_of(corpus: Corpus, seed: int) -> SemanticIdBundle:
         item_ids=corpus.item_ids(),
         titles=corpus.item_titles(),
         codebooks={},
-        quantiser={},
+        quantizer={},
         policy={},
         source={},
     )

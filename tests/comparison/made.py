@@ -11,8 +11,8 @@ from tests.pairs.made import make_corpus, make_encoder
 from tests.tiny import TRAINER, encoder_settings, generator_settings, sidrec, write_yaml
 
 IDS = {
-    "quantiser": {
-        "class_path": "sidrec.semantic_ids.rq_kmeans.RqKMeansQuantiser",
+    "quantizer": {
+        "class_path": "sidrec.RqKMeans",
         "init_args": {
             "codebook_sizes": [8, 8],
             "num_iterations": 5,
@@ -20,17 +20,17 @@ IDS = {
             "num_redo": 1,
             "init": "progressive",
             "sample_rows_per_code": 256,
-            "normalise_residuals": False,
+            "normalize_residuals": False,
             "seed": 1,
             "shrink": False,
         },
     },
     "policy": {
-        "class_path": "sidrec.semantic_ids.collisions.ExtraLevel",
+        "class_path": "sidrec.ExtraLevel",
         "init_args": {"num_codes": 60},
     },
 }
-KEEP = IDS | {"policy": {"class_path": "sidrec.semantic_ids.collisions.KeepCollisions"}}
+KEEP = IDS | {"policy": {"class_path": "sidrec.KeepCollisions"}}
 REPORT = {
     "reference": "multitask",
     "family_error": 0.05,
@@ -46,7 +46,7 @@ def enmf_settings(corpus: Path) -> dict:
     return {
         "seed_everything": 1,
         "model": {
-            "class_path": "sidrec.encoder.enmf.module.Enmf",
+            "class_path": "sidrec.Enmf",
             "init_args": {
                 "dim": 12,
                 "dropout": 0.1,
@@ -59,7 +59,7 @@ def enmf_settings(corpus: Path) -> dict:
             },
         },
         "data": {
-            "class_path": "sidrec.encoder.enmf.datamodule.UserDataModule",
+            "class_path": "sidrec.UserDataModule",
             "init_args": {"corpus": str(corpus), "batch_size": 10, "seed": 1},
         },
         "trainer": TRAINER
@@ -71,7 +71,7 @@ def sasrec_settings(corpus: Path) -> dict:
     return {
         "seed_everything": 1,
         "model": {
-            "class_path": "sidrec.comparison.sasrec.module.SasRec",
+            "class_path": "sidrec.SasRec",
             "init_args": {
                 "dim": 8,
                 "num_blocks": 1,
@@ -86,7 +86,7 @@ def sasrec_settings(corpus: Path) -> dict:
             },
         },
         "data": {
-            "class_path": "sidrec.comparison.sasrec.datamodule.WindowDataModule",
+            "class_path": "sidrec.WindowDataModule",
             "init_args": {
                 "corpus": str(corpus),
                 "batch_size": 16,

@@ -6,7 +6,7 @@ import torch
 from sidrec.comparison import baselines
 from sidrec.comparison.baselines import (
     bm25_baseline,
-    item_neighbours_baseline,
+    item_neighbors_baseline,
     popularity_baseline,
 )
 from sidrec.corpus.requests import recommendation_requests, search_requests
@@ -41,18 +41,18 @@ def test_bm25_of_unknown_or_empty_words_is_popularity(corpus):
     assert ranked.items.tolist() == [[B, A, C, D, E]] * 3
 
 
-def test_neighbours_by_hand(corpus):
+def test_neighbors_by_hand(corpus):
     requests = [Request("x", "recommendation", "", (A,), ()), Request("y", *_asks((C, B)))]
-    ranked = item_neighbours_baseline(corpus, requests, top_k=3, num_history=2)
+    ranked = item_neighbors_baseline(corpus, requests, top_k=3, num_history=2)
     assert ranked.items.tolist() == [[B, C, D], [A, D, E]]
     cosine = 2 / (2 * 3) ** 0.5  # a and b meet in two users, of two and three
     torch.testing.assert_close(ranked.scores[:, 0], torch.tensor([cosine, cosine]))
 
 
-def test_neighbours_look_at_the_end_of_the_history(corpus):
+def test_neighbors_look_at_the_end_of_the_history(corpus):
     requests = [Request("x", *_asks((B, D)))]
-    long = item_neighbours_baseline(corpus, requests, top_k=1, num_history=2)
-    short = item_neighbours_baseline(corpus, requests, top_k=1, num_history=1)
+    long = item_neighbors_baseline(corpus, requests, top_k=1, num_history=2)
+    short = item_neighbors_baseline(corpus, requests, top_k=1, num_history=1)
     assert long.scores[0, 0] > 0.5
     assert short.scores.tolist() == [[0.0]]  # nobody consumed d in train
     assert short.items.tolist() == [[A]]
@@ -62,7 +62,7 @@ def test_neighbours_look_at_the_end_of_the_history(corpus):
 def test_chunks_change_nothing(corpus, monkeypatch, at_once):
     monkeypatch.setattr(baselines, "_SCORES_AT_ONCE", at_once)
     requests = recommendation_requests(corpus, "valid")
-    ranked = item_neighbours_baseline(corpus, requests, top_k=3, num_history=10)
+    ranked = item_neighbors_baseline(corpus, requests, top_k=3, num_history=10)
     assert ranked.items.tolist() == [[C, D, E], [C, D, E], [A, D, E]]
 
 

@@ -39,7 +39,7 @@ def test_real_stages(folder, tmp_path, monkeypatch):
     }.items():
         settings["ids"][name] = {
             "configs": [str(IDS / f"{name}.yaml")],
-            "set": {f"quantiser.init_args.{key}": value for key, value in changes.items()},
+            "set": {f"quantizer.init_args.{key}": value for key, value in changes.items()},
         }
         settings["strategies"][name] = settings["strategies"]["multitask"] | {"ids": name}
     settings["strategies"]["atomic_no_prior"] = settings["strategies"]["atomic"] | {

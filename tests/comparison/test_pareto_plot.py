@@ -35,7 +35,7 @@ def texts_of(figure):
 def test_boxes_by_hand():
     box = Box.around(5.0, 5.0, width=4.0, height=2.0)
     assert box == Box(3, 4, 7, 6)
-    assert box.centre == (5, 5)
+    assert box.center == (5, 5)
     assert box.overlaps(Box(6, 5, 9, 9))
     assert not box.overlaps(Box(7, 4, 9, 6))  # they touch
     assert not box.overlaps(Box(3, 7, 7, 9))
@@ -55,9 +55,9 @@ def test_places_beside_a_point_by_hand():
 def test_rings_go_outwards():
     size = {"width": 2.0, "height": 2.0}
     places = rings(0.0, 0.0, **size, radii=[3.0, 9.0], num_directions=4, first=np.pi / 2)
-    centres = [place.centre for place in places]
+    centers = [place.center for place in places]
     expected = [(0, 3), (-3, 0), (3, 0), (0, -3), (0, 9), (-9, 0), (9, 0), (0, -9)]
-    np.testing.assert_allclose(centres, expected, atol=1e-12)
+    np.testing.assert_allclose(centers, expected, atol=1e-12)
 
 
 def test_systems_far_apart_have_their_names_and_no_legend():

@@ -64,7 +64,7 @@ def test_values_are_those_of_the_runs_own_figures(systems, synthetic):
                 assert row.mean() == pytest.approx(run.figures[f"{task}/sid_recall@30"])
 
 
-def test_the_judgement(systems, synthetic):
+def test_the_judgment(systems, synthetic):
     requests = requests_of(systems, synthetic)
     found = judge(systems, requests, SETTINGS)
     rows = {row["name"]: row for row in found["systems"]}

@@ -138,12 +138,12 @@ def test_a_cycle_of_items_is_learned():
     """Item i is always followed by i + 1: after training that is the top score."""
     model = SasRecModel(5, **SIZES)
     rows = torch.stack([torch.arange(start, start + 7) % 5 for start in range(5)])
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(60):
         loss = next_item_loss(model(rows[:, :-1]), model.items.weight, rows[:, 1:])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 0.1
     model.eval()
     assert model.scores(torch.tensor([[2, 3], [4, -1]])).argmax(dim=1).tolist() == [4, 0]

@@ -27,7 +27,7 @@ def test_rows_of_the_tiny_corpus(corpus):
     assert baseline_rows(corpus) == [
         Row("popularity", 1.0, 1.0),  # five items fit in any list
         Row("BM25", 1.0, None),
-        Row("item-item neighbours", None, 1.0),
+        Row("item-item neighbors", None, 1.0),
     ]
 
 

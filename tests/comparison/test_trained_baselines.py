@@ -73,7 +73,7 @@ def test_a_baseline_is_a_run_like_others(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("system", "tasks"), [("bm25", {"search"}), ("neighbours", {"recommendation"})]
+    ("system", "tasks"), [("bm25", {"search"}), ("neighbors", {"recommendation"})]
 )
 def test_a_baseline_answers_its_own_task(corpus, tmp_path, system, tasks):
     run_baseline(system, corpus.folder, run=None, out=tmp_path)

@@ -50,8 +50,8 @@ def test_test_row_numbers_are_refused(corpus):
 def test_interactions_of_another_corpus_are_refused(corpus, tmp_path):
     build_small(tmp_path / "other", rows=[("z", "i4", 1), ("z", "i3", 2)])
     other = Corpus.load(tmp_path / "other").train_interactions()
-    with pytest.raises(DataError, match=r"2 of 2 interactions for the quantiser"):
-        check_train_only(corpus, other, "the quantiser")
+    with pytest.raises(DataError, match=r"2 of 2 interactions for the quantizer"):
+        check_train_only(corpus, other, "the quantizer")
 
 
 def test_test_queries_are_refused(corpus):

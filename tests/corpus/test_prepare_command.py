@@ -56,7 +56,7 @@ def test_settings_are_written_down_and_path_is_not(movies, tmp_path):
     description = json.loads(text)
     assert description["settings"]["split"] == "temporal"
     assert description["counts"]["items"] == 2
-    assert "GroupLens" in description["licence"]
+    assert "GroupLens" in description["license"]
     assert str(tmp_path) not in text
 
 

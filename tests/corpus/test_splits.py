@@ -8,7 +8,7 @@ from sidrec.corpus.splits import (
     check_query_splits,
     hash_fraction,
     leave_last_out,
-    normalised,
+    normalized,
     query_splits,
     temporal,
     time_bounds,
@@ -123,8 +123,8 @@ def test_check_names_the_two_queries():
 
 
 def test_text_of_signs_alone_is_its_own_key():
-    assert normalised("?!") == "?!"
-    assert normalised("Straße, São") == "strasse são"
+    assert normalized("?!") == "?!"
+    assert normalized("Straße, São") == "strasse são"
 
 
 def test_hash_fraction_is_even():

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from sidrec.corpus import synthetic
-from sidrec.corpus.splits import normalised
+from sidrec.corpus.splits import normalized
 from sidrec.corpus.synthetic import SyntheticSettings, make_synthetic
 from sidrec.errors import ConfigError
 
@@ -62,7 +62,7 @@ def test_recommendation_can_be_learned(made):
 def test_search_can_be_learned(made):
     texts = dict(zip(made[0]["item_id"], made[0]["text"], strict=True))
     for query in made[2]:
-        words = set(normalised(texts[query.item_ids[0]]).split())
+        words = set(normalized(texts[query.item_ids[0]]).split())
         assert set(query.text.split()) <= words
     originals = [query for query in made[2] if query.query_id.endswith("-o")]
     assert len({query.text.split()[0] for query in originals}) == 200  # each item's own word

@@ -66,7 +66,7 @@ def test_text_is_made_of_what_describes_the_item(tmp_path):
     items = ITEMS.drop("text").with_columns(
         description=pl.Series(["['Bonds <i>fast</i>', 'Dries clear.']", None]),
         brand=pl.Series(["Acme", ""]),
-        colour=pl.Series(["red", "blue"]),
+        color=pl.Series(["red", "blue"]),
     )
     raw = read_table(*write(tmp_path, items=items))
     assert raw.items["text"].to_list() == ["Glue. Bonds fast Dries clear. Acme.", "Tape"]
@@ -77,7 +77,7 @@ def test_text_is_made_of_what_describes_the_item(tmp_path):
         "price",
         "description",
         "brand",
-        "colour",
+        "color",
     ]
 
 

@@ -166,8 +166,8 @@ def prepare(given: Path) -> None:
     settings = encoder_settings(given / "corpus", encoder)
     settings["trainer"] |= LENGTH
     write_yaml(given / "enc.yaml", settings)
-    quantised = settings["trainer"]["callbacks"][0]["init_args"]
-    write_yaml(given / "ids.yaml", {name: quantised[name] for name in ("quantiser", "policy")})
+    quantized = settings["trainer"]["callbacks"][0]["init_args"]
+    write_yaml(given / "ids.yaml", {name: quantized[name] for name in ("quantizer", "policy")})
     generator = generator_settings()
     generator["trainer"] |= LENGTH
     write_yaml(given / "gen.yaml", generator)
@@ -175,12 +175,12 @@ def prepare(given: Path) -> None:
     rq_vae["trainer"]["max_steps"] = LENGTH["max_steps"]
     write_yaml(given / "rq_vae.yaml", rq_vae)
     enmf = {
-        "class_path": "sidrec.encoder.enmf.module.Enmf",
+        "class_path": "sidrec.Enmf",
         "init_args": ENMF | {"warmup_fraction": 0.2},
     }
     users = {"corpus": str(given / "corpus"), "batch_size": 9, "seed": 1}
     data = {
-        "class_path": "sidrec.encoder.enmf.datamodule.UserDataModule",
+        "class_path": "sidrec.UserDataModule",
         "init_args": users,
     }
     whole = settings | {"model": enmf, "data": data}

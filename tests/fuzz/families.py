@@ -59,7 +59,7 @@ def retrieve(tiny, folder, tally, num_cases):
             tally.wrong.append({"reason": "the good lines got no answer", "input": repr(line)})
 
     with (
-        mock.patch("sidrec.generator.retriever.Retriever.load", return_value=Echo()),
+        mock.patch("sidrec.Retriever.load", return_value=Echo()),
         mock.patch("sidrec.generator.command.identity_of", return_value="run"),
     ):
         each(one_line, num_cases, one)
@@ -132,16 +132,16 @@ def movielens(tiny, folder, tally, num_cases):
 
 
 def ids(tiny, folder, tally, num_cases):
-    """Configurations of quantisers and policies, on sixty small vectors."""
+    """Configurations of quantizers and policies, on sixty small vectors."""
     vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     trees = []
     for file in sorted((ROOT / "configs" / "ids").glob("*.yaml")):
         tree = yaml.safe_load(file.read_text())
-        given = tree["quantiser"].get("init_args", {})
+        given = tree["quantizer"].get("init_args", {})
         sizes = given.get("codebook_sizes")
         if sizes:
             given["codebook_sizes"] = [min(size, 8) for size in sizes[:2]]
-        if "learned" not in tree["quantiser"]["class_path"]:  # those train for seconds
+        if "learned" not in tree["quantizer"]["class_path"]:  # those train for seconds
             trees.append(tree)
 
     def one(data):

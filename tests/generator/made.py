@@ -46,7 +46,7 @@ def make_bundle(corpus, *, encoder_hash="none", seed=0):
         item_ids=corpus.item_ids(),
         titles=corpus.item_titles(),
         codebooks={},
-        quantiser={"name": "random"},
+        quantizer={"name": "random"},
         policy={"name": "none"},
         source={},
         quality={"ids/collision_rate": 0.0},

@@ -132,7 +132,7 @@ def test_ties_go_to_the_lower_id(catalogue, seed, width):
 
 @unhurried
 @given(case=searches(), seed=st.integers(0, 99))
-def test_a_request_does_not_see_its_neighbours(case, seed):
+def test_a_request_does_not_see_its_neighbors(case, seed):
     table, excluded = opened(case)
     together, _ = search(table, excluded, num_beams=3, top_k=3, seed=seed)
     trie = SemanticIdTrie.from_table(table, popularity_of(table))

@@ -47,9 +47,9 @@ def forward_scores(model, states, mask, codes, *, over):
         score = torch.zeros(len(codes))
         for level in range(len(SIZES)):
             here = logits[:, level]
-            normaliser = here if over == "vocabulary" else here[:, ids[level]]
+            normalizer = here if over == "vocabulary" else here[:, ids[level]]
             chosen = here.gather(1, targets[:, level : level + 1])[:, 0]
-            score = score + chosen - normaliser.logsumexp(dim=1)
+            score = score + chosen - normalizer.logsumexp(dim=1)
         total.append(score)
     return torch.stack(total)
 
@@ -63,7 +63,7 @@ def test_steps_equal_the_models_forward(config, over):
     codes = torch.cartesian_prod(*(torch.arange(n) for n in SIZES))
     expected = forward_scores(model, states, mask, codes, over=over)
 
-    step = T5Decoder(model, level_token_ids(SIZES), normalise_over=over).start(states, mask)
+    step = T5Decoder(model, level_token_ids(SIZES), normalize_over=over).start(states, mask)
     zeros = torch.zeros((3, 1), dtype=torch.long)
     first = step(0, zeros, zeros)  # [3, 1, 5]
     a = torch.arange(5).flip(0).expand(3, 5)  # beams change places on the way
@@ -86,7 +86,7 @@ def test_wide_beam_equals_scoring_every_item(config):
     codes = torch.cartesian_prod(*(torch.arange(n) for n in SIZES))[torch.randperm(60)[:17]]
     expected = forward_scores(model, states, mask, codes, over="level").sort(descending=True)
     trie = SemanticIdTrie.from_table(SemanticIdTable(codes, SIZES), None)
-    step = T5Decoder(model, level_token_ids(SIZES), normalise_over="level").start(states, mask)
+    step = T5Decoder(model, level_token_ids(SIZES), normalize_over="level").start(states, mask)
     nothing = torch.zeros((4, 0), dtype=torch.long)
     found = beam_search(step, trie, num_beams=17, top_k=17, excluded=nothing)
     torch.testing.assert_close(found.ranked.scores, expected.values, atol=1e-5, rtol=0)
@@ -122,7 +122,7 @@ def test_beams_equal_generate_with_a_prefix_function(config, num_beams):
         eos_token_id=None,
     )
     trie = SemanticIdTrie.from_table(SemanticIdTable(codes, SIZES), None)
-    step = T5Decoder(model, ids, normalise_over="vocabulary").start(states, mask)
+    step = T5Decoder(model, ids, normalize_over="vocabulary").start(states, mask)
     nothing = torch.zeros((4, 0), dtype=torch.long)
     found = beam_search(step, trie, num_beams=num_beams, top_k=num_beams, excluded=nothing)
     theirs = made.sequences[:, 1:].view(4, num_beams, -1).tolist()
@@ -134,10 +134,10 @@ def test_beams_equal_generate_with_a_prefix_function(config, num_beams):
 
 
 @torch.no_grad()
-def test_padding_and_neighbours_do_not_matter():
+def test_padding_and_neighbors_do_not_matter():
     model = tiny_t5(sizes=SIZES, gated=True, scaled=False)
     states, mask = sources(3, model)
-    decoder = T5Decoder(model, level_token_ids(SIZES), normalise_over="level")
+    decoder = T5Decoder(model, level_token_ids(SIZES), normalize_over="level")
     zeros = torch.zeros((3, 1), dtype=torch.long)
     together = decoder.start(states, mask)(0, zeros, zeros)
     for row in range(3):
@@ -151,7 +151,7 @@ def test_padding_and_neighbours_do_not_matter():
 def test_bfloat16_stays_close():
     model = tiny_t5(sizes=SIZES, gated=True, scaled=False)
     states, mask = sources(2, model)
-    decoder = T5Decoder(model, level_token_ids(SIZES), normalise_over="level")
+    decoder = T5Decoder(model, level_token_ids(SIZES), normalize_over="level")
     exact = two_levels(decoder, states, mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = two_levels(decoder, states, mask)
@@ -172,11 +172,11 @@ def two_levels(decoder, states, mask):
 def test_training_mode_is_refused():
     model = tiny_t5(sizes=SIZES, gated=False, scaled=True).train()
     with pytest.raises(RuntimeError, match=r"needs model.eval\(\)"):
-        T5Decoder(model, level_token_ids(SIZES), normalise_over="level").start(*sources(2, model))
+        T5Decoder(model, level_token_ids(SIZES), normalize_over="level").start(*sources(2, model))
 
 
 def test_missing_start_token_is_refused():
     model = tiny_t5(sizes=SIZES, gated=False, scaled=True)
     model.config.decoder_start_token_id = None
     with pytest.raises(ConfigError, match="no decoder_start_token_id"):
-        T5Decoder(model, level_token_ids(SIZES), normalise_over="level")
+        T5Decoder(model, level_token_ids(SIZES), normalize_over="level")

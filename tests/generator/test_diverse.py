@@ -150,7 +150,7 @@ def test_lists_are_real_distinct_and_allowed(catalogue, seed, num_groups, group_
         assert len(keys) == len(set(keys))
 
 
-def test_a_request_does_not_see_its_neighbours():
+def test_a_request_does_not_see_its_neighbors():
     table = SemanticIdTable(
         torch.cartesian_prod(*[torch.arange(4)] * 3)[torch.randperm(64)[:40]], (4, 4, 4)
     )

@@ -79,7 +79,7 @@ def test_a_t5_is_scored_as_wide_beams_score_it():
     codes = torch.cartesian_prod(*(torch.arange(n) for n in sizes))[torch.randperm(60)[:33]]
     trie = SemanticIdTrie.from_table(SemanticIdTable(codes, sizes), None)
     source, mask = torch.randn(3, 4, 16), torch.ones(3, 4, dtype=torch.bool)
-    decoder = T5Decoder(model, level_token_ids(sizes), normalise_over="level")
+    decoder = T5Decoder(model, level_token_ids(sizes), normalize_over="level")
     nothing = torch.zeros((3, 0), dtype=torch.long)
     oracle = exact_search(
         lambda: decoder.start(source, mask),

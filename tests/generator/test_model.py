@@ -29,7 +29,7 @@ def children(model, codes, level):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_is_t5s_own_normalised_over_the_items_that_go_on(tied, smoothing):
+def test_loss_is_t5s_own_normalized_over_the_items_that_go_on(tied, smoothing):
     model = tiny_generator(t5={"tie_word_embeddings": tied})
     logits, codes = logits_of(model, BATCH), model.space("search").codes[BATCH.target]
     expected = []

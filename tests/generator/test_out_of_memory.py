@@ -51,7 +51,7 @@ def test_other_errors_come_through():
         list(batches.run(range(3), Room(0, RuntimeError("shapes differ")), batch_size=2))
 
 
-def test_the_real_allocator_is_recognised():
+def test_the_real_allocator_is_recognized():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)

@@ -79,7 +79,7 @@ def test_beams_equal_generate_with_a_prefix_function(make, num_beams):
         eos_token_id=None,
     )
     trie = SemanticIdTrie.from_table(SemanticIdTable(codes, SIZES), None)
-    step = Seq2SeqDecoder(model, ids, normalise_over="vocabulary").start(states, mask)
+    step = Seq2SeqDecoder(model, ids, normalize_over="vocabulary").start(states, mask)
     nothing = torch.zeros((4, 0), dtype=torch.long)
     found = beam_search(step, trie, num_beams=num_beams, top_k=num_beams, excluded=nothing)
     theirs = made.sequences[:, 1:].view(4, num_beams, -1).tolist()
@@ -98,7 +98,7 @@ def test_a_t5_gives_the_numbers_of_its_own_decoder(over):
     nothing = torch.zeros((3, 0), dtype=torch.long)
     found = []
     for kind in (T5Decoder, Seq2SeqDecoder):
-        step = kind(model, level_token_ids(SIZES), normalise_over=over).start(states, mask)
+        step = kind(model, level_token_ids(SIZES), normalize_over=over).start(states, mask)
         found.append(beam_search(step, trie, num_beams=7, top_k=7, excluded=nothing))
     assert torch.equal(found[0].ranked.items, found[1].ranked.items)
     torch.testing.assert_close(found[0].ranked.scores, found[1].ranked.scores, atol=1e-5, rtol=0)
@@ -112,7 +112,7 @@ def test_a_task_has_codes_of_its_own(kind):
     model = tiny_t5(sizes=both, gated=True, scaled=False)
     tokens = level_token_ids(both)
     spaces = {"search": tokens[:2], "recommendation": tokens[2:]}
-    decoder = kind(model, spaces["search"], normalise_over="level")
+    decoder = kind(model, spaces["search"], normalize_over="level")
     states, mask = sources(2)
     nothing = torch.zeros((2, 0), dtype=torch.long)
     for task, own in spaces.items():
@@ -120,7 +120,7 @@ def test_a_task_has_codes_of_its_own(kind):
         trie = SemanticIdTrie.from_table(SemanticIdTable(codes, (5, 4)), None)
         step = decoder.start(states, mask, level_token_ids=own)
         found = beam_search(step, trie, num_beams=9, top_k=9, excluded=nothing)
-        alone = kind(model, own, normalise_over="level").start(states, mask)
+        alone = kind(model, own, normalize_over="level").start(states, mask)
         expected = beam_search(alone, trie, num_beams=9, top_k=9, excluded=nothing)
         assert torch.equal(found.ranked.scores, expected.ranked.scores), task
         assert (found.ranked.items >= 0).all()
@@ -132,9 +132,9 @@ def test_a_task_has_codes_of_its_own(kind):
 
 
 @torch.no_grad()
-def test_padding_and_neighbours_do_not_matter():
+def test_padding_and_neighbors_do_not_matter():
     codes, ids = random_codes(30), level_token_ids(SIZES)
-    decoder = Seq2SeqDecoder(tiny_bart(), ids, normalise_over="level")
+    decoder = Seq2SeqDecoder(tiny_bart(), ids, normalize_over="level")
     states, mask = sources(3)
     trie = SemanticIdTrie.from_table(SemanticIdTable(codes, SIZES), None)
     nothing = torch.zeros((3, 0), dtype=torch.long)
@@ -151,7 +151,7 @@ def test_padding_and_neighbours_do_not_matter():
 
 
 def test_training_mode_is_refused():
-    decoder = Seq2SeqDecoder(tiny_bart().train(), level_token_ids(SIZES), normalise_over="level")
+    decoder = Seq2SeqDecoder(tiny_bart().train(), level_token_ids(SIZES), normalize_over="level")
     with pytest.raises(RuntimeError, match=r"needs model.eval\(\)"):
         decoder.start(*sources(2))
 
@@ -160,11 +160,11 @@ def test_missing_start_token_is_refused():
     model = tiny_bart()
     model.config.decoder_start_token_id = None
     with pytest.raises(ConfigError, match="no decoder_start_token_id"):
-        Seq2SeqDecoder(model, level_token_ids(SIZES), normalise_over="level")
+        Seq2SeqDecoder(model, level_token_ids(SIZES), normalize_over="level")
 
 
 def test_a_model_without_decoder_is_refused():
     config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     config.is_encoder_decoder = False
     with pytest.raises(ConfigError, match="T5EncoderModel is no encoder-decoder"):
-        Seq2SeqDecoder(T5EncoderModel(config), level_token_ids(SIZES), normalise_over="level")
+        Seq2SeqDecoder(T5EncoderModel(config), level_token_ids(SIZES), normalize_over="level")

@@ -29,7 +29,7 @@ def made(device="cpu", *, max_dense_entries=1 << 20):
     trie = SemanticIdTrie.from_table(table, None, max_dense_entries=max_dense_entries).to(device)
     model = tiny_t5(sizes=SIZES, gated=True, scaled=False).to(device)
     ids = [tokens.to(device) for tokens in level_token_ids(SIZES)]
-    decoder = T5Decoder(model, ids, normalise_over="level")
+    decoder = T5Decoder(model, ids, normalize_over="level")
     source = torch.randn(NUM_REQUESTS, 6, 16).to(device)
     return trie, decoder, source, torch.ones(NUM_REQUESTS, 6, dtype=torch.bool, device=device)
 

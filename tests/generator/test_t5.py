@@ -135,11 +135,11 @@ def test_a_published_tokenizer_neither_pads_nor_cuts(tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_codes_of_like_items_start_alike(tied):
     torch.manual_seed(0)
-    centres = torch.randn(4, 32)  # of codes 0 and 1, 2 and 3 close to each other
-    centres[1], centres[3] = centres[0] + 0.1 * torch.randn(32), centres[2] + 0.1 * torch.randn(32)
+    centers = torch.randn(4, 32)  # of codes 0 and 1, 2 and 3 close to each other
+    centers[1], centers[3] = centers[0] + 0.1 * torch.randn(32), centers[2] + 0.1 * torch.randn(32)
     first = torch.arange(40) % 4
     codes = torch.stack([first, torch.arange(40) % 2, torch.arange(40) % 4], dim=1)
-    vectors = centres[first] + 0.01 * torch.randn(40, 32)
+    vectors = centers[first] + 0.01 * torch.randn(40, 32)
     wide = T5 | {"tie_word_embeddings": tied, "d_model": 24}
     model = t5_from_config(wide, vocabulary=VOCABULARY)
     before = {"in": model.shared.weight.clone(), "out": model.lm_head.weight.clone()}

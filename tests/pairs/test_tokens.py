@@ -6,7 +6,7 @@ import pytest
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.tokenizer import load_tokenizer, locate_encoder
-from sidrec.pairs.tokens import TokenStore, tokenise_once, tokenizer_fingerprint
+from sidrec.pairs.tokens import TokenStore, tokenize_once, tokenizer_fingerprint
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def tokenizer(encoder):
 
 
 def store(tokenizer, folder, texts, *, max_tokens=8, fingerprint="f"):
-    return tokenise_once(
+    return tokenize_once(
         texts,
         num_texts=len(texts),
         tokenizer=tokenizer,
@@ -95,7 +95,7 @@ def test_a_failure_leaves_nothing(tokenizer, tmp_path):
         raise KeyError("gone")
 
     with pytest.raises(KeyError):
-        tokenise_once(
+        tokenize_once(
             texts(),
             num_texts=2,
             tokenizer=tokenizer,

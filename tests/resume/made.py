@@ -9,7 +9,7 @@ from sidrec.generator.datamodule import GeneratorDataModule
 from sidrec.generator.module import JointGenerator
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.semantic_ids.learned.datamodule import VectorDataModule
-from sidrec.semantic_ids.learned.module import QuantiserModule
+from sidrec.semantic_ids.learned.module import QuantizerModule
 from tests.encoder import test_enmf as enmf
 from tests.encoder import test_module as bi_encoder
 from tests.generator import training as generator
@@ -48,7 +48,7 @@ def _enmf(tiny, schedule, num_ranks, workers):
 def _rq_vae(tiny, schedule, num_ranks, workers):
     semantic_ids = str(tiny.encoder_run / "semantic_ids")
     method = replace(rq_vae.METHOD)
-    module = QuantiserModule(method, semantic_ids=semantic_ids, **(rq_vae.MODEL | schedule))
+    module = QuantizerModule(method, semantic_ids=semantic_ids, **(rq_vae.MODEL | schedule))
     sizes = {"batch_size": 8 // num_ranks, "pairs_per_batch": 16 // num_ranks}
     return module, VectorDataModule(**(rq_vae.DATA | sizes), corpus=str(tiny.corpus), **workers)
 

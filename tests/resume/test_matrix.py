@@ -2,7 +2,7 @@
 
 {bi-encoder, ENMF, RQ-VAE, generator} × {1, 2 ranks} × {0, 2 loader processes} × {stopped in the
 midst of an epoch, at its end, twice in one} × {with, without a warm-up schedule}: the same batches,
-validation figures, weights, state of the optimiser and of its schedule on every rank.
+validation figures, weights, state of the optimizer and of its schedule on every rank.
 
 RQ-VAE has no loader processes: its vectors lie in memory, and its data module does not offer them.
 So there are 84 cells with 112 resumes. Nothing is told when to save: the last rank gets SIGUSR1 in

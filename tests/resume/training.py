@@ -27,7 +27,7 @@ class Record:
     Attributes:
         batches: Epoch, number and content of every batch, in order.
         validations: After which step, with which figures.
-        end: Weights, state of optimiser and schedule, counts.
+        end: Weights, state of optimizer and schedule, counts.
         num_resumes: How often it went on from a checkpoint.
     """
 
@@ -75,7 +75,7 @@ class Witness(L.Callback):
         schedule = trainer.lr_scheduler_configs[0].scheduler
         self.record.end = {
             "weights": {k: v.clone() for k, v in pl_module.state_dict().items()},
-            "optimiser": trainer.optimizers[0].state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
             "schedule": {"last_lr": schedule.get_last_lr(), "steps": schedule.last_epoch},
             "global_step": trainer.global_step,
             "epoch": trainer.current_epoch,

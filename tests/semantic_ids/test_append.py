@@ -7,7 +7,7 @@ import torch
 from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import ExtraLevel, KeepCollisions, ReassignLastLevel
-from sidrec.semantic_ids.foundry import append, fit
+from sidrec.semantic_ids.foundry import append_ids, fit_ids
 from sidrec.semantic_ids.sinkhorn import SinkhornLastLevel
 from tests.semantic_ids.made import small_settings
 
@@ -23,7 +23,7 @@ POLICIES = [
 def old_bundle(policy, *, sizes=(4, 8, 16), num_items=120):
     vectors = torch.randn(num_items, 6, generator=torch.Generator().manual_seed(3))
     ids = [f"m{row}" for row in range(num_items)]
-    return fit(vectors, quantiser=small_settings(*sizes), policy=policy, item_ids=ids)
+    return fit_ids(vectors, quantizer=small_settings(*sizes), policy=policy, item_ids=ids)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: str(policy.settings()))
@@ -32,7 +32,7 @@ def test_old_items_keep_ids_vectors_and_rows(policy, tmp_path):
     old.save(tmp_path / "old")
     old = SemanticIdBundle.load(tmp_path / "old")
     extra = torch.cat([old.embeddings.vectors[:30], torch.randn(20, 6)])  # 30 are twins of old ones
-    new = append(old, extra, item_ids=[f"n{row}" for row in range(50)], titles=["T"] * 50)
+    new = append_ids(old, extra, item_ids=[f"n{row}" for row in range(50)], titles=["T"] * 50)
     new.save(tmp_path / "new")
     new = SemanticIdBundle.load(tmp_path / "new")
     assert torch.equal(new.table.codes[:120], old.table.codes)
@@ -42,7 +42,7 @@ def test_old_items_keep_ids_vectors_and_rows(policy, tmp_path):
     assert "n49" in new.items_of(new.semantic_id_of("n49"))
     for name, tensor in old.codebooks.items():
         assert torch.equal(new.codebooks[name], tensor)
-    assert (new.quantiser, new.policy) == (old.quantiser, old.policy)
+    assert (new.quantizer, new.policy) == (old.quantizer, old.policy)
     assert new.table.codebook_sizes == old.table.codebook_sizes
     assert new.hash != old.hash
     assert new.corpus_fingerprint != old.corpus_fingerprint
@@ -53,9 +53,9 @@ def test_old_items_keep_ids_vectors_and_rows(policy, tmp_path):
 
 
 def test_appending_twice_goes_on_counting():
-    bundle = fit(torch.randn(20, 6), quantiser=small_settings(4, 8), policy=ExtraLevel(num_codes=9))
+    bundle = fit_ids(torch.randn(20, 6), quantizer=small_settings(4, 8), policy=ExtraLevel(num_codes=9))
     for _ in range(2):
-        bundle = append(bundle, torch.randn(5, 6))
+        bundle = append_ids(bundle, torch.randn(5, 6))
     assert bundle.item_ids == [str(row) for row in range(30)]
     assert len(bundle.source["appended"]) == 2
     assert bundle.quality["ids/collision_rate"] == 0
@@ -64,29 +64,29 @@ def test_appending_twice_goes_on_counting():
 def test_a_known_or_repeated_id_is_refused_by_row():
     bundle = old_bundle(KeepCollisions())
     with pytest.raises(DataError, match=r"'m3' \(row 1 of the new items.* in the bundle already"):
-        append(bundle, torch.randn(2, 6), item_ids=["x", "m3"])
+        append_ids(bundle, torch.randn(2, 6), item_ids=["x", "m3"])
     with pytest.raises(DataError, match=r"'x' \(row 1 of"):
-        append(bundle, torch.randn(2, 6), item_ids=["x", "x"])
+        append_ids(bundle, torch.randn(2, 6), item_ids=["x", "x"])
 
 
 def test_what_does_not_fit_is_refused():
     bundle = old_bundle(ReassignLastLevel(), sizes=(4, 8, 4))
     with pytest.raises(DataError, match="have 5 dimensions, those of the bundle 6"):
-        append(bundle, torch.randn(2, 5))
+        append_ids(bundle, torch.randn(2, 5))
     with pytest.raises(ConfigError, match=r"9 items do not fit .*128 distinct IDs, 120 places are"):
-        append(bundle, torch.randn(9, 6))
-    assert append(bundle, torch.randn(8, 6)).quality["ids/collision_rate"] == 0
+        append_ids(bundle, torch.randn(9, 6))
+    assert append_ids(bundle, torch.randn(8, 6)).quality["ids/collision_rate"] == 0
     with pytest.raises(DataError, match="vectors row 1, counted from 0: the vector holds NaN"):
-        append(bundle, torch.tensor([[0.0] * 6, [float("nan")] * 6]))
+        append_ids(bundle, torch.tensor([[0.0] * 6, [float("nan")] * 6]))
 
 
 @pytest.mark.parametrize("count", [119, 121])
 def test_ids_and_titles_must_be_as_many_as_vectors(count):
-    settings = {"quantiser": small_settings(4, 4), "policy": KeepCollisions()}
+    settings = {"quantizer": small_settings(4, 4), "policy": KeepCollisions()}
     with pytest.raises(DataError, match=f"{count} item_ids for 120 vectors"):
-        fit(torch.randn(120, 4), item_ids=["x"] * count, **settings)
+        fit_ids(torch.randn(120, 4), item_ids=["x"] * count, **settings)
     with pytest.raises(DataError, match=f"{count} titles for 120 vectors"):
-        fit(torch.randn(120, 4), titles=["x"] * count, **settings)
+        fit_ids(torch.randn(120, 4), titles=["x"] * count, **settings)
 
 
 @pytest.mark.parametrize(
@@ -101,34 +101,34 @@ def test_ids_and_titles_must_be_as_many_as_vectors(count):
 )
 def test_any_strides_and_dtypes_give_the_same_bundle(as_given):
     vectors = torch.randn(60, 6)
-    settings = {"quantiser": small_settings(8, 16), "policy": ReassignLastLevel()}
-    plain = fit(vectors, **settings)
-    assert fit(as_given(vectors), **settings).hash == plain.hash
+    settings = {"quantizer": small_settings(8, 16), "policy": ReassignLastLevel()}
+    plain = fit_ids(vectors, **settings)
+    assert fit_ids(as_given(vectors), **settings).hash == plain.hash
     assert torch.equal(plain.encode(as_given(vectors)), plain.encode(vectors))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_worked_on_in_float32(dtype):
     vectors = torch.randn(60, 6).to(dtype)
-    settings = {"quantiser": small_settings(8, 16), "policy": ReassignLastLevel()}
-    assert fit(vectors, **settings).hash == fit(vectors.float(), **settings).hash
-    bundle = fit(vectors, **settings)
+    settings = {"quantizer": small_settings(8, 16), "policy": ReassignLastLevel()}
+    assert fit_ids(vectors, **settings).hash == fit_ids(vectors.float(), **settings).hash
+    bundle = fit_ids(vectors, **settings)
     assert bundle.embeddings.vectors.dtype == torch.float32
     assert torch.equal(bundle.encode(vectors), bundle.encode(vectors.float()))
 
 
 def test_whole_numbers_and_wrong_shapes_are_refused():
-    settings = {"quantiser": small_settings(4, 8), "policy": KeepCollisions()}
+    settings = {"quantizer": small_settings(4, 8), "policy": KeepCollisions()}
     with pytest.raises(DataError, match=r"vectors holds torch\.int64"):
-        fit(torch.ones(9, 2, dtype=torch.int64), **settings)
+        fit_ids(torch.ones(9, 2, dtype=torch.int64), **settings)
     with pytest.raises(DataError, match=r"vectors has shape \(9,\)"):
-        fit(torch.ones(9), **settings)
+        fit_ids(torch.ones(9), **settings)
 
 
 def test_a_read_only_mapped_array_is_taken_without_a_warning(tmp_path):
     np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(60, 4)).astype("float32"))
     array = np.load(tmp_path / "v.npy", mmap_mode="r")
-    bundle = fit(array, quantiser=small_settings(8, 16), policy=ReassignLastLevel())
+    bundle = fit_ids(array, quantizer=small_settings(8, 16), policy=ReassignLastLevel())
     assert bundle.embeddings.vectors.data_ptr() == array.ctypes.data  # not a copy
 
 
@@ -145,8 +145,8 @@ def test_decode_ignores_the_level_that_only_counts():
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: str(policy.settings()))
 def test_constant_vectors_are_told_apart_or_counted(policy):
-    bundle = fit(torch.ones(60, 4), quantiser=small_settings(8, 16), policy=policy)
-    bundle = append(bundle, torch.ones(5, 4))
+    bundle = fit_ids(torch.ones(60, 4), quantizer=small_settings(8, 16), policy=policy)
+    bundle = append_ids(bundle, torch.ones(5, 4))
     largest = {"none": 65, "extra_level": 1}.get(policy.settings()["name"])
     assert bundle.quality["ids/largest_group"] == (largest or policy.capacity)
     assert bundle.quality["ids/identical_embeddings"] == 1
@@ -154,6 +154,6 @@ def test_constant_vectors_are_told_apart_or_counted(policy):
 
 
 def test_a_single_item_has_an_id():
-    settings = {"quantiser": replace(small_settings(2, 2), shrink=True), "policy": POLICIES[2]}
-    bundle = fit(torch.ones(1, 4), **settings)
+    settings = {"quantizer": replace(small_settings(2, 2), shrink=True), "policy": POLICIES[2]}
+    bundle = fit_ids(torch.ones(1, 4), **settings)
     assert bundle.items_of(bundle.semantic_id_of("0")) == ["0"]

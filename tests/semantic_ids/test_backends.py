@@ -10,10 +10,10 @@ from sidrec.semantic_ids.backends import faiss_k_means, lloyd_of
 from sidrec.semantic_ids.kmeans import k_means
 from sidrec.semantic_ids.quality import relative_error
 from sidrec.semantic_ids.rows import Rows
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SETTINGS = RqKMeansQuantiser((16, 8), 20, 0.0, 1, "central", 64, False, 1, backend="faiss")
+SETTINGS = RqKMeans((16, 8), 20, 0.0, 1, "central", 64, False, 1, backend="faiss")
 
 
 def test_faiss_moves_centroids_as_torch_does():

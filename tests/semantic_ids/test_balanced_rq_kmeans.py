@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.semantic_ids.balanced_codebooks import BalancedRqKMeans
-from sidrec.semantic_ids.balanced_rq_kmeans import BalancedRqKMeansQuantiser
-from sidrec.semantic_ids.fitted import load_quantiser
+from sidrec.semantic_ids.balanced_codebooks import FittedBalancedRqKMeans
+from sidrec.semantic_ids.balanced_rq_kmeans import BalancedRqKMeans
+from sidrec.semantic_ids.fitted import load_quantizer
 from sidrec.semantic_ids.prices import capacity_prices, cheapest
 from sidrec.semantic_ids.quality import relative_error
 from sidrec.semantic_ids.rows import CHUNK_ROWS, block_of_rank
 from tests.ranks import run_on_ranks
 
-SETTINGS = BalancedRqKMeansQuantiser(
+SETTINGS = BalancedRqKMeans(
     codebook_sizes=(16, 8),
     slack=1.1,
     num_iterations=10,
@@ -27,9 +27,9 @@ SETTINGS = BalancedRqKMeansQuantiser(
 
 def clustered(num_rows):
     """Clusters of very different sizes."""
-    centres = torch.randn(10, 6) * 1.5
+    centers = torch.randn(10, 6) * 1.5
     which = (torch.rand(num_rows).square() * 10).long()
-    return centres[which] + torch.randn(num_rows, 6)
+    return centers[which] + torch.randn(num_rows, 6)
 
 
 def test_a_price_sends_the_farthest_away_by_hand():
@@ -77,7 +77,7 @@ def test_no_level_has_an_overfull_code(slack):
     vectors = clustered(2000)
     fitted = replace(SETTINGS, slack=slack).fit(vectors)
     codes = fitted.encode(vectors)
-    plain = BalancedRqKMeans(fitted.codebooks, tuple(map(torch.zeros_like, fitted.prices)))
+    plain = FittedBalancedRqKMeans(fitted.codebooks, tuple(map(torch.zeros_like, fitted.prices)))
     for level, size in enumerate(fitted.codebook_sizes):
         limit = math.ceil(slack * 2000 / size)
         assert torch.bincount(codes[:, level]).max() <= limit
@@ -95,7 +95,7 @@ def test_with_much_slack_it_is_residual_k_means():
     assert 1 > errors[0] > errors[1] > 0
 
 
-def test_laws_that_every_quantiser_keeps():
+def test_laws_that_every_quantizer_keeps():
     vectors = clustered(600)
     fitted = SETTINGS.fit(vectors)
     codes = fitted.encode(vectors)
@@ -104,7 +104,7 @@ def test_laws_that_every_quantiser_keeps():
     tried = torch.cat([codes[:, :1], torch.full((600, 1), 5)], dim=1)
     expected = (vectors - fitted.decode(tried)).square().sum(dim=1)
     torch.testing.assert_close(errors[:, 5], expected, rtol=1e-4, atol=1e-4)
-    again = load_quantiser("balanced_rq_kmeans", fitted.tensors())
+    again = load_quantizer("balanced_rq_kmeans", fitted.tensors())
     assert torch.equal(again.encode(vectors), codes)
     assert torch.equal(again.decode(codes), fitted.decode(codes))
     second = SETTINGS.fit(vectors)

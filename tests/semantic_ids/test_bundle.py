@@ -19,8 +19,8 @@ def bundle_of(codes, sizes, **changes):
         "embeddings": ItemEmbeddings(torch.eye(len(codes), 4), "e" * 64, "f" * 64),
         "item_ids": [f"m{row}" for row in range(len(codes))],
         "titles": [f"Film {row}" for row in range(len(codes))],
-        "codebooks": {"level_1.codebook": torch.ones(2, 4), "normalised": torch.tensor(False)},
-        "quantiser": {"name": "rq_kmeans"},
+        "codebooks": {"level_1.codebook": torch.ones(2, 4), "normalized": torch.tensor(False)},
+        "quantizer": {"name": "rq_kmeans"},
         "policy": {"name": "none"},
         "source": {"file": "x.npy"},
         "quality": {"ids/collision_rate": 0.5},
@@ -58,7 +58,7 @@ def test_what_is_loaded_is_what_was_saved(bundle, tmp_path):
     assert torch.equal(again.table.codes, bundle.table.codes)
     assert torch.equal(again.embeddings.vectors, bundle.embeddings.vectors)
     assert torch.equal(again.codebooks["level_1.codebook"], torch.ones(2, 4))
-    for name in ("item_ids", "titles", "quantiser", "policy", "source", "quality", "hash"):
+    for name in ("item_ids", "titles", "quantizer", "policy", "source", "quality", "hash"):
         assert getattr(again, name) == getattr(bundle, name)
     assert sorted(file.name for file in (tmp_path / "ids").iterdir()) == [
         "codebooks.safetensors",

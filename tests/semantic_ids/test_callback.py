@@ -16,29 +16,29 @@ from sidrec.semantic_ids import callback as room
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.callback import SemanticIdCallback
 from sidrec.semantic_ids.collisions import ReassignLastLevel
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 from sidrec.types import ItemEmbeddings
 from tests.ranks import run_on_ranks
 
 NUM_ITEMS = 150
 
 
-def quantiser(sizes=(8, 8, 8)):
-    return RqKMeansQuantiser(
+def quantizer(sizes=(8, 8, 8)):
+    return RqKMeans(
         codebook_sizes=sizes,
         num_iterations=3,
         tolerance=0.0,
         num_redo=1,
         init="progressive",
         sample_rows_per_code=64,
-        normalise_residuals=False,
+        normalize_residuals=False,
         seed=1,
     )
 
 
 def new_callback(sizes=(8, 8, 8)):
     return SemanticIdCallback(
-        quantiser(sizes), ReassignLastLevel(), max_item_tokens=8, batch_size=4
+        quantizer(sizes), ReassignLastLevel(), max_item_tokens=8, batch_size=4
     )
 
 
@@ -198,17 +198,17 @@ def test_yaml_names_the_parts():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[L.Callback])
     parts = {
-        "quantiser": {
-            "class_path": "sidrec.semantic_ids.rq_kmeans.RqKMeansQuantiser",
-            "init_args": quantiser().settings() | {"name": None},
+        "quantizer": {
+            "class_path": "sidrec.RqKMeans",
+            "init_args": quantizer().settings() | {"name": None},
         },
-        "policy": {"class_path": "sidrec.semantic_ids.collisions.ReassignLastLevel"},
+        "policy": {"class_path": "sidrec.ReassignLastLevel"},
         "max_item_tokens": 64,
         "batch_size": 32,
     }
-    del parts["quantiser"]["init_args"]["name"]
-    path = "sidrec.semantic_ids.callback.SemanticIdCallback"
+    del parts["quantizer"]["init_args"]["name"]
+    path = "sidrec.SemanticIdCallback"
     config = parser.parse_object({"callbacks": [{"class_path": path, "init_args": parts}]})
     (made,) = parser.instantiate(config).callbacks
-    assert made.quantiser == quantiser()
+    assert made.quantizer == quantizer()
     assert made.policy == ReassignLastLevel()

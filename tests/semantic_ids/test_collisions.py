@@ -14,9 +14,9 @@ from sidrec.semantic_ids.collisions import (
     group_numbers,
 )
 from sidrec.semantic_ids.quality import identical_groups, level_usage, quality_of
-from tests.semantic_ids.made import quantiser_of, random_quantiser
+from tests.semantic_ids.made import quantizer_of, random_quantizer
 
-LINE = quantiser_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
+LINE = quantizer_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
 
 
 def resolve(policy, vectors, fitted):
@@ -85,7 +85,7 @@ def catalogues(draw):
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_ids_are_unique_and_prefixes_are_kept_where_there_is_room(catalogue):
     sizes, vectors, seed = catalogue
-    fitted = random_quantiser(sizes, dim=2, seed=seed)
+    fitted = random_quantizer(sizes, dim=2, seed=seed)
     codes, after = resolve(ReassignLastLevel(), vectors, fitted)
     assert len(after.codes.unique(dim=0)) == len(codes)
     assert ((after.codes >= 0) & (after.codes < torch.tensor(sizes))).all()
@@ -105,7 +105,7 @@ def test_ids_are_unique_and_prefixes_are_kept_where_there_is_room(catalogue):
 def test_no_item_overtakes_its_prefix_without_need(seed):
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(60, 3, generator=generator)
-    fitted = random_quantiser((8, 30), seed=seed)
+    fitted = random_quantizer((8, 30), seed=seed)
     codes, after = resolve(ReassignLastLevel(), vectors, fitted)
     crowded = torch.bincount(codes[:, 0], minlength=8) > 30
     calm = ~crowded[codes[:, 0]]
@@ -116,7 +116,7 @@ def test_added_error_is_near_the_best_assignment():
     from scipy.optimize import linear_sum_assignment
 
     vectors = torch.randn(30, 3) * 0.3
-    fitted = random_quantiser((1, 40))
+    fitted = random_quantizer((1, 40))
     codes, after = resolve(ReassignLastLevel(), vectors, fitted)
     errors = fitted.candidate_errors(vectors, codes[:, :1])
     best = errors[linear_sum_assignment(errors.numpy())].sum()
@@ -126,7 +126,7 @@ def test_added_error_is_near_the_best_assignment():
 
 def test_batches_of_groups_do_not_change_the_result(monkeypatch):
     vectors = torch.randn(400, 3)
-    fitted = random_quantiser((16, 40))
+    fitted = random_quantizer((16, 40))
     _, whole = resolve(ReassignLastLevel(), vectors, fitted)
     monkeypatch.setattr("sidrec.semantic_ids.spread._BATCH_CELLS", 800)
     _, parts = resolve(ReassignLastLevel(), vectors, fitted)
@@ -135,7 +135,7 @@ def test_batches_of_groups_do_not_change_the_result(monkeypatch):
 
 def test_a_hundred_thousand_items_take_seconds():
     vectors = torch.randn(100_000, 8)
-    fitted = random_quantiser((256, 256, 256), dim=8)
+    fitted = random_quantizer((256, 256, 256), dim=8)
     started = time.process_time()
     _, after = resolve(ReassignLastLevel(), vectors, fitted)
     assert time.process_time() - started < 10

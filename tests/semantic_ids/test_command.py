@@ -14,7 +14,7 @@ from sidrec.semantic_ids.command import main
 from sidrec.semantic_ids.vector_file import read_vector_file
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ids"
-SMALL = ["--quantiser.codebook_sizes=[16, 16]", "--quantiser.num_iterations=3"]
+SMALL = ["--quantizer.codebook_sizes=[16, 16]", "--quantizer.num_iterations=3"]
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_from_a_finished_run(vectors, tmp_path, capsys):
 def test_append_keeps_ids_and_says_so(vectors, tmp_path, capsys, name):
     file = write_npy(vectors, tmp_path)
     old, new = tmp_path / "old", tmp_path / "new"
-    sizes = "--quantiser.codebook_sizes=[16, 32]"
+    sizes = "--quantizer.codebook_sizes=[16, 32]"
     main([f"--embeddings={file}", f"--config={CONFIGS / name}.yaml", f"--out={old}", *SMALL, sizes])
     added = pl.DataFrame(
         {"embedding": vectors[:9].tolist(), "item_id": [f"n{i}" for i in range(9)]}
@@ -137,7 +137,7 @@ def test_a_catalogue_smaller_than_the_codebook_is_refused(vectors, tmp_path):
     rest = [f"--config={CONFIGS / 'default.yaml'}", f"--out={tmp_path / 'ids'}"]
     with pytest.raises(ConfigError, match="200 items, fewer than the 256 codes"):
         main([*rest, f"--embeddings={file}"])
-    main([*rest, f"--embeddings={file}", "--quantiser.shrink=true"])
+    main([*rest, f"--embeddings={file}", "--quantizer.shrink=true"])
     facts = json.loads((tmp_path / "ids" / "semantic_ids.json").read_text())
     assert facts["codebook_sizes"] == [200, 200, 200]
 
@@ -151,7 +151,7 @@ def test_a_misspelt_key_ends_with_code_2(vectors, tmp_path, capsys):
                 f"--embeddings={file}",
                 config,
                 f"--out={tmp_path / 'x'}",
-                "--quantiser.codebok_sizes=1",
+                "--quantizer.codebok_sizes=1",
             ]
         )
     assert stop.value.code == 2

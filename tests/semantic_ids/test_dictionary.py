@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.semantic_ids.atoms import DictionaryAtoms
-from sidrec.semantic_ids.dictionary import DictionaryQuantiser
-from sidrec.semantic_ids.fitted import load_quantiser
+from sidrec.semantic_ids.atoms import FittedDictionary
+from sidrec.semantic_ids.dictionary import Dictionary
+from sidrec.semantic_ids.fitted import load_quantizer
 from sidrec.semantic_ids.quality import relative_error
 from sidrec.semantic_ids.rows import CHUNK_ROWS, block_of_rank
 from tests.ranks import run_on_ranks
 
-SETTINGS = DictionaryQuantiser(
+SETTINGS = Dictionary(
     codebook_sizes=(16, 16, 16),
     signed=True,
     alpha=0.5,
@@ -26,17 +26,17 @@ SETTINGS = DictionaryQuantiser(
 
 
 def test_atoms_are_taken_by_size_and_named_with_their_direction():
-    atoms = DictionaryAtoms(torch.zeros(3), torch.eye(3), torch.ones(2, 6), signed=True)
+    atoms = FittedDictionary(torch.zeros(3), torch.eye(3), torch.ones(2, 6), signed=True)
     vectors = torch.tensor([[0.1, -5.0, 2.0], [3.0, 0.0, -4.0]])
     assert atoms.encode(vectors).tolist() == [[4, 2], [5, 0]]  # -e1 e2; -e2 e0
     assert atoms.decode(torch.tensor([[4, 2]])).tolist() == [[0.0, -1.0, 1.0]]
-    unsigned = DictionaryAtoms(torch.zeros(3), torch.eye(3), torch.ones(2, 3), signed=False)
+    unsigned = FittedDictionary(torch.zeros(3), torch.eye(3), torch.ones(2, 3), signed=False)
     assert unsigned.encode(vectors).tolist() == [[1, 2], [2, 0]]
 
 
 def test_stored_lengths_by_hand():
     lengths = torch.tensor([[2.0, 3.0], [5.0, 7.0]])
-    atoms = DictionaryAtoms(torch.tensor([1.0, 1.0]), torch.eye(2), lengths, signed=False)
+    atoms = FittedDictionary(torch.tensor([1.0, 1.0]), torch.eye(2), lengths, signed=False)
     assert atoms.decode(torch.tensor([[0, 1], [1, 0]])).tolist() == [[3.0, 8.0], [6.0, 4.0]]
     assert atoms.decode(torch.zeros((1, 0), dtype=torch.int64)).tolist() == [[1.0, 1.0]]
 
@@ -85,7 +85,7 @@ def test_more_levels_err_less_and_a_sign_is_worth_having(signed):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_laws_that_every_quantiser_keeps(signed):
+def test_laws_that_every_quantizer_keeps(signed):
     vectors = torch.randn(300, 6)
     fitted = replace(SETTINGS, signed=signed).fit(vectors)
     codes = fitted.encode(vectors)
@@ -95,7 +95,7 @@ def test_laws_that_every_quantiser_keeps(signed):
     tried = torch.cat([codes[:, :1], torch.full((300, 1), 5)], dim=1)
     expected = (vectors - fitted.decode(tried)).square().sum(dim=1)
     torch.testing.assert_close(errors[:, 5], expected, rtol=1e-4, atol=1e-5)
-    again = load_quantiser("dictionary", fitted.tensors())
+    again = load_quantizer("dictionary", fitted.tensors())
     assert torch.equal(again.encode(vectors), codes)
     assert torch.equal(again.decode(codes), fitted.decode(codes))
     second = replace(SETTINGS, signed=signed).fit(vectors)

@@ -5,25 +5,25 @@ import pytest
 import torch
 
 from sidrec.errors import DataError
-from sidrec.semantic_ids.fitted import load_quantiser
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.fitted import load_quantizer
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 
 
-def test_a_stored_quantiser_encodes_as_the_fitted_one():
+def test_a_stored_quantizer_encodes_as_the_fitted_one():
     vectors = torch.randn(40, 6)
-    fitted = RqKMeansQuantiser((4, 4), 5, 0.0, 1, "progressive", 16, True, 0).fit(vectors)
-    again = load_quantiser("rq_kmeans", fitted.tensors())
+    fitted = RqKMeans((4, 4), 5, 0.0, 1, "progressive", 16, True, 0).fit(vectors)
+    again = load_quantizer("rq_kmeans", fitted.tensors())
     torch.testing.assert_close(again.encode(vectors), fitted.encode(vectors))
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(DataError, match=r"quantiser is 'magic', expected one of .*rq_kmeans"):
-        load_quantiser("magic", {})
+    with pytest.raises(DataError, match=r"quantizer is 'magic', expected one of .*rq_kmeans"):
+        load_quantizer("magic", {})
 
 
 def test_missing_tensors_are_named():
-    with pytest.raises(DataError, match=r"lack the tensor 'normalised'"):
-        load_quantiser("rq_kmeans", {"level_1.codebook": torch.zeros(2, 3)})
+    with pytest.raises(DataError, match=r"lack the tensor 'normalized'"):
+        load_quantizer("rq_kmeans", {"level_1.codebook": torch.zeros(2, 3)})
 
 
 def test_decoding_needs_none_of_the_libraries_that_fit():

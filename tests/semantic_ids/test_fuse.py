@@ -1,4 +1,4 @@
-"""``sidrec fuse`` on bundles: which vectors are quantised, which are kept, what is refused."""
+"""``sidrec fuse`` on bundles: which vectors are quantized, which are kept, what is refused."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from sidrec.semantic_ids.fuse_command import main
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 from sidrec.types import ItemEmbeddings
-from tests.semantic_ids.test_callback import quantiser
+from tests.semantic_ids.test_callback import quantizer
 
 NUM_ITEMS = 40
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def bundle_of(seed, dim, corpus="c" * 64):
     vectors = torch.randn(NUM_ITEMS, dim, generator=torch.Generator().manual_seed(seed))
     return make_semantic_ids(
         ItemEmbeddings(torch.nn.functional.normalize(vectors, dim=1), f"hash{seed}", corpus),
-        quantiser=quantiser(),
+        quantizer=quantizer(),
         policy=ReassignLastLevel(),
         item_ids=[f"i{row}" for row in range(NUM_ITEMS)],
         titles=["t"] * NUM_ITEMS,
@@ -50,7 +50,7 @@ def fuse(folders, out, **changed):
         "fusion": "concat",
         "dim": None,
         "reader": None,
-        "quantiser": quantiser(),
+        "quantizer": quantizer(),
         "policy": ReassignLastLevel(),
         "device": CPU,
     }
@@ -83,9 +83,9 @@ def test_one_run_alone_gives_its_own_codes(folders, tmp_path):
 
 @pytest.fixture
 def ids_config(tmp_path):
-    made = quantiser()
+    made = quantizer()
     settings = {
-        "quantiser": {
+        "quantizer": {
             "class_path": f"{type(made).__module__}.{type(made).__name__}",
             "init_args": {
                 "codebook_sizes": [8, 8, 8],
@@ -94,11 +94,11 @@ def ids_config(tmp_path):
                 "num_redo": 1,
                 "init": "progressive",
                 "sample_rows_per_code": 64,
-                "normalise_residuals": False,
+                "normalize_residuals": False,
                 "seed": 1,
             },
         },
-        "policy": {"class_path": "sidrec.semantic_ids.collisions.ReassignLastLevel"},
+        "policy": {"class_path": "sidrec.ReassignLastLevel"},
     }
     (tmp_path / "ids.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path / "ids.yaml"
@@ -119,7 +119,7 @@ def prefix_config(tmp_path):
             "seed": 0,
         },
         "policy": {
-            "class_path": "sidrec.semantic_ids.collisions.ExtraLevel",
+            "class_path": "sidrec.ExtraLevel",
             "init_args": {"num_codes": NUM_ITEMS},
         },
     }
@@ -151,7 +151,7 @@ def test_each_task_gets_ids_of_its_own(
     own = SemanticIdBundle.load(folders / "search")
     assert torch.equal(made.item_vectors, own.embeddings.vectors)
     if fusion == "separate":
-        assert torch.equal(search, own.table.codes)  # the same vectors, the same quantiser
+        assert torch.equal(search, own.table.codes)  # the same vectors, the same quantizer
     assert made.bundles["search"].source["fusion"] == fusion
 
 
@@ -160,9 +160,9 @@ def test_each_task_gets_ids_of_its_own(
     [
         ("separate", "ids", [], "--fusion separate needs --and RUN"),
         ("separate", "ids", ["--and", "rec", "--dim", "4"], "takes no --dim"),
-        ("separate", "prefix", ["--and", "rec"], "separate needs quantiser and no prefix_share"),
+        ("separate", "prefix", ["--and", "rec"], "separate needs quantizer and no prefix_share"),
         ("prefix_share", "ids", ["--and", "rec"], "prefix_share needs prefix_share and no quant"),
-        ("none", "prefix", [], "--fusion none needs quantiser"),
+        ("none", "prefix", [], "--fusion none needs quantizer"),
     ],
 )
 def test_wrong_parts_of_task_ids_are_refused(

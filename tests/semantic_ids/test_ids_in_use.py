@@ -10,9 +10,9 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.collisions import ExtraLevel, KeepCollisions, ReassignLastLevel
 from sidrec.semantic_ids.sinkhorn import SinkhornLastLevel, priced
 from sidrec.semantic_ids.stored_policy import load_policy
-from tests.semantic_ids.made import quantiser_of, random_quantiser
+from tests.semantic_ids.made import quantizer_of, random_quantizer
 
-LINE = quantiser_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
+LINE = quantizer_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
 UNIQUE = [ReassignLastLevel(), SinkhornLastLevel(epsilon=0.05, num_iterations=10)]
 ALL = [*UNIQUE, ExtraLevel(num_codes=60), KeepCollisions(), ReassignLastLevel(capacity=2)]
 
@@ -51,7 +51,7 @@ def test_extra_level_takes_the_lowest_numbers_not_in_use():
 @given(st.integers(0, 300), st.integers(0, 40), st.integers(1, 30), st.sampled_from(ALL))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_new_ids_keep_off_those_in_use(seed, num_old, num_new, policy):
-    fitted = random_quantiser((3, 4, 6), seed=seed % 5)
+    fitted = random_quantizer((3, 4, 6), seed=seed % 5)
     generator = torch.Generator().manual_seed(seed)
     # few distinct values, so that items with identical vectors abound
     vectors = torch.randint(0, 2, (num_old + num_new, 3), generator=generator).float()
@@ -108,7 +108,7 @@ def test_sinkhorn_comes_near_the_best_assignment():
         found = best = 0.0
         for seed in range(10):
             vectors = torch.randn(30, 3, generator=torch.Generator().manual_seed(seed)) * 0.1
-            fitted = random_quantiser((1, 40), seed=seed)
+            fitted = random_quantizer((1, 40), seed=seed)
             errors = fitted.candidate_errors(vectors, torch.zeros(30, 1, dtype=torch.int64))
             best += errors[linear_sum_assignment(errors.numpy())].sum().item()
             codes = resolve(policy, vectors, fitted)
@@ -120,7 +120,7 @@ def test_sinkhorn_comes_near_the_best_assignment():
 
 def test_sinkhorn_moves_nobody_who_shares_with_nobody():
     vectors = torch.randn(60, 3)
-    fitted = random_quantiser((4, 30))
+    fitted = random_quantizer((4, 30))
     codes = fitted.encode(vectors)
     after = resolve(SinkhornLastLevel(epsilon=0.05, num_iterations=20), vectors, fitted)
     _, group, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""Neighbours, attributes, differences and the picture."""
+"""Neighbors, attributes, differences and the picture."""
 
 import subprocess
 import sys
@@ -18,8 +18,8 @@ from sidrec.semantic_ids.attributes import (
 )
 from sidrec.semantic_ids.collisions import KeepCollisions, ReassignLastLevel
 from sidrec.semantic_ids.difference import difference, difference_table
-from sidrec.semantic_ids.foundry import append, fit
-from sidrec.semantic_ids.neighbours import nearest_items, neighbour_preservation, sample_of_items
+from sidrec.semantic_ids.foundry import append_ids, fit_ids
+from sidrec.semantic_ids.neighbors import nearest_items, neighbor_preservation, sample_of_items
 from sidrec.semantic_ids.picture import save_picture
 from sidrec.semantic_ids.quality import level_usage
 from sidrec.semantic_ids.report import quality_table
@@ -33,21 +33,21 @@ def test_gini_by_hand():
     assert level_usage(torch.tensor([1, 2, 2, 2]), num_codes=3)["gini"] == pytest.approx(0.5)
 
 
-def test_neighbours_agree_with_all_distances(monkeypatch):
-    monkeypatch.setattr("sidrec.semantic_ids.neighbours.CHUNK_ROWS", 70)
+def test_neighbors_agree_with_all_distances(monkeypatch):
+    monkeypatch.setattr("sidrec.semantic_ids.neighbors.CHUNK_ROWS", 70)
     vectors = torch.randn(300, 5)
     queries = torch.tensor([0, 69, 70, 299])
     far = torch.cdist(vectors[queries], vectors)
     far[torch.arange(4), queries] = torch.inf
     expected = far.topk(10, largest=False).indices
-    assert torch.equal(nearest_items(vectors, queries, num_neighbours=10), expected)
+    assert torch.equal(nearest_items(vectors, queries, num_neighbors=10), expected)
 
 
-def test_neighbour_preservation_by_hand():
+def test_neighbor_preservation_by_hand():
     vectors = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
-    assert neighbour_preservation(vectors, torch.tensor([0, 0, 1, 1])) == pytest.approx(1 / 3)
-    assert neighbour_preservation(vectors, torch.tensor([2, 2, 2, 2])) == 1.0
-    assert neighbour_preservation(vectors[:1], torch.tensor([2])) == 1.0
+    assert neighbor_preservation(vectors, torch.tensor([0, 0, 1, 1])) == pytest.approx(1 / 3)
+    assert neighbor_preservation(vectors, torch.tensor([2, 2, 2, 2])) == 1.0
+    assert neighbor_preservation(vectors[:1], torch.tensor([2])) == 1.0
 
 
 def test_the_sample_of_items_is_bounded_and_always_the_same():
@@ -136,9 +136,9 @@ def test_attribute_files_that_do_not_serve_are_refused(tmp_path):
 
 def made(num_items=120, policy=None, **options):
     vectors = torch.randn(num_items, 6, generator=torch.Generator().manual_seed(1))
-    return fit(
+    return fit_ids(
         vectors,
-        quantiser=small_settings(4, 8, 16),
+        quantizer=small_settings(4, 8, 16),
         policy=policy or KeepCollisions(),
         item_ids=[f"m{row}" for row in range(num_items)],
         **options,
@@ -158,14 +158,14 @@ def test_purity_enters_report_and_table():
 
 def test_a_bundle_of_an_older_version_still_has_a_table():
     bundle = made()
-    for key in [key for key in bundle.quality if "gini" in key or "neighbour" in key]:
+    for key in [key for key in bundle.quality if "gini" in key or "neighbor" in key]:
         del bundle.quality[key]
     assert "perplexity" in quality_table(bundle)
 
 
 def test_difference_by_hand():
     a = made(policy=KeepCollisions())
-    b = append(a, torch.randn(3, 6), item_ids=["x", "y", "z"])
+    b = append_ids(a, torch.randn(3, 6), item_ids=["x", "y", "z"])
     found = difference(a, b)
     assert (found.added, found.removed, found.changed) == (["x", "y", "z"], [], [])
     assert found.changed_fraction == [0, 0, 0]
@@ -190,9 +190,9 @@ def test_difference_by_hand():
 def test_items_are_compared_by_id_not_by_row():
     a = made()
     order = list(range(119, -1, -1))
-    b = fit(
+    b = fit_ids(
         a.embeddings.vectors[order],
-        quantiser=small_settings(4, 8, 16),
+        quantizer=small_settings(4, 8, 16),
         policy=KeepCollisions(),
         item_ids=[a.item_ids[row] for row in order],
     )

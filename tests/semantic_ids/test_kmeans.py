@@ -109,12 +109,12 @@ def test_one_rank_holds_all_rows():
 
 @pytest.mark.parametrize("start", [greedy_start, plus_plus_start, progressive_start])
 def test_starts_find_separated_clusters(start):
-    centres = torch.diag(torch.tensor([50.0, 80.0, 120.0, 170.0, 240.0, 330.0]))
-    vectors = (centres.repeat(50, 1) + torch.randn(300, 6)).float()
+    centers = torch.diag(torch.tensor([50.0, 80.0, 120.0, 170.0, 240.0, 330.0]))
+    vectors = (centers.repeat(50, 1) + torch.randn(300, 6)).float()
     found = start(vectors, num_codes=6, generator=torch.Generator().manual_seed(1))
     result = k_means(rows_of(vectors), found, num_iterations=10, tolerance=0.0)
     assert result.objectives[-1] < 2 * 6
-    assert nearest(centres, result.centroids)[1].unique().numel() == 6
+    assert nearest(centers, result.centroids)[1].unique().numel() == 6
 
 
 @pytest.mark.parametrize("start", [central_start, greedy_start, plus_plus_start, progressive_start])

@@ -7,19 +7,19 @@ from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions import ExtraLevel, ReassignLastLevel
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.rows import CHUNK_ROWS
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 from sidrec.types import ItemEmbeddings
 from tests.ranks import run_on_ranks
 
 NUM_ITEMS = CHUNK_ROWS + 300
-QUANTISER = RqKMeansQuantiser(
+QUANTIZER = RqKMeans(
     codebook_sizes=(16, 16, 64),
     num_iterations=3,
     tolerance=0.0,
     num_redo=1,
     init="progressive",
     sample_rows_per_code=64,
-    normalise_residuals=False,
+    normalize_residuals=False,
     seed=1,
 )
 
@@ -28,7 +28,7 @@ def make(policy):
     vectors = torch.randn(NUM_ITEMS, 8, generator=torch.Generator().manual_seed(2))
     return make_semantic_ids(
         ItemEmbeddings(vectors, "external", "f" * 64),
-        quantiser=QUANTISER,
+        quantizer=QUANTIZER,
         policy=policy,
         item_ids=[f"m{row}" for row in range(NUM_ITEMS)],
         titles=["title"] * NUM_ITEMS,

@@ -20,15 +20,15 @@ import torch
 from sidrec.semantic_ids import spread
 from sidrec.semantic_ids.collisions import ReassignLastLevel
 from sidrec.semantic_ids.maker import make_semantic_ids
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 from sidrec.semantic_ids.vector_file import read_vector_file
-from tests.semantic_ids.made import random_quantiser
+from tests.semantic_ids.made import random_quantizer
 
-class Fixed(Quantiser):
+class Fixed(Quantizer):
     def settings(self):
         return {{"name": "rq_kmeans"}}
     def fit(self, vectors):
-        return random_quantiser((32, 32, 128), dim={DIM})
+        return random_quantizer((32, 32, 128), dim={DIM})
 
 def anonymous():
     rows = Path("/proc/self/status").read_text().splitlines()
@@ -41,7 +41,7 @@ def watch():
 def make(source, out):
     read = read_vector_file(source)
     make_semantic_ids(
-        read.embeddings, quantiser=Fixed(), policy=ReassignLastLevel(), item_ids=read.item_ids,
+        read.embeddings, quantizer=Fixed(), policy=ReassignLastLevel(), item_ids=read.item_ids,
         titles=read.titles, source={{}}, device=torch.device("cpu"),
     ).save(out)
 

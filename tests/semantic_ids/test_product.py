@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.semantic_ids.fitted import load_quantiser
-from sidrec.semantic_ids.product import ProductQuantiser
-from sidrec.semantic_ids.product_codebooks import ProductCodebooks
+from sidrec.semantic_ids.fitted import load_quantizer
+from sidrec.semantic_ids.product import ProductQuantizer
+from sidrec.semantic_ids.product_codebooks import FittedProductQuantizer
 from sidrec.semantic_ids.quality import relative_error
 from sidrec.semantic_ids.rows import CHUNK_ROWS, block_of_rank
 from tests.ranks import run_on_ranks
 
 faiss = pytest.importorskip("faiss", reason="neither extra `cpu` nor `gpu` is installed")
 
-SETTINGS = ProductQuantiser(
+SETTINGS = ProductQuantizer(
     codebook_sizes=(8, 8, 8),
     rotate=False,
     num_iterations=10,
@@ -27,7 +27,7 @@ SETTINGS = ProductQuantiser(
 
 def test_each_level_codes_its_own_part_by_hand():
     books = (torch.tensor([[0.0], [10.0]]), torch.tensor([[0.0], [4.0]]))
-    fitted = ProductCodebooks(torch.eye(2), torch.tensor([7.0, 2.5]), books)
+    fitted = FittedProductQuantizer(torch.eye(2), torch.tensor([7.0, 2.5]), books)
     assert fitted.encode(torch.tensor([[9.0, 1.0], [1.0, 3.0]])).tolist() == [[1, 0], [0, 1]]
     assert fitted.decode(torch.tensor([[1, 1], [0, 0]])).tolist() == [[10.0, 4.0], [0.0, 0.0]]
     assert fitted.decode(torch.tensor([[1]])).tolist() == [[10.0, 2.5]]  # the rest: the mean
@@ -36,7 +36,7 @@ def test_each_level_codes_its_own_part_by_hand():
 def test_a_quarter_turn_by_hand():
     books = (torch.tensor([[0.0], [10.0]]), torch.tensor([[0.0], [4.0]]))
     turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # (x, y) -> (y, -x)
-    fitted = ProductCodebooks(turn, torch.zeros(2), books)
+    fitted = FittedProductQuantizer(turn, torch.zeros(2), books)
     assert fitted.encode(torch.tensor([[-4.0, 10.0]])).tolist() == [[1, 1]]
     assert fitted.decode(torch.tensor([[1, 1]])).tolist() == [[-4.0, 10.0]]
 
@@ -69,10 +69,10 @@ def test_a_rotation_helps_where_parts_are_uneven():
 
 
 @pytest.mark.parametrize("rotate", [False, True])
-def test_laws_that_every_quantiser_keeps(rotate):
+def test_laws_that_every_quantizer_keeps(rotate):
     vectors = torch.randn(500, 12) + 1
-    quantiser = replace(SETTINGS, rotate=rotate)
-    fitted = quantiser.fit(vectors)
+    quantizer = replace(SETTINGS, rotate=rotate)
+    fitted = quantizer.fit(vectors)
     codes = fitted.encode(vectors)
     assert torch.equal(fitted.complete(vectors, codes[:, :2]), codes)
     errors = fitted.candidate_errors(vectors, codes[:, :1])
@@ -82,10 +82,10 @@ def test_laws_that_every_quantiser_keeps(rotate):
     assert torch.equal(errors.argmin(dim=1), codes[:, 1])
     by_levels = [relative_error(vectors, codes[:, :levels], fitted) for levels in (1, 2, 3)]
     assert 1 > by_levels[0] > by_levels[1] > by_levels[2] > 0
-    again = load_quantiser(quantiser.settings()["name"], fitted.tensors())
+    again = load_quantizer(quantizer.settings()["name"], fitted.tensors())
     assert torch.equal(again.encode(vectors), codes)
     assert torch.equal(again.decode(codes), fitted.decode(codes))
-    second = quantiser.fit(vectors)
+    second = quantizer.fit(vectors)
     assert all(torch.equal(second.tensors()[k], v) for k, v in fitted.tensors().items())
 
 
@@ -106,7 +106,7 @@ def test_encoding_needs_no_faiss(monkeypatch):
     vectors = torch.randn(100, 12)
     fitted = SETTINGS.fit(vectors)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    again = load_quantiser("pq", fitted.tensors())
+    again = load_quantizer("pq", fitted.tensors())
     assert torch.equal(again.decode(again.encode(vectors)), fitted.decode(fitted.encode(vectors)))
 
 

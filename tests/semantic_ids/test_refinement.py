@@ -5,25 +5,25 @@ import torch
 
 from sidrec.semantic_ids.quality import relative_error
 from sidrec.semantic_ids.refinement import refined
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.rq_codebooks import FittedRqKMeans
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 
-SETTINGS = RqKMeansQuantiser((16, 12, 8), 8, 0.0, 1, "central", 64, False, 1)
+SETTINGS = RqKMeans((16, 12, 8), 8, 0.0, 1, "central", 64, False, 1)
 
 
 def test_levels_move_by_hand():
     books = (torch.tensor([[0.0], [10.0]]), torch.tensor([[0.0], [1.0]]))
-    fitted = RqKMeans(books, (torch.ones(1), torch.ones(2)), normalised=False)
+    fitted = FittedRqKMeans(books, (torch.ones(1), torch.ones(2)), normalized=False)
     vectors, codes = torch.tensor([[0.0], [2.0], [14.0]]), torch.tensor([[0, 0], [0, 1], [1, 1]])
     # errors 0, 1, 3: code 1 of level 2 moves by 2; left are 0, -1, 1: level 1 moves by -1/2 and 1
     again = refined(vectors, codes, fitted)
     assert [book.flatten().tolist() for book in again.codebooks] == [[-0.5, 11.0], [0.0, 3.0]]
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_error_falls_while_codes_stay(normalise):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_error_falls_while_codes_stay(normalize):
     vectors = torch.randn(400, 6)
-    fitted = replace(SETTINGS, normalise_residuals=normalise).fit(vectors)
+    fitted = replace(SETTINGS, normalize_residuals=normalize).fit(vectors)
     codes = fitted.encode(vectors)
     errors = [relative_error(vectors, codes, fitted)]
     for _ in range(3):

@@ -7,48 +7,48 @@ from sidrec.distributed import gather_rows
 from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.quality import level_usage, relative_error
 from sidrec.semantic_ids.rows import CHUNK_ROWS, block_of_rank
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser, fit_rq_kmeans
+from sidrec.semantic_ids.rq_codebooks import FittedRqKMeans
+from sidrec.semantic_ids.rq_kmeans import RqKMeans, fit_rq_kmeans
 from tests.ranks import run_on_ranks
 
-SETTINGS = RqKMeansQuantiser(
+SETTINGS = RqKMeans(
     codebook_sizes=(16, 12, 8),
     num_iterations=8,
     tolerance=0.0,
     num_redo=1,
     init="progressive",
     sample_rows_per_code=64,
-    normalise_residuals=False,
+    normalize_residuals=False,
     seed=1,
 )
 
 
 def encode_by_hand(vectors, fitted):
-    """The definition, item by item, with no vectorisation."""
+    """The definition, item by item, with no vectorization."""
     rows = []
     for vector in vectors:
         decoded, row = torch.zeros_like(vector), []
         for level, codebook in enumerate(fitted.codebooks):
             residual = vector - decoded
-            if fitted.normalised and level > 0:
+            if fitted.normalized and level > 0:
                 residual = residual / residual.norm()
             row.append(min(range(len(codebook)), key=lambda c: (residual - codebook[c]).norm()))
-            length = fitted.lengths[level][row[-2]] if fitted.normalised and level > 0 else 1.0
+            length = fitted.lengths[level][row[-2]] if fitted.normalized and level > 0 else 1.0
             decoded = decoded + length * codebook[row[-1]]
         rows.append(row)
     return torch.tensor(rows)
 
 
-def test_each_level_quantises_what_is_left():
+def test_each_level_quantizes_what_is_left():
     codebooks = (torch.tensor([[0.0, 0.0], [10.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
-    fitted = RqKMeans(codebooks, (torch.ones(1), torch.ones(2)), normalised=False)
+    fitted = FittedRqKMeans(codebooks, (torch.ones(1), torch.ones(2)), normalized=False)
     assert fitted.encode(torch.tensor([[0.1, 0.9], [9.8, 0.1]])).tolist() == [[0, 1], [1, 0]]
     assert fitted.decode(torch.tensor([[1, 1]])).tolist() == [[10.0, 1.0]]
 
 
 def test_stored_lengths_scale_directions_by_hand():
     codebooks = (torch.tensor([[0.0, 0.0], [10.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    fitted = RqKMeans(codebooks, (torch.ones(1), torch.tensor([2.0, 3.0])), normalised=True)
+    fitted = FittedRqKMeans(codebooks, (torch.ones(1), torch.tensor([2.0, 3.0])), normalized=True)
     assert fitted.encode(torch.tensor([[0.1, 0.9], [10.0, 4.0]])).tolist() == [[0, 1], [1, 1]]
     assert fitted.decode(torch.tensor([[0, 1], [1, 1]])).tolist() == [[0.0, 2.0], [10.0, 3.0]]
 
@@ -57,16 +57,16 @@ def test_fitted_lengths_are_the_mean_norm_where_directions_are_exact():
     # around each of two far cells, residuals of lengths 1 and 3 in two opposite directions
     around = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [3.0, 0.0], [-3.0, 0.0]]).repeat(4, 1)
     vectors = torch.cat([around + torch.tensor([0.0, 90.0]), 2 * around])
-    settings = replace(SETTINGS, codebook_sizes=(2, 2), normalise_residuals=True)
+    settings = replace(SETTINGS, codebook_sizes=(2, 2), normalize_residuals=True)
     fitted = fit_rq_kmeans(vectors, settings)
     assert sorted(fitted.lengths[1].tolist()) == pytest.approx([2.0, 4.0], rel=1e-5)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("init", ["greedy-mixed", "mixed", "k-means++", "progressive"])
-def test_encode_agrees_with_definition_and_decode_gets_nearer(normalise, init):
+def test_encode_agrees_with_definition_and_decode_gets_nearer(normalize, init):
     vectors = torch.randn(300, 6)
-    settings = replace(SETTINGS, normalise_residuals=normalise, init=init)
+    settings = replace(SETTINGS, normalize_residuals=normalize, init=init)
     fitted = fit_rq_kmeans(vectors, settings)
     codes = fitted.encode(vectors)
     assert codes[:60].equal(encode_by_hand(vectors[:60], fitted))
@@ -74,10 +74,10 @@ def test_encode_agrees_with_definition_and_decode_gets_nearer(normalise, init):
     assert 1 > errors[0] > errors[1] > errors[2] > 0
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_candidate_errors_are_those_of_decoding(normalise):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_candidate_errors_are_those_of_decoding(normalize):
     vectors = torch.randn(200, 6)
-    fitted = fit_rq_kmeans(vectors, replace(SETTINGS, normalise_residuals=normalise))
+    fitted = fit_rq_kmeans(vectors, replace(SETTINGS, normalize_residuals=normalize))
     codes = fitted.encode(vectors)
     errors = fitted.candidate_errors(vectors, codes[:, :1])
     tried = torch.cat([codes[:, :1], torch.full((200, 1), 5)], dim=1)
@@ -88,8 +88,8 @@ def test_candidate_errors_are_those_of_decoding(normalise):
 def test_a_beam_as_wide_as_all_prefixes_finds_the_best_code():
     vectors = torch.randn(60, 4)
     few = replace(SETTINGS, codebook_sizes=(4, 3, 5), beam_width=12)
-    for normalise in (False, True):
-        fitted = fit_rq_kmeans(vectors, replace(few, normalise_residuals=normalise))
+    for normalize in (False, True):
+        fitted = fit_rq_kmeans(vectors, replace(few, normalize_residuals=normalize))
         every = torch.cartesian_prod(torch.arange(4), torch.arange(3), torch.arange(5))
         errors = torch.cdist(vectors, fitted.decode(every))
         best = errors.min(dim=1).values
@@ -106,7 +106,7 @@ def test_wider_beams_lose_less_and_are_stored():
     lost = []
     for width in (1, 2, 8):
         fitted = fit_rq_kmeans(vectors, replace(SETTINGS, beam_width=width))
-        again = RqKMeans.from_tensors(fitted.tensors())
+        again = FittedRqKMeans.from_tensors(fitted.tensors())
         codes = again.encode(vectors)
         assert codes.equal(fitted.encode(vectors))
         lost.append(relative_error(vectors, codes, fitted))
@@ -116,7 +116,7 @@ def test_wider_beams_lose_less_and_are_stored():
 def test_tensors_of_older_bundles_are_greedy():
     fitted = fit_rq_kmeans(torch.randn(50, 6), replace(SETTINGS, beam_width=3))
     older = {name: t for name, t in fitted.tensors().items() if name != "beam_width"}
-    again = RqKMeans.from_tensors(older)
+    again = FittedRqKMeans.from_tensors(older)
     assert (again.beam_width, again.codebook_sizes) == (1, (16, 12, 8))
 
 
@@ -148,9 +148,9 @@ def test_dtype_and_strides_do_not_matter(dtype):
     assert torch.equal(fitted.encode(vectors), plain.encode(vectors.float().contiguous()))
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_constant_and_zero_vectors_have_codes_and_no_error(normalise):
-    settings = replace(SETTINGS, normalise_residuals=normalise)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_constant_and_zero_vectors_have_codes_and_no_error(normalize):
+    settings = replace(SETTINGS, normalize_residuals=normalize)
     for vectors in (torch.full((40, 6), 0.3), torch.zeros(40, 6)):
         fitted = fit_rq_kmeans(vectors, settings)
         codes = fitted.encode(vectors)
@@ -159,11 +159,11 @@ def test_constant_and_zero_vectors_have_codes_and_no_error(normalise):
         assert relative_error(vectors, codes, fitted) == 0.0
 
 
-def test_stored_tensors_build_the_same_quantiser():
+def test_stored_tensors_build_the_same_quantizer():
     vectors = torch.randn(300, 6)
-    fitted = fit_rq_kmeans(vectors, replace(SETTINGS, normalise_residuals=True))
-    again = RqKMeans.from_tensors(fitted.tensors())
-    assert again.normalised
+    fitted = fit_rq_kmeans(vectors, replace(SETTINGS, normalize_residuals=True))
+    again = FittedRqKMeans.from_tensors(fitted.tensors())
+    assert again.normalized
     assert again.beam_width == 1
     assert torch.equal(again.decode(fitted.encode(vectors)), fitted.decode(again.encode(vectors)))
 
@@ -178,8 +178,8 @@ def test_a_mixed_start_differs_from_its_first_one_at_the_last_level(names):
 
 @pytest.mark.parametrize("init", ["central", "greedy", "progressive"])
 def test_levels_stay_even_on_clustered_vectors(init):
-    centres = torch.randn(8, 32) * 4
-    vectors = centres[torch.randint(8, (3000,))] + torch.randn(3000, 32)
+    centers = torch.randn(8, 32) * 4
+    vectors = centers[torch.randint(8, (3000,))] + torch.randn(3000, 32)
     fitted = fit_rq_kmeans(vectors, replace(SETTINGS, codebook_sizes=(32, 32, 32), init=init))
     codes = fitted.encode(vectors)
     perplexities = [level_usage(codes[:, n], num_codes=32)["perplexity"] for n in range(3)]
@@ -232,17 +232,17 @@ def test_settings_out_of_range_are_refused(change, message):
 
 def _unchecked(**settings):
     """Build without the type checker of the test run: YAML brings such values too."""
-    quantiser = object.__new__(RqKMeansQuantiser)
+    quantizer = object.__new__(RqKMeans)
     for name, value in settings.items():
-        object.__setattr__(quantiser, name, value)
-    quantiser.__post_init__()
+        object.__setattr__(quantizer, name, value)
+    quantizer.__post_init__()
 
 
 def _vectors():
     generator = torch.Generator().manual_seed(5)
-    centres = torch.randn(30, 24, generator=generator) * 2
+    centers = torch.randn(30, 24, generator=generator) * 2
     which = torch.randint(30, (2 * CHUNK_ROWS + 500,), generator=generator)
-    return centres[which] + torch.randn(len(which), 24, generator=generator)
+    return centers[which] + torch.randn(len(which), 24, generator=generator)
 
 
 def _fit_block(rank, world_size, tmp_path):
@@ -267,7 +267,7 @@ def _varied():
     return [
         replace(few, beam_width=2, refine_rounds=2),
         replace(few, init="progressive", train_rows_per_code=300),  # 4,800 of 8,692 rows
-        replace(few, init="k-means++", normalise_residuals=True, refine_rounds=1),
+        replace(few, init="k-means++", normalize_residuals=True, refine_rounds=1),
         replace(few, init="greedy-mixed", refine_rounds=2, train_rows_per_code=300),
     ]
 

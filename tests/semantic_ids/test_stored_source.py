@@ -27,7 +27,7 @@ def run(tmp_path, corpus_folder):
     corpus = Corpus.load(corpus_folder)
     make_semantic_ids(
         ItemEmbeddings(torch.randn(corpus.num_items, 4), "e" * 64, corpus.fingerprint),
-        quantiser=small_settings(4, 4),
+        quantizer=small_settings(4, 4),
         policy=KeepCollisions(),
         item_ids=corpus.item_ids(),
         titles=corpus.item_titles(),

@@ -10,7 +10,7 @@ FIT = """
 import sys, threading, time
 import numpy as np, torch
 from pathlib import Path
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 vectors = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))
 before = anonymous()
 threading.Thread(target=watch, daemon=True).start()
-fitted = RqKMeansQuantiser((8, 8), 2, 0.0, 1, "central", 64, False, 1).fit(vectors)
+fitted = RqKMeans((8, 8), 2, 0.0, 1, "central", 64, False, 1).fit(vectors)
 codes = fitted.encode(vectors)
 assert len(codes.unique(dim=0)) > 32
 print(max(seen) - before)

@@ -12,7 +12,7 @@ from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 from sidrec.semantic_ids.task_ids.makers import prefix_share_ids, separate_ids
 from sidrec.semantic_ids.task_ids.prefix_share import PrefixShareSettings, fit_prefix_share
 from sidrec.types import ItemEmbeddings
-from tests.semantic_ids.test_callback import quantiser
+from tests.semantic_ids.test_callback import quantizer
 
 SETTINGS = PrefixShareSettings(
     shared_codes=4,
@@ -73,7 +73,7 @@ def test_codes_tell_more_than_none(vectors):
     fitted = fit_prefix_share(*(vectors[t].vectors for t in ("search", "recommendation")), SETTINGS)
     for task, error in fitted.errors.items():
         assert error < 0.8, task  # 1 is what a constant leaves
-        codes = fitted.quantisers[task].encode(fitted.latents)
+        codes = fitted.quantizers[task].encode(fitted.latents)
         assert len(codes[:, 0].unique()) > 1
         assert len(codes[:, 1].unique()) > 1
 
@@ -87,7 +87,7 @@ def test_a_seed_decides_everything(vectors, first, other):
 def test_separate_tasks_share_nothing(vectors, tmp_path):
     ids = separate_ids(
         vectors,
-        quantiser=quantiser(),
+        quantizer=quantizer(),
         policy=ReassignLastLevel(),
         item_ids=[str(n) for n in range(NUM_ITEMS)],
         titles=[""] * NUM_ITEMS,

@@ -20,7 +20,7 @@ from sidrec.distributed import gather_objects, rank_and_world_size
 from sidrec.encoder.dense import own_slice
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss_guard import finite_mean
-from sidrec.encoder.optimiser import optimiser_of
+from sidrec.encoder.optimizer import optimizer_of
 from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.predictions import predictions_of_ranked, write_predictions
@@ -116,8 +116,8 @@ class SasRec(L.LightningModule):
             write_json(run.metrics, figures)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over all weights, and its schedule by optimiser step."""
-        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
+        """Return AdamW over all weights, and its schedule by optimizer step."""
+        return optimizer_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make weights of the checkpoint's sizes when there are none yet."""

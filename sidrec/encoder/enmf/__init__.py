@@ -1,1 +1,1 @@
-"""Efficient neural matrix factorisation: item embeddings from interactions alone."""
+"""Efficient neural matrix factorization: item embeddings from interactions alone."""

@@ -80,7 +80,7 @@ class UserDataModule(RowDataModule[UserBatch]):
     def lay_out(self, rank: int, world_size: int) -> UserBatches:
         """Return the training batches of a rank."""
         train = self.corpus.train_interactions()
-        check_train_only(self.corpus, train, "matrix factorisation")
+        check_train_only(self.corpus, train, "matrix factorization")
         users = np.flatnonzero(np.diff(train.user_starts) > 0)
         starts, items = (
             np.asarray(column, np.int64) for column in (train.user_starts, train.item_index)

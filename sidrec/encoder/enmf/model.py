@@ -31,7 +31,7 @@ class FactorTower(nn.Module):
 
     @torch.no_grad()
     def item_vectors(self) -> Float[Tensor, "item dim"]:
-        """Return the L2-normalised item vectors, on the CPU: what is quantised."""
+        """Return the L2-normalized item vectors, on the CPU: what is quantized."""
         return F.normalize(self.items.weight.detach().float(), dim=-1).cpu()
 
     @torch.no_grad()

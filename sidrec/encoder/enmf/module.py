@@ -17,7 +17,7 @@ from sidrec.encoder.enmf.loss import enmf_loss, negative_weights_of
 from sidrec.encoder.enmf.model import FactorTower
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss_guard import finite_mean
-from sidrec.encoder.optimiser import optimiser_of
+from sidrec.encoder.optimizer import optimizer_of
 from sidrec.errors import ConfigError, RunError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.permutation import key_of
@@ -27,7 +27,7 @@ KS = (10, 30)
 
 
 class Enmf(L.LightningModule):
-    """Efficient neural matrix factorisation; its item vectors are the ``rec`` embeddings.
+    """Efficient neural matrix factorization; its item vectors are the ``rec`` embeddings.
 
     Args:
         dim: Length of the vectors.
@@ -115,8 +115,8 @@ class Enmf(L.LightningModule):
         self._log_recalls("test", split)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over all vectors, and its schedule by optimiser step."""
-        return optimiser_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
+        """Return AdamW over all vectors, and its schedule by optimizer step."""
+        return optimizer_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make vectors of the checkpoint's sizes when there are none yet."""

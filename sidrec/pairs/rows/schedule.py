@@ -14,7 +14,7 @@ from sidrec.pairs.permutation import key_of, permute
 class RowSchedule:
     """Everything that decides an epoch's batches, for all ranks.
 
-    Every row is seen in every epoch. Ranks hold neighbouring slices of one global batch; what the
+    Every row is seen in every epoch. Ranks hold neighboring slices of one global batch; what the
     last one lacks is filled up with the first rows of the same shuffle, so that all batches of
     all ranks have the same size.
 

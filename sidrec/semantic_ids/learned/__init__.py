@@ -1,1 +1,1 @@
-"""Quantisers that are neural networks: trained by Lightning, then fixed tensors like the others."""
+"""Quantizers that are neural networks: trained by Lightning, then fixed tensors like the others."""

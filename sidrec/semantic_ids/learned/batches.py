@@ -44,7 +44,7 @@ class VectorBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VectorBatches(Dataset[VectorBatch]):
-    """Batch by number, for one rank; ranks hold neighbouring slices of one global batch.
+    """Batch by number, for one rank; ranks hold neighboring slices of one global batch.
 
     Attributes:
         vectors: Of the whole catalogue.

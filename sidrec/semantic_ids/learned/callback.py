@@ -1,4 +1,4 @@
-"""At the end of a quantiser's training: its Semantic IDs, as the encoder's callback makes them."""
+"""At the end of a quantizer's training: its Semantic IDs, as the encoder's callback makes them."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from sidrec.console import say
 from sidrec.distributed import on_rank_zero
 from sidrec.run_directory import RunDirectory
 from sidrec.semantic_ids.collisions import CollisionPolicy
-from sidrec.semantic_ids.learned.module import QuantiserModule
-from sidrec.semantic_ids.learned.quantiser import Trained
+from sidrec.semantic_ids.learned.module import QuantizerModule
+from sidrec.semantic_ids.learned.quantizer import Trained
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.report import quality_table
 
 
 class LearnedIdsCallback(L.Callback):
-    """Write ``semantic_ids/`` into the run directory of a quantiser when training has finished.
+    """Write ``semantic_ids/`` into the run directory of a quantizer when training has finished.
 
-    Works on all ranks. The bundle has the vectors of the one that the quantiser was trained on.
+    Works on all ranks. The bundle has the vectors of the one that the quantizer was trained on.
 
     Args:
         policy: What happens where items share codes.
@@ -26,7 +26,7 @@ class LearnedIdsCallback(L.Callback):
     def __init__(self, policy: CollisionPolicy) -> None:
         self.policy = policy
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: QuantiserModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: QuantizerModule) -> None:
         """Encode, resolve, write, log."""
         run = RunDirectory(Path(trainer.default_root_dir))
         if trainer.fast_dev_run or on_rank_zero(lambda: run.state() == "preempted"):
@@ -37,7 +37,7 @@ class LearnedIdsCallback(L.Callback):
         training |= {"batch_size": data.batch_size, "world_size": trainer.world_size}
         bundle = make_semantic_ids(
             before.embeddings,
-            quantiser=Trained(pl_module.settings() | training, pl_module.fitted()),
+            quantizer=Trained(pl_module.settings() | training, pl_module.fitted()),
             policy=self.policy,
             item_ids=before.item_ids,
             titles=before.titles,

@@ -13,8 +13,8 @@ from sidrec.semantic_ids.screen import nearest_codes
 
 
 @dataclass(frozen=True, slots=True)
-class LearnedCodebooks:
-    """A vector is standardised, encoded, and its latent vector quantised level by level.
+class FittedLearnedQuantizer:
+    """A vector is standardized, encoded, and its latent vector quantized level by level.
 
     It is decoded as the network's reading of the sum of its codes, scaled back. Needs torch alone.
 
@@ -90,8 +90,8 @@ class LearnedCodebooks:
         return named | {"mean": self.mean, "spread": self.spread}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "LearnedCodebooks":
-        """Build the quantiser from what ``tensors`` returned."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedLearnedQuantizer":
+        """Build the quantizer from what ``tensors`` returned."""
         count = sum(name.endswith(".codebook") for name in tensors)
         return cls(
             mean=tensors["mean"],

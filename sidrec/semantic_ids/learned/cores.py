@@ -1,6 +1,6 @@
-"""What quantises latent vectors while the network trains, on vector-quantize-pytorch.
+"""What quantizes latent vectors while the network trains, on vector-quantize-pytorch.
 
-Two of that library's ways (1.32) are not taken. Its residual quantisers pass each level's gradient
+Two of that library's ways (1.32) are not taken. Its residual quantizers pass each level's gradient
 straight through, so that the encoder gets it once per level; here it gets it once. And under
 ``torch.distributed`` its LFQ divides the mean probabilities by the number of ranks without having
 summed them; so its layers stay in evaluation mode and the entropy is ours.
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from sidrec.semantic_ids.learned.entropy import assignment_entropy
 from sidrec.semantic_ids.rows import block_of_rank
-from sidrec.semantic_ids.rq_kmeans import RqKMeansQuantiser
+from sidrec.semantic_ids.rq_kmeans import RqKMeans
 
 
-class Quantised(NamedTuple):
-    """Latent vectors after quantisation.
+class Quantized(NamedTuple):
+    """Latent vectors after quantization.
 
     Attributes:
         vectors: Sum of each row's codes; gradients go straight through to the latent vectors.
@@ -33,7 +33,7 @@ class Quantised(NamedTuple):
 
 
 class VqCore(nn.Module):
-    """Residual vector quantisation whose codebooks follow moving averages of their rows.
+    """Residual vector quantization whose codebooks follow moving averages of their rows.
 
     Args:
         codebook_sizes: Codes per level.
@@ -44,7 +44,7 @@ class VqCore(nn.Module):
         commitment_weight: Factor of the squared distance between rows and their codes.
         diversity_weight: Factor of the entropy of the codes' mean use, which is to be high.
         diversity_temperature: Of that entropy.
-        synchronise: Whether this process is one of several ranks of one training.
+        synchronize: Whether this process is one of several ranks of one training.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class VqCore(nn.Module):
         commitment_weight: float,
         diversity_weight: float,
         diversity_temperature: float,
-        synchronise: bool,
+        synchronize: bool,
     ) -> None:
         super().__init__()
         from vector_quantize_pytorch import ResidualVQ
@@ -71,7 +71,7 @@ class VqCore(nn.Module):
             threshold_ema_dead_code=1.0 if dead_code_share > 0 else 0,
             commitment_weight=commitment_weight,
             rotation_trick=False,
-            sync_codebook=synchronise,
+            sync_codebook=synchronize,
         )
 
     def start(self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int) -> None:
@@ -83,7 +83,7 @@ class VqCore(nn.Module):
             seed: Of k-means.
         """
         sizes = tuple(len(book) for book in self.codebooks())
-        k_means = RqKMeansQuantiser(sizes, 25, 1e-4, 1, "progressive", 256, False, seed)
+        k_means = RqKMeans(sizes, 25, 1e-4, 1, "progressive", 256, False, seed)
         begin, end = block_of_rank(len(latents))
         fitted = k_means.fit(latents[begin:end])
         codes = fitted.encode(latents)
@@ -97,8 +97,8 @@ class VqCore(nn.Module):
 
     def forward(
         self, latents: Float[Tensor, "row latent"], *, batch_size: int, learn: bool
-    ) -> Quantised:
-        """Quantise; with ``learn`` the codebooks move too.
+    ) -> Quantized:
+        """Quantize; with ``learn`` the codebooks move too.
 
         Args:
             latents: This rank's rows.
@@ -117,7 +117,7 @@ class VqCore(nn.Module):
             for rows, book, _ in _levels(latents, codes, before):
                 use = assignment_entropy(rows, book, temperature=self.diversity_temperature)
                 loss = loss - self.diversity_weight * use.of_mean
-        return Quantised(latents + (summed - latents).detach(), codes, loss)
+        return Quantized(latents + (summed - latents).detach(), codes, loss)
 
     def codebooks(self) -> tuple[Float[Tensor, "_ latent"], ...]:
         """Return a copy of the codes of each level."""
@@ -128,7 +128,7 @@ class VqCore(nn.Module):
 
 
 class LfqCore(nn.Module):
-    """Residual lookup-free quantisation: a code is the signs of what is left, halved per level.
+    """Residual lookup-free quantization: a code is the signs of what is left, halved per level.
 
     Args:
         num_levels: Levels.
@@ -163,8 +163,8 @@ class LfqCore(nn.Module):
 
     def forward(
         self, latents: Float[Tensor, "row latent"], *, batch_size: int, learn: bool
-    ) -> Quantised:
-        """Quantise; nothing but the network learns."""
+    ) -> Quantized:
+        """Quantize; nothing but the network learns."""
         del batch_size, learn
         self.residual.eval()
         with torch.no_grad():
@@ -175,7 +175,7 @@ class LfqCore(nn.Module):
             both = assignment_entropy(rows, book, temperature=self.temperature)
             loss = loss + self.entropy_weight * (both.of_rows - self.diversity_gamma * both.of_mean)
             loss = loss + self.commitment_weight * F.mse_loss(rows, book[column])
-        return Quantised(latents + (summed - latents).detach(), codes, loss)
+        return Quantized(latents + (summed - latents).detach(), codes, loss)
 
     def codebooks(self) -> tuple[Float[Tensor, "_ latent"], ...]:
         """Return the sign vectors of each level."""
@@ -185,7 +185,7 @@ class LfqCore(nn.Module):
 def _levels(
     latents: Tensor, codes: Tensor, codebooks: tuple[Tensor, ...]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return what each level quantises, its codebook, and the codes that it gave."""
+    """Return what each level quantizes, its codebook, and the codes that it gave."""
     found, left = [], latents
     for level, book in enumerate(codebooks):
         found.append((left, book, codes[:, level]))

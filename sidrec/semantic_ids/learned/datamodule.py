@@ -1,4 +1,4 @@
-"""Item vectors, and pairs of items, for a quantiser that trains."""
+"""Item vectors, and pairs of items, for a quantizer that trains."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -32,12 +32,12 @@ def assignment_entropy(
     Every rank passes the same number of rows.
 
     Args:
-        rows: What a level quantises.
+        rows: What a level quantizes.
         codebook: Its codes.
         temperature: In units of a squared distance, ``> 0``.
 
     Source:
-        Both terms of lookup-free quantisation, Yu et al. 2023, sec. 3.1
+        Both terms of lookup-free quantization, Yu et al. 2023, sec. 3.1
         (https://arxiv.org/abs/2310.05737).
     """
     scores = 2 * rows @ codebook.T - codebook.square().sum(dim=1)  # the row's square cancels out

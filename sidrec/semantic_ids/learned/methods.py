@@ -1,4 +1,4 @@
-"""Settings of the quantisers that are networks: what they are, not how long they train."""
+"""Settings of the quantizers that are networks: what they are, not how long they train."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ class LearnedMethod(ABC):
 
     codebook_sizes: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
-    standardise: bool
+    standardize: bool
     name: str
 
     @property
@@ -28,8 +28,8 @@ class LearnedMethod(ABC):
         """Whether the core's ``start`` is called before the first step."""
 
     @abstractmethod
-    def core(self, *, synchronise: bool) -> VqCore | LfqCore:
-        """Return the untrained quantiser of latent vectors."""
+    def core(self, *, synchronize: bool) -> VqCore | LfqCore:
+        """Return the untrained quantizer of latent vectors."""
 
     def settings(self) -> dict[str, Any]:
         """Return name and settings as plain JSON types."""
@@ -43,13 +43,13 @@ class RqVae(LearnedMethod):
     """RQ-VAE with what it takes to use all its codes.
 
     Trained on raw embeddings from random codebooks it collapses: a handful of codes serve the
-    whole catalogue. ``standardise``, ``init: k-means`` and ``dead_code_share`` prevent that.
+    whole catalogue. ``standardize``, ``init: k-means`` and ``dead_code_share`` prevent that.
 
     Attributes:
         codebook_sizes: Codes per level, coarse first, each in [2, 32768].
         hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        latent_dim: Width of what is quantised.
-        standardise: Give every dimension mean 0 and variance 1 first.
+        latent_dim: Width of what is quantized.
+        standardize: Give every dimension mean 0 and variance 1 first.
         init: Where codebooks start: ``k-means`` on the untrained encoder's output, or ``random``.
         ema_decay: Of the codebooks' moving averages, per step, in [0, 1).
         dead_code_share: A code used less than this share of an even share moves to a row of the
@@ -71,7 +71,7 @@ class RqVae(LearnedMethod):
     codebook_sizes: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     latent_dim: int
-    standardise: bool
+    standardize: bool
     init: Literal["k-means", "random"]
     ema_decay: float
     dead_code_share: float
@@ -99,7 +99,7 @@ class RqVae(LearnedMethod):
         """Whether codebooks start from k-means."""
         return self.init == "k-means"
 
-    def core(self, *, synchronise: bool) -> VqCore:
+    def core(self, *, synchronize: bool) -> VqCore:
         """Return the untrained codebooks."""
         return VqCore(
             self.codebook_sizes,
@@ -109,19 +109,19 @@ class RqVae(LearnedMethod):
             commitment_weight=self.commitment_weight,
             diversity_weight=self.diversity_weight,
             diversity_temperature=self.diversity_temperature,
-            synchronise=synchronise,
+            synchronize=synchronize,
         )
 
 
 @dataclass(frozen=True)
 class ResidualLfq(LearnedMethod):
-    """Residual lookup-free quantisation: no codebook is learned, a code is a row of signs.
+    """Residual lookup-free quantization: no codebook is learned, a code is a row of signs.
 
     Attributes:
         codebook_sizes: Codes per level: one power of two for all; its exponent is the width of
-            what is quantised.
+            what is quantized.
         hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        standardise: Give every dimension mean 0 and variance 1 first.
+        standardize: Give every dimension mean 0 and variance 1 first.
         entropy_weight: Factor of both entropies: rows decided, codes evenly used.
         diversity_gamma: Factor of even use within them.
         temperature: Of the entropies' soft assignment, in squared latent distances, ``> 0``.
@@ -137,7 +137,7 @@ class ResidualLfq(LearnedMethod):
 
     codebook_sizes: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
-    standardise: bool
+    standardize: bool
     entropy_weight: float
     diversity_gamma: float
     temperature: float
@@ -160,9 +160,9 @@ class ResidualLfq(LearnedMethod):
         """Signs need no start."""
         return False
 
-    def core(self, *, synchronise: bool) -> LfqCore:
-        """Return the quantiser by signs."""
-        del synchronise
+    def core(self, *, synchronize: bool) -> LfqCore:
+        """Return the quantizer by signs."""
+        del synchronize
         return LfqCore(
             num_levels=len(self.codebook_sizes),
             num_bits=self.width,

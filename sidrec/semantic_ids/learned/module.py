@@ -1,4 +1,4 @@
-"""Training loop of quantisers that are networks."""
+"""Training loop of quantizers that are networks."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
-from sidrec.encoder.optimiser import optimiser_of
+from sidrec.encoder.optimizer import optimizer_of
 from sidrec.errors import ConfigError
 from sidrec.pairs.permutation import key_of
 from sidrec.semantic_ids.bundle import SemanticIdBundle
 from sidrec.semantic_ids.codebook_sizes import refuse_few_items
 from sidrec.semantic_ids.learned.batches import PairedVectors, VectorBatch
-from sidrec.semantic_ids.learned.codebooks import LearnedCodebooks
+from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer
 from sidrec.semantic_ids.learned.methods import LearnedMethod
 from sidrec.semantic_ids.learned.perceptron import layers_of, perceptron
 from sidrec.semantic_ids.rows import CHUNK_ROWS
@@ -26,7 +26,7 @@ from sidrec.semantic_ids.rows import CHUNK_ROWS
 _START_ROWS_PER_CODE = 256
 
 
-class QuantiserModule(L.LightningModule):
+class QuantizerModule(L.LightningModule):
     """Train an autoencoder with codes in the middle on the vectors of a Semantic-ID bundle.
 
     Args:
@@ -35,18 +35,18 @@ class QuantiserModule(L.LightningModule):
         weight_decay: Of AdamW; biases have none.
         warmup_fraction: Share of all steps over which the learning rate rises from 0.
         decay: How it falls afterwards: ``linear``, ``cosine`` or ``constant``.
-        collaborative_weight: Factor of a contrastive loss that draws the quantised latent vectors
+        collaborative_weight: Factor of a contrastive loss that draws the quantized latent vectors
             of items together which users had near each other (PLUM); 0 switches it off.
         collaborative_temperature: Of that loss, unitless, ``> 0``.
-        semantic_ids: Bundle whose embeddings are quantised; ``--from`` gives the encoder run's.
+        semantic_ids: Bundle whose embeddings are quantized; ``--from`` gives the encoder run's.
         encoder_run: Run directory of the bi-encoder, for the generator; ``--from`` gives it.
 
     Source:
         Collaborative term: PLUM, sec. 3 (https://arxiv.org/abs/2510.07784). Differs: pairs are
-        neighbours in train histories, negatives those of the batch that are no known positives.
+        neighbors in train histories, negatives those of the batch that are no known positives.
     """
 
-    stage = "quantiser"
+    stage = "quantizer"
     monitor = None  # no validation figure chooses a checkpoint: the last weights are the result
 
     def __init__(
@@ -82,7 +82,7 @@ class QuantiserModule(L.LightningModule):
 
     @property
     def bundle(self) -> SemanticIdBundle:
-        """The bundle whose embeddings are quantised, loaded when first asked for."""
+        """The bundle whose embeddings are quantized, loaded when first asked for."""
         if self._bundle is None:
             if not self.origin:
                 raise ConfigError("model.semantic_ids names no bundle; give --from RUN.")
@@ -91,7 +91,7 @@ class QuantiserModule(L.LightningModule):
 
     @property
     def vectors(self) -> Float[Tensor, "item dim"]:
-        """What is quantised: vectors that were handed over, else the bundle's."""
+        """What is quantized: vectors that were handed over, else the bundle's."""
         return self.bundle.embeddings.vectors if self._vectors is None else self._vectors
 
     @vectors.setter
@@ -104,16 +104,16 @@ class QuantiserModule(L.LightningModule):
         return self.bundle.corpus_fingerprint if self._vectors is None else ""
 
     def configure_model(self) -> None:
-        """Build the network and its standardisation for the width of the vectors."""
+        """Build the network and its standardization for the width of the vectors."""
         if hasattr(self, "core"):
             return
         vectors = self.vectors
         refuse_few_items(len(vectors), self.method.codebook_sizes)
         sizes = (vectors.shape[1], *self.method.hidden_sizes, self.method.width)
         self.encoder, self.decoder = perceptron(sizes), perceptron(sizes[::-1])
-        self.core = self.method.core(synchronise=self.trainer.world_size > 1)
+        self.core = self.method.core(synchronize=self.trainer.world_size > 1)
         mean, spread = vectors.new_zeros(sizes[0]), vectors.new_ones(sizes[0])
-        if self.method.standardise:
+        if self.method.standardize:
             mean, spread = _mean_and_spread(vectors)
         self.register_buffer("mean", mean)
         self.register_buffer("spread", spread)
@@ -140,9 +140,9 @@ class QuantiserModule(L.LightningModule):
         """Return reconstruction, commitment and entropy terms, and the collaborative one."""
         del batch_idx
         rows = self._standard(batch.vectors)
-        quantised = self.core(self.encoder(rows), batch_size=self._batch_size(), learn=True)
-        reconstruction = F.mse_loss(self.decoder(quantised.vectors), rows)
-        loss: Tensor = reconstruction + quantised.loss
+        quantized = self.core(self.encoder(rows), batch_size=self._batch_size(), learn=True)
+        reconstruction = F.mse_loss(self.decoder(quantized.vectors), rows)
+        loss: Tensor = reconstruction + quantized.loss
         if batch.pairs is not None:
             together = self._collaborative(batch.pairs)
             self.log("train/collaborative_loss", together.detach(), batch_size=len(rows))
@@ -152,11 +152,11 @@ class QuantiserModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW and its schedule."""
-        return optimiser_of(self, self, batches_per_epoch=self._data().steps_per_epoch)
+        return optimizer_of(self, self, batches_per_epoch=self._data().steps_per_epoch)
 
-    def fitted(self) -> LearnedCodebooks:
+    def fitted(self) -> FittedLearnedQuantizer:
         """Return what the training has made, as fixed tensors."""
-        return LearnedCodebooks(
+        return FittedLearnedQuantizer(
             mean=self.mean,
             spread=self.spread,
             encoder=layers_of(self.encoder),
@@ -197,7 +197,7 @@ class QuantiserModule(L.LightningModule):
 
 
 def train_alone(
-    module: QuantiserModule, data: L.LightningDataModule, *, num_steps: int, device: torch.device
+    module: QuantizerModule, data: L.LightningDataModule, *, num_steps: int, device: torch.device
 ) -> None:
     """Train in this process, whatever other ranks there are, and write nothing to disk."""
     trainer = L.Trainer(

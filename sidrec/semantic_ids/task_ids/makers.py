@@ -11,8 +11,8 @@ from sidrec.semantic_ids.collisions import CollisionPolicy
 from sidrec.semantic_ids.fuse import check_one_corpus
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.semantic_ids.quality import quality_of
-from sidrec.semantic_ids.quantiser import Quantiser
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from sidrec.semantic_ids.quantizer import Quantizer
+from sidrec.semantic_ids.rq_codebooks import FittedRqKMeans
 from sidrec.semantic_ids.stored_source import stored_bundle
 from sidrec.semantic_ids.task_ids.bundles import TaskBundles
 from sidrec.semantic_ids.task_ids.prefix_share import PrefixShareSettings, fit_prefix_share
@@ -28,7 +28,7 @@ def make_task_ids(
     fusion: TaskFusion,
     reader: Path | None,
     out: Path,
-    quantiser: Quantiser | None,
+    quantizer: Quantizer | None,
     prefix_share: PrefixShareSettings | None,
     policy: CollisionPolicy,
     device: torch.device,
@@ -41,7 +41,7 @@ def make_task_ids(
         fusion: ``separate``: codebooks of each task's own; ``prefix_share``: the first one shared.
         reader: Run or bundle as whose vectors a generator reads items, see ``fuse_ids``.
         out: Folder to write.
-        quantiser: How codes are made; belongs to ``separate``.
+        quantizer: How codes are made; belongs to ``separate``.
         prefix_share: All that decides the codes; belongs to ``prefix_share``.
         policy: What happens where items share codes.
         device: Where to compute.
@@ -66,18 +66,18 @@ def make_task_ids(
     }
     names = {"item_ids": first.item_ids, "titles": first.titles}
     if fusion == "separate":
-        if quantiser is None or prefix_share is not None:
+        if quantizer is None or prefix_share is not None:
             raise ConfigError(
-                "--fusion separate needs quantiser and no prefix_share; give --config "
+                "--fusion separate needs quantizer and no prefix_share; give --config "
                 "configs/ids/default.yaml."
             )
         made = separate_ids(
-            vectors, quantiser=quantiser, policy=policy, source=source, device=device, **names
+            vectors, quantizer=quantizer, policy=policy, source=source, device=device, **names
         )
     else:
-        if prefix_share is None or quantiser is not None:
+        if prefix_share is None or quantizer is not None:
             raise ConfigError(
-                "--fusion prefix_share needs prefix_share and no quantiser; give --config "
+                "--fusion prefix_share needs prefix_share and no quantizer; give --config "
                 "configs/ids/task/prefix_share.yaml."
             )
         made = prefix_share_ids(vectors, prefix_share, policy=policy, source=source, **names)
@@ -90,14 +90,14 @@ def make_task_ids(
 def separate_ids(
     vectors: dict[Task, ItemEmbeddings],
     *,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     policy: CollisionPolicy,
     item_ids: list[str],
     titles: list[str],
     source: dict[str, Any],
     device: torch.device,
 ) -> TaskBundles:
-    """Quantise each task's own vectors with codebooks of its own ("Separate" of the paper).
+    """Quantize each task's own vectors with codebooks of its own ("Separate" of the paper).
 
     ``source`` says where the vectors come from.
 
@@ -107,7 +107,7 @@ def separate_ids(
     bundles = {
         task: make_semantic_ids(
             vectors[task],
-            quantiser=quantiser,
+            quantizer=quantizer,
             policy=policy,
             item_ids=item_ids,
             titles=titles,
@@ -144,7 +144,7 @@ def prefix_share_ids(
         task: _bundle(
             vectors[task],
             fitted.latents,
-            fitted.quantisers[task],
+            fitted.quantizers[task],
             policy,
             item_ids,
             titles,
@@ -153,7 +153,7 @@ def prefix_share_ids(
         for task in TASKS
     }
     for task in TASKS:
-        before = fitted.quantisers[task].encode(fitted.latents)[:, 0]
+        before = fitted.quantizers[task].encode(fitted.latents)[:, 0]
         if not torch.equal(bundles[task].table.codes[:, 0].long(), before.cpu()):
             raise ConfigError(
                 f"{policy.settings()['name']} moved items of {task} to another prefix, which both "
@@ -166,22 +166,22 @@ def prefix_share_ids(
 def _bundle(
     vectors: ItemEmbeddings,
     latents: torch.Tensor,
-    quantiser: RqKMeans,
+    quantizer: FittedRqKMeans,
     policy: CollisionPolicy,
     item_ids: list[str],
     titles: list[str],
     source: dict[str, Any],
 ) -> SemanticIdBundle:
-    codes = quantiser.encode(latents).cpu()
-    resolution = policy.resolve(latents, codes, quantiser)
+    codes = quantizer.encode(latents).cpu()
+    resolution = policy.resolve(latents, codes, quantizer)
     return SemanticIdBundle(
         table=SemanticIdTable(resolution.codes, resolution.codebook_sizes),
         embeddings=vectors,
         item_ids=item_ids,
         titles=titles,
-        codebooks=quantiser.tensors(),
-        quantiser={"name": "rq_kmeans", "space": "prefix_share"},
+        codebooks=quantizer.tensors(),
+        quantizer={"name": "rq_kmeans", "space": "prefix_share"},
         policy=policy.settings(),
         source=source,
-        quality=quality_of(latents, codes, resolution, quantiser),
+        quality=quality_of(latents, codes, resolution, quantizer),
     )

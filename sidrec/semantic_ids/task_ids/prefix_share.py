@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.kmeans import nearest
-from sidrec.semantic_ids.rq_codebooks import RqKMeans
+from sidrec.semantic_ids.rq_codebooks import FittedRqKMeans
 from sidrec.types import TASKS, Task
 
 _LLOYD_PASSES = 10
@@ -47,13 +47,13 @@ class PrefixShare(NamedTuple):
     """What came of the training.
 
     Attributes:
-        latents: What was quantised; row = item_index.
-        quantisers: Of each task, over the latents: shared codebook, then its own.
+        latents: What was quantized; row = item_index.
+        quantizers: Of each task, over the latents: shared codebook, then its own.
         errors: Per task, squared error of the reconstruction over the variance of its vectors.
     """
 
     latents: Float[Tensor, "item latent"]
-    quantisers: dict[Task, RqKMeans]
+    quantizers: dict[Task, FittedRqKMeans]
     errors: dict[Task, float]
 
 
@@ -62,7 +62,7 @@ class PrefixShareModel(nn.Module):
 
     Source:
         Penha et al. 2025 (arXiv 2508.10478), "Prefix-share". Its architecture is not stated:
-        here two layers each, and the task's code quantises what the shared one leaves.
+        here two layers each, and the task's code quantizes what the shared one leaves.
     """
 
     def __init__(self, dims: Mapping[Task, int], settings: PrefixShareSettings) -> None:
@@ -83,14 +83,14 @@ class PrefixShareModel(nn.Module):
         )
 
     def loss(
-        self, vectors: Mapping[Task, Tensor], *, quantise: bool, commitment_weight: float
+        self, vectors: Mapping[Task, Tensor], *, quantize: bool, commitment_weight: float
     ) -> Float[Tensor, ""]:
         """Return the error of both reconstructions, and that of the codes if there are any."""
         latents = self.encoder(torch.cat(list(vectors.values()), dim=1))
         total = latents.new_zeros(())
         for task, target in vectors.items():
             through = latents
-            if quantise:
+            if quantize:
                 coded = self._decoded(latents, task)
                 total = total + (coded - latents.detach()).square().mean()
                 total = total + commitment_weight * (latents - coded.detach()).square().mean()
@@ -99,11 +99,11 @@ class PrefixShareModel(nn.Module):
         error: Tensor = total
         return error
 
-    def quantiser(self, task: Task) -> RqKMeans:
+    def quantizer(self, task: Task) -> FittedRqKMeans:
         """Return the fixed codebooks of a task, over latents."""
         codebooks = (self.shared.detach().clone(), self.own[task].detach().clone())
         lengths = (torch.ones(1), torch.ones(len(codebooks[0])))
-        return RqKMeans(codebooks, lengths, normalised=False)
+        return FittedRqKMeans(codebooks, lengths, normalized=False)
 
     def _decoded(self, latents: Tensor, task: Task) -> Float[Tensor, "item latent"]:
         own = self.own[task]
@@ -141,18 +141,18 @@ def fit_prefix_share(
         torch.manual_seed(settings.seed)
         model = PrefixShareModel({task: vectors[task].shape[1] for task in TASKS}, settings)
         drawn = torch.Generator().manual_seed(settings.seed)
-        _train(model, vectors, settings, drawn, quantise=False)
+        _train(model, vectors, settings, drawn, quantize=False)
         _start_codebooks(model, vectors, drawn)
-        _train(model, vectors, settings, drawn, quantise=True)
+        _train(model, vectors, settings, drawn, quantize=True)
     with torch.no_grad():
         latents = model.encoder(torch.cat(list(vectors.values()), dim=1))
-        quantisers: dict[Task, RqKMeans] = {task: model.quantiser(task) for task in TASKS}
+        quantizers: dict[Task, FittedRqKMeans] = {task: model.quantizer(task) for task in TASKS}
         errors: dict[Task, float] = {}
         for task in TASKS:
-            coded = quantisers[task].decode(quantisers[task].encode(latents))
+            coded = quantizers[task].decode(quantizers[task].encode(latents))
             left = model.decoders[task](coded) - vectors[task]
             errors[task] = float(left.square().sum() / vectors[task].square().sum())
-    return PrefixShare(latents, quantisers, errors)
+    return PrefixShare(latents, quantizers, errors)
 
 
 def _train(
@@ -161,17 +161,17 @@ def _train(
     settings: PrefixShareSettings,
     drawn: torch.Generator,
     *,
-    quantise: bool,
+    quantize: bool,
 ) -> None:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     num_items = len(vectors["search"])
     for _ in range(settings.num_steps):
         rows = torch.randint(num_items, (settings.batch_size,), generator=drawn)
         batch = {task: part[rows] for task, part in vectors.items()}
-        loss = model.loss(batch, quantise=quantise, commitment_weight=settings.commitment_weight)
-        optimiser.zero_grad()
+        loss = model.loss(batch, quantize=quantize, commitment_weight=settings.commitment_weight)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -200,6 +200,6 @@ def _centroids(
 
 
 def _scaled(vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "item dim"]:
-    """Centre the vectors and give their dimensions a mean variance of 1."""
-    centred = vectors.float() - vectors.float().mean(dim=0)
-    return centred / centred.square().mean().sqrt().clamp(min=1e-12)
+    """Center the vectors and give their dimensions a mean variance of 1."""
+    centered = vectors.float() - vectors.float().mean(dim=0)
+    return centered / centered.square().mean().sqrt().clamp(min=1e-12)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sidrec.semantic_ids.collisions import KeepCollisions
-from sidrec.semantic_ids.controls import RandomQuantiser
+from sidrec.semantic_ids.controls import RandomCodes
 from sidrec.semantic_ids.maker import make_semantic_ids
 from sidrec.types import ItemEmbeddings
 from tests.pairs.made import make_corpus
@@ -20,7 +20,7 @@ def bundle(tmp_path_factory, corpus):
     drawn = torch.randn(corpus.num_items, 6, generator=torch.Generator().manual_seed(1))
     made = make_semantic_ids(
         ItemEmbeddings(drawn, "external", corpus.fingerprint),
-        quantiser=RandomQuantiser((4, 4), 0),
+        quantizer=RandomCodes((4, 4), 0),
         policy=KeepCollisions(),
         item_ids=corpus.item_ids(),
         titles=corpus.item_titles(),

@@ -15,7 +15,7 @@ def vq(**changes):
         "commitment_weight": 1.0,
         "diversity_weight": 0.0,
         "diversity_temperature": 1.0,
-        "synchronise": False,
+        "synchronize": False,
     }
     return VqCore((2, 2), **(settings | changes))
 
@@ -47,37 +47,37 @@ def test_entropy_of_use_has_a_gradient_towards_even_use():
     rows = torch.tensor([[1.0], [1.5], [2.0]], requires_grad=True)
     use = assignment_entropy(rows, torch.tensor([[0.0], [10.0]]), temperature=10.0)
     (-use.of_mean).backward()
-    assert (rows.grad < 0).all()  # descending, rows move up, towards the empty code
+    assert (rows.grad < 0).all()  # descending, rows move up, toward the empty code
 
 
 def test_signs_are_codes_by_hand():
     core = lfq()
     assert core.codebooks()[0].tolist() == [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
-    quantised = core(torch.tensor([[1.2, -0.7]]), batch_size=1, learn=True)
+    quantized = core(torch.tensor([[1.2, -0.7]]), batch_size=1, learn=True)
     # signs + -: code 2, leaves (.2, .3): signs + +: code 3 of half the size
-    assert quantised.codes.tolist() == [[2, 3]]
-    assert quantised.vectors.tolist() == [[1.5, -0.5]]
+    assert quantized.codes.tolist() == [[2, 3]]
+    assert quantized.vectors.tolist() == [[1.5, -0.5]]
 
 
 @pytest.mark.parametrize("core", [vq(), lfq()], ids=["vq", "lfq"])
 def test_gradients_go_straight_through_once(core):
     latents = torch.randn(6, 2, requires_grad=True)
-    quantised = core(latents, batch_size=6, learn=False)
-    quantised.vectors.sum().backward()
+    quantized = core(latents, batch_size=6, learn=False)
+    quantized.vectors.sum().backward()
     assert torch.equal(latents.grad, torch.ones(6, 2))
 
 
 @pytest.mark.parametrize("core", [vq(), lfq()], ids=["vq", "lfq"])
-def test_quantised_vectors_are_the_sum_of_their_codes(core):
+def test_quantized_vectors_are_the_sum_of_their_codes(core):
     latents, books = torch.randn(20, 2), core.codebooks()
-    quantised = core(latents, batch_size=20, learn=False)
-    total = sum(book[quantised.codes[:, level]] for level, book in enumerate(books))
-    torch.testing.assert_close(quantised.vectors, total)
+    quantized = core(latents, batch_size=20, learn=False)
+    total = sum(book[quantized.codes[:, level]] for level, book in enumerate(books))
+    torch.testing.assert_close(quantized.vectors, total)
 
 
 def test_codebooks_start_at_k_means_and_then_follow_their_rows():
-    centres = torch.tensor([[0.0, 0.0], [8.0, 0.0]])
-    latents = centres.repeat_interleave(50, dim=0) + 0.01 * torch.randn(100, 2)
+    centers = torch.tensor([[0.0, 0.0], [8.0, 0.0]])
+    latents = centers.repeat_interleave(50, dim=0) + 0.01 * torch.randn(100, 2)
     core = vq().train()
     core.start(latents, batch_size=10, seed=0)
     first = core.codebooks()[0]
@@ -118,9 +118,9 @@ def test_commitment_and_diversity_pull_as_weighted():
 
 def test_lookup_free_loss_is_its_parts():
     latents, core = torch.randn(30, 2), lfq(entropy_weight=0.1, diversity_gamma=2.0)
-    quantised, left, expected = core(latents, batch_size=30, learn=True), latents, 0.0
+    quantized, left, expected = core(latents, batch_size=30, learn=True), latents, 0.0
     for level, book in enumerate(core.codebooks()):
         both = assignment_entropy(left, book, temperature=1.0)
         expected += 0.1 * (both.of_rows - 2.0 * both.of_mean)
-        left = left - book[quantised.codes[:, level]]
-    torch.testing.assert_close(quantised.loss, expected)
+        left = left - book[quantized.codes[:, level]]
+    torch.testing.assert_close(quantized.loss, expected)

@@ -1,4 +1,4 @@
-"""RQ-VAE and Residual-LFQ as quantisers."""
+"""RQ-VAE and Residual-LFQ as quantizers."""
 
 import logging
 from dataclasses import replace
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.semantic_ids.fitted import load_quantiser
-from sidrec.semantic_ids.learned.codebooks import LearnedCodebooks
+from sidrec.semantic_ids.fitted import load_quantizer
+from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer
 from sidrec.semantic_ids.learned.methods import ResidualLfq, RqVae
-from sidrec.semantic_ids.learned.quantiser import LearnedQuantiser
+from sidrec.semantic_ids.learned.quantizer import LearnedQuantizer
 from sidrec.semantic_ids.quality import level_usage, relative_error
 from sidrec.semantic_ids.rows import CHUNK_ROWS, block_of_rank
 from tests.ranks import run_on_ranks
@@ -20,7 +20,7 @@ VAE = RqVae(
     codebook_sizes=(16, 8),
     hidden_sizes=(16,),
     latent_dim=4,
-    standardise=True,
+    standardize=True,
     init="k-means",
     ema_decay=0.9,
     dead_code_share=0.1,
@@ -31,13 +31,13 @@ VAE = RqVae(
 LFQ = ResidualLfq(
     codebook_sizes=(16, 16),
     hidden_sizes=(16,),
-    standardise=True,
+    standardize=True,
     entropy_weight=0.05,
     diversity_gamma=1.0,
     temperature=0.1,
     commitment_weight=0.1,
 )
-SHORT = LearnedQuantiser(
+SHORT = LearnedQuantizer(
     method=VAE,
     num_steps=5,
     batch_size=64,
@@ -58,10 +58,10 @@ def same(first, second):
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_standardised_coded_and_scaled_back_by_hand():
+def test_standardized_coded_and_scaled_back_by_hand():
     identity = ((torch.eye(2), torch.zeros(2)),)
     books = (torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
-    fitted = LearnedCodebooks(
+    fitted = FittedLearnedQuantizer(
         torch.tensor([5.0, 5.0]), torch.tensor([2.0, 1.0]), identity, books, identity
     )
     # (11, 6) - 5, over (2, 1): (3, 1), codes 1 and 1, decoded 2 * 3 + 5 and 1 + 5
@@ -83,21 +83,21 @@ def test_training_reconstructs_and_uses_the_codes(method):
 
 
 @pytest.mark.parametrize("method", [VAE, LFQ], ids=["rq_vae", "residual_lfq"])
-def test_laws_that_every_quantiser_keeps(method):
-    vectors, quantiser = clustered(300), replace(SHORT, method=method)
-    fitted = quantiser.fit(vectors)
+def test_laws_that_every_quantizer_keeps(method):
+    vectors, quantizer = clustered(300), replace(SHORT, method=method)
+    fitted = quantizer.fit(vectors)
     codes = fitted.encode(vectors)
     assert torch.equal(fitted.complete(vectors, codes[:, :1]), codes)
     assert torch.equal(fitted.candidate_errors(vectors, codes[:, :1]).argmin(dim=1), codes[:, 1])
     assert fitted.decode(codes[:, :0]).shape == vectors.shape
-    again = load_quantiser(quantiser.settings()["name"], fitted.tensors())
+    again = load_quantizer(quantizer.settings()["name"], fitted.tensors())
     assert torch.equal(again.encode(vectors), codes)
     assert torch.equal(again.decode(codes), fitted.decode(codes))
-    assert same(quantiser.fit(vectors), fitted)
-    assert not same(replace(quantiser, seed=2).fit(vectors), fitted)
+    assert same(quantizer.fit(vectors), fitted)
+    assert not same(replace(quantizer, seed=2).fit(vectors), fitted)
 
 
-def test_units_of_the_vectors_do_not_matter_when_standardised():
+def test_units_of_the_vectors_do_not_matter_when_standardized():
     vectors, scale = clustered(300), torch.tensor([1.0, 8.0, 0.125, 2.0, 1.0, 4.0])
     codes = SHORT.fit(vectors).encode(vectors)
     scaled = vectors * scale + 0.5

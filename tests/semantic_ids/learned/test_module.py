@@ -1,4 +1,4 @@
-"""Quantisers trained by Lightning: exact resume, ranks, pairs of items, what is refused."""
+"""Quantizers trained by Lightning: exact resume, ranks, pairs of items, what is refused."""
 
 import os
 from dataclasses import replace
@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.batches import BatchNumber
 from sidrec.semantic_ids.learned.datamodule import VectorDataModule
-from sidrec.semantic_ids.learned.module import QuantiserModule
+from sidrec.semantic_ids.learned.module import QuantizerModule
 from tests.encoder.test_module import Stop, equal
 from tests.ranks import run_on_ranks
 from tests.semantic_ids.learned.test_learned import LFQ, VAE
@@ -53,7 +53,7 @@ def train(bundle, corpus, *, folder=None, every=None, stop=None, resume=None, **
             **settings,
         }
     )
-    module = QuantiserModule(**model)
+    module = QuantizerModule(**model)
     loaded = {"ckpt_path": resume, "weights_only": True if resume else None}
     try:
         trainer.fit(module, datamodule=VectorDataModule(**data), **loaded)

@@ -1,4 +1,4 @@
-"""A quantiser's run through the command line: from an encoder run, and on to a generator."""
+"""A quantizer's run through the command line: from an encoder run, and on to a generator."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import yaml
 from sidrec.run_directory import RunDirectory
 from sidrec.run_source import arguments_from_run
 from sidrec.semantic_ids.bundle import SemanticIdBundle
-from sidrec.semantic_ids.fitted import load_quantiser
+from sidrec.semantic_ids.fitted import load_quantizer
 from tests.tiny import TRAINER, sidrec, write_yaml
 
 CONFIG = Path(__file__).parents[3] / "configs" / "rq_vae.yaml"
@@ -30,7 +30,7 @@ def tiny_settings():
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantiser")
+    folder = tmp_path_factory.mktemp("quantizer")
     config = write_yaml(folder / "rq_vae.yaml", tiny_settings())
     arguments = ("fit", "--config", config, "--from", tiny.encoder_run, "--run_dir", folder / "run")
     assert sidrec(*arguments) == 0
@@ -40,12 +40,12 @@ def run(tiny, tmp_path_factory):
 def test_the_run_ends_with_semantic_ids_of_its_vectors(tiny, run):
     made = SemanticIdBundle.load(run[1].semantic_ids)
     before = SemanticIdBundle.load(RunDirectory(tiny.encoder_run).semantic_ids)
-    assert made.quantiser["name"] == "rq_vae"
-    assert made.quantiser["num_steps"] == 6
+    assert made.quantizer["name"] == "rq_vae"
+    assert made.quantizer["num_steps"] == 6
     assert made.embeddings.vectors.equal(before.embeddings.vectors)
     assert made.item_ids == before.item_ids
-    assert (run[1].stage(), run[1].state()) == ("quantiser", "finished")
-    fitted = load_quantiser("rq_vae", made.codebooks)
+    assert (run[1].stage(), run[1].state()) == ("quantizer", "finished")
+    fitted = load_quantizer("rq_vae", made.codebooks)
     first = fitted.encode(made.embeddings.vectors)[:, 0]
     moved = made.quality["ids/prefix_moved_fraction"]
     assert (first != made.table.codes[:, 0]).double().mean() <= moved
@@ -71,13 +71,13 @@ def test_a_generator_finds_ids_and_encoder_behind_the_run(tiny, run, tmp_path):
 def test_the_encoders_callback_trains_one_when_the_encoder_has_finished(tiny, tmp_path):
     ids = yaml.safe_load((CONFIG.parent / "ids" / "rq_vae.yaml").read_text())
     small = {"codebook_sizes": [8, 8], "hidden_sizes": [8], "latent_dim": 4}
-    ids["quantiser"]["init_args"] |= {"num_steps": 3, "batch_size": 20}
-    ids["quantiser"]["init_args"]["method"]["init_args"] |= small
+    ids["quantizer"]["init_args"] |= {"num_steps": 3, "batch_size": 20}
+    ids["quantizer"]["init_args"]["method"]["init_args"] |= small
     settings = yaml.safe_load(tiny.encoder_config.read_text())
     (callback,) = settings["trainer"]["callbacks"]
-    callback["init_args"]["quantiser"] = ids["quantiser"]
+    callback["init_args"]["quantizer"] = ids["quantizer"]
     config = write_yaml(tmp_path / "encoder.yaml", settings)
     assert sidrec("fit", "--config", config, "--run_dir", tmp_path / "run") == 0
     made = SemanticIdBundle.load(tmp_path / "run" / "semantic_ids")
-    assert made.quantiser["name"] == "rq_vae"
+    assert made.quantizer["name"] == "rq_vae"
     assert RunDirectory(tmp_path / "run").state() == "finished"

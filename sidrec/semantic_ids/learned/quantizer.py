@@ -1,4 +1,4 @@
-"""A network as a quantiser: fitting it is a whole training, inside one call."""
+"""A network as a quantizer: fitting it is a whole training, inside one call."""
 
 import logging
 import warnings
@@ -16,9 +16,9 @@ from sidrec.distributed import from_rank_zero
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.checked_rows import rows_to_fit
 from sidrec.semantic_ids.codebook_sizes import refuse_few_items
-from sidrec.semantic_ids.learned.codebooks import LearnedCodebooks
+from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer
 from sidrec.semantic_ids.learned.methods import LearnedMethod
-from sidrec.semantic_ids.quantiser import FittedQuantiser, Quantiser
+from sidrec.semantic_ids.quantizer import FittedQuantizer, Quantizer
 from sidrec.semantic_ids.starts import uniform_sample
 
 _REMARKS = (
@@ -29,7 +29,7 @@ _REMARKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class LearnedQuantiser(Quantiser):
+class LearnedQuantizer(Quantizer):
     """RQ-VAE or Residual-LFQ, trained from anybody's vectors.
 
     Every rank trains the same network on the same sample, side by side, and rank 0's result is
@@ -38,7 +38,7 @@ class LearnedQuantiser(Quantiser):
 
     Attributes:
         method: ``RqVae`` or ``ResidualLfq``, with its settings.
-        num_steps: Optimiser steps, ``>= 1``.
+        num_steps: Optimizer steps, ``>= 1``.
         batch_size: Items per step, ``>= 1``.
         learning_rate: Peak of AdamW's learning rate.
         weight_decay: Of AdamW.
@@ -69,7 +69,7 @@ class LearnedQuantiser(Quantiser):
         training = {key: value for key, value in asdict(self).items() if key != "method"}
         return self.method.settings() | training
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Train on a sample of all ranks' rows; every rank gets the same result.
 
         Raises:
@@ -86,13 +86,13 @@ class LearnedQuantiser(Quantiser):
         shared = {
             name: from_rank_zero(tensors[name].to(vectors.device)) for name in sorted(tensors)
         }
-        return LearnedCodebooks.from_tensors(shared)
+        return FittedLearnedQuantizer.from_tensors(shared)
 
-    def _train(self, sample: Tensor, device: torch.device) -> LearnedCodebooks:
+    def _train(self, sample: Tensor, device: torch.device) -> FittedLearnedQuantizer:
         from sidrec.semantic_ids.learned.datamodule import VectorDataModule
-        from sidrec.semantic_ids.learned.module import QuantiserModule, train_alone
+        from sidrec.semantic_ids.learned.module import QuantizerModule, train_alone
 
-        module = QuantiserModule(
+        module = QuantizerModule(
             self.method,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
@@ -108,8 +108,8 @@ class LearnedQuantiser(Quantiser):
 
 
 @dataclass(frozen=True, slots=True)
-class Trained(Quantiser):
-    """A quantiser that already is fitted, for a bundle's maker.
+class Trained(Quantizer):
+    """A quantizer that already is fitted, for a bundle's maker.
 
     Attributes:
         facts: Its name and settings.
@@ -117,13 +117,13 @@ class Trained(Quantiser):
     """
 
     facts: dict[str, Any]
-    fitted: FittedQuantiser
+    fitted: FittedQuantizer
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that it was trained with."""
         return self.facts
 
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Return what was learned."""
         del vectors
         return self.fitted

@@ -1,6 +1,6 @@
 """Residual k-means beside its peers: processor time, error, unique Semantic IDs, one process.
 
-Use: python benchmarks/quantiser_speed.py --scratch FOLDER --corpus CORPUS --sets movies
+Use: python benchmarks/quantizer_speed.py --scratch FOLDER --corpus CORPUS --sets movies
 Needs: pip install fastkmeans semantic-id cornac scikit-learn faiss-cpu (those missing are named).
 
 3 x 256 codes. Systems take turns; figures are medians over rounds, each with its own seed. Time is
@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from quantiser_peers import PEERS, Answer
-from quantiser_sets import load_set
-from shipped import command_given, quantiser_of
+from quantizer_peers import PEERS, Answer
+from quantizer_sets import load_set
+from shipped import command_given, quantizer_of
 
 from sidrec.files import write_json
 from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sidrec, not refined": {"refine_rounds": 0},
     "sidrec, beam 5": {"beam_width": 5},
     "sidrec, greedy at all levels": {"init": "greedy"},
-    "sidrec, residuals normalised": {"normalise_residuals": True},
+    "sidrec, residuals normalized": {"normalize_residuals": True},
     "sidrec, mixed start": {"init": "mixed", "sample_rows_per_code": 64},
     # what faiss.Kmeans does, and nothing else: a cheap start and 25 iterations
     "sidrec, 25 plain iterations": {"init": "central", "refine_rounds": 0, "tolerance": -1.0},
@@ -51,12 +51,12 @@ def sidrec_run(settings: dict, rows: int | None) -> Callable[[np.ndarray, int], 
     settings = {k: max(v, 0.0) if k == "tolerance" else v for k, v in settings.items()}
 
     def run(vectors: np.ndarray, seed: int) -> Answer:
-        quantiser = replace(
-            quantiser_of("default"), seed=seed, train_rows_per_code=rows, **settings
+        quantizer = replace(
+            quantizer_of("default"), seed=seed, train_rows_per_code=rows, **settings
         )
         if tolerance < 0:  # no iteration is left out, as in peers that have no tolerance
-            object.__setattr__(quantiser, "tolerance", tolerance)
-        fitted = quantiser.fit(torch.from_numpy(vectors))
+            object.__setattr__(quantizer, "tolerance", tolerance)
+        fitted = quantizer.fit(torch.from_numpy(vectors))
         codes = fitted.encode(torch.from_numpy(vectors))
         return codes.numpy(), fitted.decode(codes).numpy()
 
@@ -79,7 +79,7 @@ def quality(vectors: np.ndarray, answer: Answer) -> dict[str, float]:
 def unique_after(vectors: np.ndarray, seed: int) -> float:
     """Return distinct IDs over items after ``ReassignLastLevel``."""
     rows = torch.from_numpy(vectors)
-    fitted = replace(quantiser_of("default"), seed=seed).fit(rows)
+    fitted = replace(quantizer_of("default"), seed=seed).fit(rows)
     resolved = ReassignLastLevel().resolve(rows, fitted.encode(rows), fitted)
     return (int(group_numbers(resolved.codes).max()) + 1) / len(rows)
 
@@ -167,7 +167,7 @@ def main() -> None:
         "--rounds", type=int, nargs="+", default=[3], help="one for all, or per set"
     )
     parser.add_argument("--all_rows", action="store_true", help="no limit of training rows")
-    parser.add_argument("--output", default="benchmarks/results/quantiser_speed.json")
+    parser.add_argument("--output", default="benchmarks/results/quantizer_speed.json")
     options = parser.parse_args()
     target = Path(options.output)
     results = json.loads(target.read_text())["results"] if target.exists() else {}

@@ -1,7 +1,7 @@
-"""What each quantiser makes of one catalogue: error, use of codes, unique IDs, processor time.
+"""What each quantizer makes of one catalogue: error, use of codes, unique IDs, processor time.
 
-Use: python benchmarks/quantiser_quality.py --corpus CORPUS --encoder ENCODER
-Item texts are embedded once (kept in --vectors). Every quantiser has its settings from configs/ids,
+Use: python benchmarks/quantizer_quality.py --corpus CORPUS --encoder ENCODER
+Item texts are embedded once (kept in --vectors). Every quantizer has its settings from configs/ids,
 3 x 256 codes, and several seeds where the seed matters. Figures are those of the codes before any
 collision policy. Each finished row is written at once.
 """
@@ -15,24 +15,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from shipped import ROOT, command_given, quantiser_of
+from shipped import ROOT, command_given, quantizer_of
 
 from sidrec.corpus.store import Corpus
 from sidrec.encoder.catalogue import encode_catalogue
 from sidrec.encoder.tower import TextTower
 from sidrec.files import read_json, write_json
 from sidrec.semantic_ids.quality import level_usage, relative_error
-from sidrec.semantic_ids.quantiser import Quantiser
+from sidrec.semantic_ids.quantizer import Quantizer
 
-RESULTS = ROOT / "benchmarks" / "results" / "quantiser_quality.json"
+RESULTS = ROOT / "benchmarks" / "results" / "quantizer_quality.json"
 NUM_LEVELS, NUM_CODES = 3, 256
 MAX_ITEM_TOKENS = 128
 
 
 def rows_to_measure(num_steps: int) -> dict[str, Any]:
-    """Return quantisers by name; the RQ-VAE also without each of its fixes, and without all."""
+    """Return quantizers by name; the RQ-VAE also without each of its fixes, and without all."""
     vae, lfq = (
-        replace(quantiser_of(name), num_steps=num_steps) for name in ("rq_vae", "residual_lfq")
+        replace(quantizer_of(name), num_steps=num_steps) for name in ("rq_vae", "residual_lfq")
     )
 
     def without(**changes: Any) -> Any:  # noqa: ANN401
@@ -40,28 +40,28 @@ def rows_to_measure(num_steps: int) -> dict[str, Any]:
 
     sizes = (NUM_CODES,) * NUM_LEVELS
     return {
-        "random": quantiser_of("random"),
-        "atomic, 3 levels": replace(quantiser_of("atomic"), codebook_sizes=sizes),
-        "residual k-means": quantiser_of("default"),
-        "balanced residual k-means": quantiser_of("balanced"),
+        "random": quantizer_of("random"),
+        "atomic, 3 levels": replace(quantizer_of("atomic"), codebook_sizes=sizes),
+        "residual k-means": quantizer_of("default"),
+        "balanced residual k-means": quantizer_of("balanced"),
         "RQ-VAE": vae,
-        "RQ-VAE, none of the fixes": without(standardise=False, init="random", dead_code_share=0.0),
+        "RQ-VAE, none of the fixes": without(standardize=False, init="random", dead_code_share=0.0),
         "Residual-LFQ": lfq,
-        "product quantisation": quantiser_of("pq"),
-        "OPQ": quantiser_of("opq"),
-        "dictionary, signed": quantiser_of("dictionary"),
-        "dictionary, unsigned": replace(quantiser_of("dictionary"), signed=False),
-        "RQ-VAE, raw input": without(standardise=False),
+        "product quantization": quantizer_of("pq"),
+        "OPQ": quantizer_of("opq"),
+        "dictionary, signed": quantizer_of("dictionary"),
+        "dictionary, unsigned": replace(quantizer_of("dictionary"), signed=False),
+        "RQ-VAE, raw input": without(standardize=False),
         "RQ-VAE, random codebooks": without(init="random"),
         "RQ-VAE, no dead-code reset": without(dead_code_share=0.0),
         "RQ-VAE, diversity term": without(diversity_weight=0.01),
     }
 
 
-def measure(quantiser: Quantiser, vectors: torch.Tensor) -> dict[str, Any]:
+def measure(quantizer: Quantizer, vectors: torch.Tensor) -> dict[str, Any]:
     """Fit and encode; return figures of the codes and processor seconds."""
     before = time.process_time()
-    fitted = quantiser.fit(vectors)
+    fitted = quantizer.fit(vectors)
     fit_s, before = time.process_time() - before, time.process_time()
     codes = fitted.encode(vectors)
     sizes = fitted.codebook_sizes
@@ -121,11 +121,11 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     for seed in given.seeds:
-        for name, quantiser in rows_to_measure(given.num_steps).items():
+        for name, quantizer in rows_to_measure(given.num_steps).items():
             row = results["rows"].setdefault(name, {})
             if str(seed) in row or (given.only and name not in given.only):
                 continue
-            chosen = replace(quantiser, seed=seed)
+            chosen = replace(quantizer, seed=seed)
             row[str(seed)] = measure(chosen, vectors) | {"settings": chosen.settings()}
             write_json(given.out, results)
             found = row[str(seed)]

@@ -1,9 +1,9 @@
-"""Vectors on which quantisers are compared, kept as .npy files in a scratch folder.
+"""Vectors on which quantizers are compared, kept as .npy files in a scratch folder.
 
 - ``movies``: all-MiniLM-L6-v2 embeddings of the items of a corpus (MovieLens latest-small: 9,742).
 - ``industrial``: the same encoder on the 3,686 items of Amazon Industrial_and_Scientific.
-- ``mixture-N``: N unit vectors x 384 around 1,000 centres whose sizes follow Zipf's law; the
-  standard deviation of coordinate i falls as (1 + i) ** -0.5, of centres and of noise alike.
+- ``mixture-N``: N unit vectors x 384 around 1,000 centers whose sizes follow Zipf's law; the
+  standard deviation of coordinate i falls as (1 + i) ** -0.5, of centers and of noise alike.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-DIM, NUM_CENTRES, NOISE = 384, 1_000, 0.6
+DIM, NUM_CENTERS, NOISE = 384, 1_000, 0.6
 _PART = 100_000
 
 
@@ -30,15 +30,15 @@ def load_set(name: str, scratch: Path, *, corpus: Path | None, items: Path | Non
 def write_mixture(target: Path, num_rows: int) -> None:
     """Write the Gaussian mixture in parts; needs little memory."""
     scales = (1.0 + np.arange(DIM, dtype=np.float32)) ** -0.5
-    shares = 1.0 / np.arange(1, NUM_CENTRES + 1)
+    shares = 1.0 / np.arange(1, NUM_CENTERS + 1)
     random = np.random.default_rng(0)
-    centres = random.standard_normal((NUM_CENTRES, DIM), dtype=np.float32) * scales
+    centers = random.standard_normal((NUM_CENTERS, DIM), dtype=np.float32) * scales
     rows = np.lib.format.open_memmap(target, "w+", np.float32, (num_rows, DIM))
     for start in range(0, num_rows, _PART):
         count = min(_PART, num_rows - start)
-        which = random.choice(NUM_CENTRES, size=count, p=shares / shares.sum())
+        which = random.choice(NUM_CENTERS, size=count, p=shares / shares.sum())
         part = random.standard_normal((count, DIM), dtype=np.float32) * scales * NOISE
-        part += centres[which]
+        part += centers[which]
         rows[start : start + count] = part / np.linalg.norm(part, axis=1, keepdims=True)
     rows.flush()
 

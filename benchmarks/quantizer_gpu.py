@@ -1,6 +1,6 @@
 """Residual k-means on a GPU: 10^6 x 768, 3 x 256 codes, against what the card could do.
 
-Use: python benchmarks/quantiser_gpu.py --peak_tflops 60 --bandwidth_gb_s 3350
+Use: python benchmarks/quantizer_gpu.py --peak_tflops 60 --bandwidth_gb_s 3350
 The two figures are the card's float32 (not TF32) multiply-add rate and its memory bandwidth, from
 its data sheet (60 and 3350: H100 SXM). Without a GPU the script prints the bound and ends with 1.
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from shipped import quantiser_of
+from shipped import quantizer_of
 
 from sidrec.files import write_json
 
@@ -35,15 +35,15 @@ def bound_s(options: argparse.Namespace) -> float:
 
 def seconds(vectors: torch.Tensor, options: argparse.Namespace) -> float:
     """Fit on all rows, encode, wait for the card."""
-    quantiser = replace(
-        quantiser_of("default"),
+    quantizer = replace(
+        quantizer_of("default"),
         num_iterations=options.iterations,
         tolerance=0.0,
         train_rows_per_code=None,
     )
     torch.cuda.synchronize()
     began = time.perf_counter()
-    quantiser.fit(vectors).encode(vectors)
+    quantizer.fit(vectors).encode(vectors)
     torch.cuda.synchronize()
     return time.perf_counter() - began
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--peak_tflops", type=float, default=60.0)
     parser.add_argument("--bandwidth_gb_s", type=float, default=3350.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", default="benchmarks/results/quantiser_gpu.json")
+    parser.add_argument("--output", default="benchmarks/results/quantizer_gpu.json")
     options = parser.parse_args()
     bound = bound_s(options)
     print(f"bound: {bound:.2f} s for {options.items:,} x {options.dim}", file=sys.stderr)
@@ -73,7 +73,7 @@ def main() -> None:
     write_json(
         Path(options.output),
         {
-            "command": f"python benchmarks/quantiser_gpu.py --items {options.items} "
+            "command": f"python benchmarks/quantizer_gpu.py --items {options.items} "
             f"--dim {options.dim} --iterations {options.iterations}",
             "device": torch.cuda.get_device_name(),
             "unit": "seconds, median; fit on all rows and encoding",

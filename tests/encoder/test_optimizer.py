@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from sidrec.encoder.optimiser import adamw_with_schedule, optimiser_of
+from sidrec.encoder.optimizer import adamw_with_schedule, optimizer_of
 
 
 class OneWeight(L.LightningModule):
@@ -53,7 +53,7 @@ def test_a_module_gets_the_schedule_of_its_whole_training():
     settings = SimpleNamespace(
         learning_rate=0.6, weight_decay=0.1, warmup_fraction=0.0, decay="linear"
     )
-    found = optimiser_of(module, settings, batches_per_epoch=4)
+    found = optimizer_of(module, settings, batches_per_epoch=4)
     weights, biases = found["optimizer"].param_groups
     assert (weights["weight_decay"], biases["weight_decay"]) == (0.1, 0.0)
     rates = []

@@ -19,13 +19,13 @@ def adamw_with_schedule(
     warmup_fraction: float,
     decay: Decay,
 ) -> dict[str, Any]:
-    """Return what ``configure_optimizers`` returns: AdamW and its schedule by optimiser step.
+    """Return what ``configure_optimizers`` returns: AdamW and its schedule by optimizer step.
 
     Args:
         weights: Those that train; norms and biases among them get no weight decay.
         learning_rate: Peak.
         weight_decay: Decoupled, per step, times the learning rate.
-        total_steps: Optimiser steps of the whole training; None when it has no end by count.
+        total_steps: Optimizer steps of the whole training; None when it has no end by count.
         warmup_fraction: See ``learning_rate_factor``.
         decay: See ``learning_rate_factor``.
     """
@@ -46,8 +46,8 @@ def adamw_with_schedule(
 
 
 @runtime_checkable
-class OptimiserSettings(Protocol):
-    """What a module says of its optimiser: its hyperparameters, or the module itself.
+class OptimizerSettings(Protocol):
+    """What a module says of its optimizer: its hyperparameters, or the module itself.
 
     Attributes:
         learning_rate: Peak.
@@ -62,9 +62,9 @@ class OptimiserSettings(Protocol):
     decay: Decay
 
 
-def optimiser_of(
+def optimizer_of(
     module: Any,  # noqa: ANN401 (Lightning's)
-    settings: OptimiserSettings,
+    settings: OptimizerSettings,
     *,
     batches_per_epoch: int,
 ) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def optimiser_of(
 
     Args:
         module: Whose weights train, over the whole training of its Trainer.
-        settings: Of the optimiser and its schedule.
+        settings: Of the optimizer and its schedule.
         batches_per_epoch: Of a whole epoch, on each rank.
     """
     return adamw_with_schedule(
@@ -86,7 +86,7 @@ def optimiser_of(
 
 
 def total_steps_of(trainer: Any, *, batches_per_epoch: int) -> int | None:  # noqa: ANN401
-    """Return optimiser steps of the whole training, or None when it has no end by count.
+    """Return optimizer steps of the whole training, or None when it has no end by count.
 
     Args:
         trainer: Lightning's.

@@ -87,7 +87,7 @@ def fastkmeans(vectors: np.ndarray, seed: int, iterations: int, *, all_rows: boo
 
 
 def semantic_id(vectors: np.ndarray, seed: int, iterations: int, *, all_rows: bool) -> Answer:
-    """``semantic_id.RQKMeans`` (PyPI: semantic-id) on the CPU, one initialisation a level."""
+    """``semantic_id.RQKMeans`` (PyPI: semantic-id) on the CPU, one initialization a level."""
     from semantic_id import RQKMeans
 
     del all_rows

@@ -1,8 +1,8 @@
 """Starts and refinement of residual k-means, over data sets and seeds.
 
-Use: python benchmarks/quantiser_defaults.py --scratch FOLDER --corpus CORPUS --items ITEM_JSON
-Settings of configs/ids/default.yaml but for those that a row names; --normalise and --beams add
-residual normalisation and beams. Error and perplexities are those of the codes before collisions
+Use: python benchmarks/quantizer_defaults.py --scratch FOLDER --corpus CORPUS --items ITEM_JSON
+Settings of configs/ids/default.yaml but for those that a row names; --normalize and --beams add
+residual normalization and beams. Error and perplexities are those of the codes before collisions
 are resolved; the time is processor time of the fit. Refinement goes by all vectors here, where a
 fit goes by its training rows.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from quantiser_sets import load_set
-from shipped import command_given, quantiser_of
+from quantizer_sets import load_set
+from shipped import command_given, quantizer_of
 
 from sidrec.files import write_json
 from sidrec.semantic_ids.collisions import group_numbers
@@ -29,13 +29,13 @@ STARTS = ("progressive", "k-means++", "central", "mixed", "greedy", "greedy-mixe
 
 
 def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> list[dict]:
-    """Return one record per start, normalisation, rounds of refinement and beam width."""
+    """Return one record per start, normalization, rounds of refinement and beam width."""
     found = []
-    for init, normalise in product(options.starts, map(bool, options.normalise)):
+    for init, normalize in product(options.starts, map(bool, options.normalize)):
         settings = replace(
-            quantiser_of("default"),
+            quantizer_of("default"),
             init=init,
-            normalise_residuals=normalise,
+            normalize_residuals=normalize,
             refine_rounds=0,
             seed=seed,
             train_rows_per_code=options.train_rows_per_code,
@@ -52,7 +52,7 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
                 codes = replace(fitted, beam_width=beam_width).encode(vectors)
                 record = {
                     "init": init,
-                    "normalise_residuals": normalise,
+                    "normalize_residuals": normalize,
                     "refine_rounds": refine_rounds,
                     "beam_width": beam_width,
                     "seed": seed,
@@ -71,7 +71,7 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
 
 def summary(records: list[dict]) -> list[dict]:
     """Return the mean over seeds, per setting, with the range of error and unique."""
-    keys = ("init", "normalise_residuals", "refine_rounds", "beam_width")
+    keys = ("init", "normalize_residuals", "refine_rounds", "beam_width")
     rows = []
     for values in dict.fromkeys(tuple(record[key] for key in keys) for record in records):
         same = [r for r in records if tuple(r[key] for key in keys) == values]
@@ -95,13 +95,13 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["movies", "industrial", "mixture-100000"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--beams", type=int, nargs="+", default=[1])
-    parser.add_argument("--normalise", type=int, nargs="+", choices=[0, 1], default=[0])
+    parser.add_argument("--normalize", type=int, nargs="+", choices=[0, 1], default=[0])
     parser.add_argument("--starts", nargs="+", default=STARTS)
     parser.add_argument(
         "--refine_rounds", type=int, default=3, help="0 to this many, each measured"
     )
     parser.add_argument("--train_rows_per_code", type=int, default=256)
-    parser.add_argument("--output", default="benchmarks/results/quantiser_defaults.json")
+    parser.add_argument("--output", default="benchmarks/results/quantizer_defaults.json")
     options = parser.parse_args()
     target = Path(options.output)
     results: dict[str, dict] = json.loads(target.read_text())["results"] if target.exists() else {}

@@ -1,6 +1,6 @@
 """Time and memory of residual k-means from 10^4 to 10^7 items, vectors memory-mapped.
 
-Use: python benchmarks/quantiser_cost.py --scratch FOLDER   (10^7 x 384 takes 15 GB there)
+Use: python benchmarks/quantizer_cost.py --scratch FOLDER   (10^7 x 384 takes 15 GB there)
 The settings of configs/ids/default.yaml on mixture-N sets, each size in a process of its own that
 reads the .npy file through a memory map. Anonymous memory belongs to the process (sampled every
 20 ms); file pages are the mapped vectors, which the kernel drops whenever it needs the room.
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quantiser_sets import DIM, load_set
-from shipped import command_given, quantiser_of
+from quantizer_sets import DIM, load_set
+from shipped import command_given, quantizer_of
 
 from sidrec.files import write_json
 
@@ -55,13 +55,13 @@ def one_size(options: argparse.Namespace, num_items: int) -> dict:
     """Fit and encode one set; return seconds and memory."""
     array = np.load(options.scratch / f"mixture-{num_items}.npy", mmap_mode="c")
     vectors = torch.from_numpy(array)
-    quantiser = replace(quantiser_of("default"), num_iterations=options.iterations)
+    quantizer = replace(quantizer_of("default"), num_iterations=options.iterations)
     if options.all_rows:
-        quantiser = replace(quantiser, train_rows_per_code=None)
+        quantizer = replace(quantizer, train_rows_per_code=None)
     before, peak = anonymous_mib(), Peak()
     peak.start()
     clocks = [(time.process_time(), time.perf_counter())]
-    fitted = quantiser.fit(vectors)
+    fitted = quantizer.fit(vectors)
     clocks.append((time.process_time(), time.perf_counter()))
     codes = fitted.encode(vectors)
     clocks.append((time.process_time(), time.perf_counter()))
@@ -102,7 +102,7 @@ def plot(results: list[dict], target: Path) -> None:
         right.semilogx(items, [r["anonymous_mib_peak"] for r in rows], style, label=name)
     left.set(xlabel="items", ylabel="processor seconds", title="3 x 256 codes, 384 dimensions")
     right.set(xlabel="items", ylabel="MiB", title="peak anonymous memory")
-    right.axhline(2048, color="grey", linewidth=0.8)
+    right.axhline(2048, color="gray", linewidth=0.8)
     for axes in (left, right):
         axes.legend()
         axes.grid(alpha=0.3)
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=sizes)
     parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--all_rows", action="store_true", help="train on all rows, not a sample")
-    parser.add_argument("--output", type=Path, default="benchmarks/results/quantiser_cost.json")
+    parser.add_argument("--output", type=Path, default="benchmarks/results/quantizer_cost.json")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

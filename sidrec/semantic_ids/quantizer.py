@@ -1,4 +1,4 @@
-"""What every way of making codes offers: a quantiser is fitted once and then only encodes."""
+"""What every way of making codes offers: a quantizer is fitted once and then only encodes."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @runtime_checkable
-class FittedQuantiser(Protocol):
+class FittedQuantizer(Protocol):
     """Codebooks, fixed: vectors to codes and back. Nothing here talks to other ranks."""
 
     @property
@@ -35,7 +35,7 @@ class FittedQuantiser(Protocol):
         """Return what ``codebooks.safetensors`` stores: enough to build this object again."""
 
 
-class Quantiser(ABC):
+class Quantizer(ABC):
     """A way of making codes, with all its settings; ``fit`` is called on every rank at once.
 
     A base class, not a Protocol: YAML files name its subclasses, and jsonargparse cannot compare
@@ -47,7 +47,7 @@ class Quantiser(ABC):
         """Return name and settings as plain JSON types, for the bundle."""
 
     @abstractmethod
-    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantiser:
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Learn codebooks from this rank's block of vectors (see ``rows.block_of_rank``).
 
         Raises:
