@@ -169,7 +169,7 @@ class SemanticIdBundle:
     def encode(self, vectors: Vectors) -> Int[Tensor, "item level"]:
         """Return codes of any vectors by the frozen codebooks, without a collision policy.
 
-        Items that are to get a Semantic ID of their own go through ``foundry.append``.
+        Items that are to get a Semantic ID of their own go through ``append_ids``.
         """
         return self.fitted.encode(as_tensor(vectors))
 

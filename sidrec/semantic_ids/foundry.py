@@ -8,14 +8,14 @@
 ...     sample_rows_per_code=256, normalize_residuals=False, seed=0,
 ... )
 >>> vectors = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0]])
->>> bundle = fit(
+>>> bundle = fit_ids(
 ...     vectors, quantizer=quantizer, policy=ReassignLastLevel(), item_ids=["a", "b", "c"]
 ... )
 >>> bundle.decode(bundle.table.codes).shape
 torch.Size([3, 2])
 >>> bundle.items_of(bundle.semantic_id_of("b"))
 ['b']
->>> larger = append(bundle, torch.tensor([[9.0, 0.0]]), item_ids=["d"])
+>>> larger = append_ids(bundle, torch.tensor([[9.0, 0.0]]), item_ids=["d"])
 >>> larger.semantic_id_of("c") == bundle.semantic_id_of("c") != larger.semantic_id_of("d")
 True
 """
