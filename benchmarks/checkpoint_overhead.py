@@ -31,14 +31,14 @@ from typing import Any
 
 import lightning as L
 
-import sidrec.cli
+import sidrec.cli.train
+from sidrec.cli.main import main as run_sidrec
 from sidrec.files import read_json, write_json
-from sidrec.generator.batches import GeneratorBatch
-from sidrec.main import main as run_sidrec
-from sidrec.run_callback import LastCheckpoint
-from sidrec.run_directory import RunDirectory
-from sidrec.run_directory.checkpoints import step_of
-from sidrec.run_directory.stopping import PREEMPTED_EXIT_CODE
+from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.runs.callbacks import LastCheckpoint
+from sidrec.runs.checkpoints import step_of
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.preemption import PREEMPTED_EXIT_CODE
 from sidrec.types import PairBatch
 
 DATA = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "movies"
@@ -153,14 +153,14 @@ def overhead(command: list[str], run: RunDirectory, steps: int) -> dict[str, Any
     """Train in a child, and return times by way and what they amount to."""
     last = step_of(run.last_checkpoint) if run.last_checkpoint.exists() else 0
     length = ["--trainer.max_steps", str(last + WARM_UP_STEPS + steps)]
-    sidrec.cli.LastCheckpoint = Timed  # type: ignore[misc]
+    sidrec.cli.train.LastCheckpoint = Timed  # type: ignore[misc]
     Timed.file = run.root.with_suffix(".json")
     code = in_a_fork([*command, *length, "--run_dir", str(run.root)])
-    sidrec.cli.LastCheckpoint = LastCheckpoint  # type: ignore[misc]
+    sidrec.cli.train.LastCheckpoint = LastCheckpoint  # type: ignore[misc]
     if code != 0:
         sys.exit("the fit failed")
     records = read_json(Timed.file)["steps"]
-    every_s = sidrec.cli.CHECKPOINT_EVERY_S
+    every_s = sidrec.cli.train.CHECKPOINT_EVERY_S
     found: dict[str, Any] = {}
     for clock in CLOCKS:
         step = statistics.median(record[clock] for record in records)
@@ -219,7 +219,7 @@ def main() -> None:
     commands = prepared(asked.folder)
     facts: dict[str, Any] = {
         "command": "python benchmarks/checkpoint_overhead.py --folder runs/checkpoints",
-        "checkpoint_every_s": sidrec.cli.CHECKPOINT_EVERY_S,
+        "checkpoint_every_s": sidrec.cli.train.CHECKPOINT_EVERY_S,
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "versions": {name: version(name) for name in ("torch", "lightning")},
         "from_sigusr1_to_exit": {},

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from sidrec.files import write_json
-from sidrec.semantic_ids.collisions import (
+from sidrec.semantic_ids.collisions.policies import (
     CollisionPolicy,
     ExtraLevel,
     KeepCollisions,
     ReassignLastLevel,
     group_numbers,
 )
-from sidrec.semantic_ids.quality import identical_groups, relative_error
-from sidrec.semantic_ids.quantizer import FittedQuantizer
-from sidrec.semantic_ids.rq_kmeans import RqKMeans
-from sidrec.semantic_ids.sinkhorn import SinkhornLastLevel
+from sidrec.semantic_ids.collisions.sinkhorn import SinkhornLastLevel
+from sidrec.semantic_ids.quality.id_metrics import identical_groups, relative_error
+from sidrec.semantic_ids.quantizers.base import FittedQuantizer
+from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 
 DIM, SIZES = 64, (256, 256, 256)
 FIT_ROWS, COPIED, ITEMS_PER_CENTER, NOISE = 65_536, 0.1, 50, 0.5

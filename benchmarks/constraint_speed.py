@@ -25,8 +25,7 @@ from decoding_speed import python_trie
 from transformers import PrefixConstrainedLogitsProcessor
 
 from sidrec.files import write_json
-from sidrec.generator.allowed import AllItemsBut, allowed_in_children
-from sidrec.generator.beams import (
+from sidrec.generator.decoding.beam_search import (
     Beams,
     advance,
     best_columns,
@@ -34,9 +33,10 @@ from sidrec.generator.beams import (
     follow,
     over_children,
 )
-from sidrec.generator.bitmap import PackedItems
-from sidrec.generator.children import ChildList
-from sidrec.generator.trie import SemanticIdTrie, pack
+from sidrec.generator.decoding.bitmap import PackedItems
+from sidrec.generator.decoding.item_filters import AllItemsBut, allowed_in_children
+from sidrec.generator.decoding.transitions import ChildList
+from sidrec.generator.decoding.trie import SemanticIdTrie, pack
 from sidrec.types import SemanticIdTable
 
 REQUESTS, BEAMS, FIRST_CODE = 32, 20, 1000

@@ -31,7 +31,7 @@ from decoding_parts import bound_of, parts_of, seconds_of
 from decoding_systems import PEER, SOURCE_TOKENS, Cell, own_systems, peer_systems
 
 from sidrec.files import write_json
-from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.types import SemanticIdTable
 
 # catalogue, model, beams, batch, rounds of sidrec, rounds of the peers (0: not run)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from decoding_systems import SOURCE_TOKENS, Cell
 
-from sidrec.generator import beams as engine
-from sidrec.generator.decoder import T5Steps
-from sidrec.generator.trie import SemanticIdTrie
+from sidrec.generator.decoding import beam_search as engine
+from sidrec.generator.decoding.trie import SemanticIdTrie
+from sidrec.generator.model.t5_decoder import T5Steps
 
 
 @contextmanager

@@ -23,10 +23,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from sidrec.files import write_json
-from sidrec.generator.beams import Decoded, beam_search
-from sidrec.generator.decoder import T5Decoder
-from sidrec.generator.step_decoder import NormalizeOver
-from sidrec.generator.trie import SemanticIdTrie
+from sidrec.generator.decoding.beam_search import Decoded, beam_search
+from sidrec.generator.decoding.trie import SemanticIdTrie
+from sidrec.generator.model.t5_decoder import NormalizeOver, T5Decoder
 from sidrec.types import SemanticIdTable
 
 PAD, END, FIRST_CODE = 0, 1, 1000  # 1,000 tokens for words stand before the codes

@@ -8,11 +8,11 @@ from decoding_speed import END, FIRST_CODE, PAD, python_trie
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from sidrec.generator.allowed import AllItemsBut
-from sidrec.generator.beams import Step, search_allowed
-from sidrec.generator.decoder import T5Decoder
-from sidrec.generator.diverse import diverse_search
-from sidrec.generator.trie import SemanticIdTrie
+from sidrec.generator.decoding.beam_search import Step, search_allowed
+from sidrec.generator.decoding.diverse_beam_search import diverse_search
+from sidrec.generator.decoding.item_filters import AllItemsBut
+from sidrec.generator.decoding.trie import SemanticIdTrie
+from sidrec.generator.model.t5_decoder import T5Decoder
 from sidrec.types import SemanticIdTable
 
 SOURCE_TOKENS, PAPER_BEAMS = 60, 60

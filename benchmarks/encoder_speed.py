@@ -26,14 +26,13 @@ import numpy as np
 import torch
 
 from sidrec.corpus.store import Corpus
-from sidrec.encoder.catalogue import encode_texts
+from sidrec.encoder.encode import encode_texts
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.tower import TextTower
 from sidrec.files import write_json
-from sidrec.pairs.permutation import permute
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
-from sidrec.pairs.tokenizer import locate_encoder
-from sidrec.pairs.tokens import tokenize_once
+from sidrec.pairs.token_store import locate_encoder, tokenize_once
+from sidrec.training.counter_rng import permute
 
 TEMPERATURE, LEARNING_RATE = 0.05, 2e-5
 Step = Callable[[np.ndarray], None]

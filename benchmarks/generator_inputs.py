@@ -6,14 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.beams import over_children
-from sidrec.generator.code_space import CodeSpace
-from sidrec.generator.datamodule import GeneratorDataModule
-from sidrec.generator.inputs import HistoryInput, InputSettings
-from sidrec.generator.model import GeneratorModel
-from sidrec.generator.t5 import t5_from_config, train_tokenizer
-from sidrec.generator.vocabulary import CodeVocabulary
+from sidrec.generator.decoding.beam_search import over_children
+from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary
+from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.request_embedder import HistoryInput, InputSettings
+from sidrec.generator.model.t5 import t5_from_config, train_tokenizer
+from sidrec.generator.training.datamodule import GeneratorDataModule
 from sidrec.types import TASKS, SemanticIdTable
 
 SIZES = (256, 256, 256)

@@ -43,8 +43,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sidrec.files import write_json
-from sidrec.generator.model import GeneratorModel
-from sidrec.pairs.batches import BatchNumber
+from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.training.numbered_batches import BatchNumber
 
 LEARNING_RATE = 1e-3
 PRECISIONS = ("float32", "bfloat16")

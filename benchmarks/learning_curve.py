@@ -11,12 +11,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sidrec.comparison.curves import learning_curve
-from sidrec.comparison.plots import curves_svg
+from sidrec.comparison.report.plots import curves_svg, learning_curve
 from sidrec.errors import ConfigError, RunError
 from sidrec.files import atomic_file, read_json, write_json
-from sidrec.run_directory import RunDirectory
-from sidrec.run_source import read_config
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.from_run import read_config
 
 
 def curve_of(name: str, folder: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sidrec.corpus.build import build_corpus
-from sidrec.corpus.raw import BuildSettings
-from sidrec.corpus.synthetic import SyntheticSettings, make_synthetic
+from sidrec.corpus.build.build_corpus import build_corpus
+from sidrec.corpus.sources.raw_catalogue import BuildSettings
+from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
 from sidrec.files import write_json
 
 NUM_ITEMS, INTERACTIONS_PER_USER = 20_000, 100

@@ -26,7 +26,7 @@ NUM_BATCHES, BATCH_SIZE = 200, 512
 
 def make(folder: Path, interactions: int, items: int, users: int) -> None:
     """Write made-up interactions in shards, and items as one table."""
-    from sidrec.corpus.synthetic import SyntheticSettings, make_synthetic
+    from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
 
     size = SyntheticSettings(
         num_items=items,
@@ -43,7 +43,7 @@ def make(folder: Path, interactions: int, items: int, users: int) -> None:
 
 def prepare(folder: Path, *options: str) -> None:
     """Run ``sidrec prepare table`` on the shards."""
-    from sidrec.corpus.command import main
+    from sidrec.cli.prepare import main
 
     tables = ["--items", f"{folder}/items.parquet", "--interactions", f"{folder}/interactions/*"]
     tables[-1] += ".parquet"
@@ -56,7 +56,7 @@ def draw(folder: Path) -> None:
 
     from sidrec.corpus.store import Corpus
     from sidrec.pairs.item_item import item_item_pairs
-    from sidrec.pairs.permutation import key_of, permute
+    from sidrec.training.counter_rng import key_of, permute
 
     interactions = Corpus.load(folder / "corpus").train_interactions()
     pairs = item_item_pairs(interactions, window=5, cap=100, weighting="uniform")
@@ -69,8 +69,8 @@ def draw(folder: Path) -> None:
 def encode(folder: Path, in_memory_mib: int) -> None:
     """Embed every item with a tiny encoder, as a stage that makes Semantic IDs does."""
     from sidrec.corpus.store import Corpus
-    from sidrec.encoder import catalogue
-    from sidrec.encoder.catalogue import encode_catalogue
+    from sidrec.encoder import encode as catalogue
+    from sidrec.encoder.encode import encode_catalogue
     from sidrec.encoder.tower import TextTower
 
     corpus = Corpus.load(folder / "corpus")

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from sidrec.files import read_json, write_json
-from sidrec.generator.beams import Decoded, beam_search
-from sidrec.generator.prefix_mass import WeighedSteps
-from sidrec.generator.prior import CodebookPrior
-from sidrec.generator.trie import SemanticIdTrie
+from sidrec.generator.decoding.beam_search import Decoded, beam_search
+from sidrec.generator.decoding.trie import SemanticIdTrie
+from sidrec.generator.model.codebook_prior import CodebookPrior
+from sidrec.generator.model.prefix_prior import WeighedSteps
 from sidrec.types import SemanticIdTable
 
 WAYS = ("positions", "prefixes")

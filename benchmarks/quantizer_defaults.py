@@ -21,9 +21,9 @@ from quantizer_sets import load_set
 from shipped import command_given, quantizer_of
 
 from sidrec.files import write_json
-from sidrec.semantic_ids.collisions import group_numbers
-from sidrec.semantic_ids.quality import level_usage, relative_error
-from sidrec.semantic_ids.refinement import refined
+from sidrec.semantic_ids.collisions.policies import group_numbers
+from sidrec.semantic_ids.quality.id_metrics import level_usage, relative_error
+from sidrec.semantic_ids.quantizers.rq_kmeans import refined
 
 STARTS = ("progressive", "k-means++", "central", "mixed", "greedy", "greedy-mixed")
 

@@ -18,11 +18,11 @@ import torch
 from shipped import ROOT, command_given, quantizer_of
 
 from sidrec.corpus.store import Corpus
-from sidrec.encoder.catalogue import encode_catalogue
+from sidrec.encoder.encode import encode_catalogue
 from sidrec.encoder.tower import TextTower
 from sidrec.files import read_json, write_json
-from sidrec.semantic_ids.quality import level_usage, relative_error
-from sidrec.semantic_ids.quantizer import Quantizer
+from sidrec.semantic_ids.quality.id_metrics import level_usage, relative_error
+from sidrec.semantic_ids.quantizers.base import Quantizer
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantizer_quality.json"
 NUM_LEVELS, NUM_CODES = 3, 256

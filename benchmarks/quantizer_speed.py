@@ -29,7 +29,7 @@ from quantizer_sets import load_set
 from shipped import command_given, quantizer_of
 
 from sidrec.files import write_json
-from sidrec.semantic_ids.collisions import ReassignLastLevel, group_numbers
+from sidrec.semantic_ids.collisions.policies import ReassignLastLevel, group_numbers
 
 ITERATIONS, FAISS_ROWS = 25, 256
 VARIANTS: dict[str, dict[str, Any]] = {

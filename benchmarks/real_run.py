@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sidrec.comparison.table import baseline_rows
+from sidrec.comparison.baselines.table import baseline_rows
 from sidrec.corpus.store import Corpus
 from sidrec.files import read_json, write_json
 

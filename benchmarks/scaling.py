@@ -30,14 +30,13 @@ from scaling_on_paper import table
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.tower import TextTower
 from sidrec.files import read_json, write_json
-from sidrec.generator.batches import GeneratorBatch
-from sidrec.generator.code_space import CodeSpace
-from sidrec.generator.inputs import InputSettings
-from sidrec.generator.model import GeneratorModel
-from sidrec.generator.t5 import t5_from_config, train_tokenizer
-from sidrec.generator.vocabulary import CodeVocabulary
-from sidrec.semantic_ids.rows import block_of_rank
-from sidrec.semantic_ids.rq_kmeans import RqKMeans
+from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary
+from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.request_embedder import InputSettings
+from sidrec.generator.model.t5 import t5_from_config, train_tokenizer
+from sidrec.semantic_ids.kmeans.sharded_rows import block_of_rank
+from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 from sidrec.types import TASKS, SemanticIdTable, TextTokens
 
 QUERY_TOKENS, ITEM_TOKENS, HISTORY, NUM_ITEMS = 24, 48, 30, 2_000

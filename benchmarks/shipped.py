@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from sidrec.semantic_ids.quantizer import Quantizer
+from sidrec.semantic_ids.quantizers.base import Quantizer
 
 ROOT = Path(__file__).parents[1]
 

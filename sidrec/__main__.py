@@ -1,5 +1,5 @@
 """``python -m sidrec`` is ``sidrec``."""
 
-from sidrec.main import main
+from sidrec.cli.main import main
 
 main()

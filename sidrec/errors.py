@@ -1,5 +1,30 @@
 """Errors a user can act on. Each message says: what was expected, what was found, what to do."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+
+def nearest(name: str, valid: Sequence[str]) -> str | None:
+    """Return the valid name most like ``name``; None when nothing is like it.
+
+    Of a dotted name the first part counts where that is unknown, else the last part.
+
+    >>> nearest("trainer.max_step", ["trainer.max_steps", "data"])
+    'trainer.max_steps'
+    >>> nearest("model.init_args.temprature", ["temperature", "model"])
+    'temperature'
+    >>> nearest("modell.init_args.temperature", ["data.help", "model.help"])
+    'model'
+    """
+    head, leaf = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
+    heads = list(dict.fromkeys(text.split(".", 1)[0] for text in valid))
+    found = get_close_matches(name, valid, n=1, cutoff=0.8)
+    if not found and head not in heads:
+        found = get_close_matches(head, heads, n=1)
+    if not found and head != leaf:
+        found = get_close_matches(leaf, [text for text in valid if text != leaf], n=1)
+    return found[0] if found and found[0] != name else None
+
 
 class SidrecError(Exception):
     """Base class: caught at the command line, nothing wider. Ends the process with code 1."""

@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one, and recognizing them again."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sidrec.errors import DataError
+from sidrec.errors import DataError, SidrecError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # ENOENT: no folder in /proc
+
+
+@contextmanager
+def disk_errors(target: Path, advice: str) -> Iterator[None]:
+    """Turn what the system says about a disk into an error that names ``target``.
+
+    Raises:
+        SidrecError: If the block ran into a full, locked or read-only disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL + _LOCKED:
+            raise
+        raise SidrecError(f"{target} cannot be written: {error.strerror}; {advice}") from None
+
 
 _CHUNK_BYTES = 1 << 20
 _UMASK_LOCK = threading.Lock()

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from sidrec import doctor
+from sidrec.doctor import checks as doctor
 from sidrec.doctor import cluster
-from sidrec.doctor.run import examine_run
-from sidrec.run_directory import RunDirectory
-from sidrec.run_directory.checkpoints import write_checkpoint
-from sidrec.run_directory.lock import Owner
+from sidrec.doctor.run_state import examine_run
+from sidrec.runs.checkpoints import write_checkpoint
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.lock import Owner
 from tests.tiny import sidrec
 
 

@@ -5,7 +5,13 @@ import stat
 import pytest
 
 from sidrec.errors import DataError
-from sidrec.files import atomic_file, atomic_folder, read_json, sha256_of_file, write_json
+from sidrec.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    sha256_of_file,
+    write_json,
+)
 
 
 def test_a_file_appears_whole(tmp_path):

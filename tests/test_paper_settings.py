@@ -19,13 +19,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from sidrec.corpus.build import build_corpus
+from sidrec.corpus.build.build_corpus import build_corpus
+from sidrec.corpus.sources.synthetic import make_synthetic
 from sidrec.corpus.store import Corpus
-from sidrec.corpus.synthetic import make_synthetic
 from sidrec.files import read_json
-from sidrec.generator.t5 import train_tokenizer
-from sidrec.run_source import read_config
-from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.generator.model.t5 import train_tokenizer
+from sidrec.runs.from_run import read_config
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.types import TASKS
 from tests.hub import serve
 from tests.pairs.made import SETTINGS, SIZES

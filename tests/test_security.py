@@ -9,7 +9,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 
-from sidrec.run_directory import RunDirectory
+from sidrec.runs.directory import RunDirectory
 from tests.tiny import encoder_settings, sidrec, write_yaml
 
 HOSTILE = [
@@ -29,19 +29,19 @@ HOSTILE = [
     "transformers.AutoModel.from_pretrained",
     "pathlib.Path.write_text",
     # what a permitted module imports is defined elsewhere
-    "sidrec.run_directory.subprocess.run",
-    "sidrec.cli.shutil.rmtree",
+    "sidrec.runs.directory.subprocess.run",
+    "sidrec.cli.train.shutil.rmtree",
     "sidrec.files.os.system",
-    "sidrec.cli.signal.signal",
+    "sidrec.cli.train.signal.signal",
     "lightning.pytorch.trainer.connectors.signal_connector.call",
     "lightning.pytorch.trainer.connectors.signal_connector.os.system",
     # ours, but of no kind that a configuration may make
     "sidrec.files.write_json",
     "sidrec.files.atomic_folder",
-    "sidrec.corpus.archive.extract",
-    "sidrec.corpus.download._run",
-    "sidrec.main.main",
-    "sidrec.run_directory.checkpoints.write_checkpoint",
+    "sidrec.corpus.sources.archive.extract",
+    "sidrec.corpus.sources.download._run",
+    "sidrec.cli.main.main",
+    "sidrec.runs.checkpoints.write_checkpoint",
 ]
 PLACES = [
     ("model",),

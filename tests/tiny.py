@@ -7,7 +7,7 @@ from unittest import mock
 
 import yaml
 
-from sidrec.main import main
+from sidrec.cli.main import main
 from tests.pairs.made import make_corpus, make_encoder
 
 TRAINER = {

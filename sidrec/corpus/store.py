@@ -1,21 +1,56 @@
 """A corpus on disk, opened: memory-mapped, so its size is not resident memory."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from datasets import Dataset
 from jaxtyping import Int8, Int64
+from torch import Tensor
 
-from sidrec.corpus.contents import SCHEMA_VERSION, SCHEMAS
-from sidrec.corpus.derived import arrow_file, derived_folder, interaction_arrays
-from sidrec.corpus.strings import ColumnStrings
+from sidrec.corpus.memmap_cache import arrow_file, derived_folder, interaction_arrays
+from sidrec.corpus.schema import SCHEMA_VERSION, SCHEMAS
 from sidrec.errors import DataError
 from sidrec.files import read_json, sha256_of_file
+
+_ROWS_AT_ONCE = 4_096
+
+
+class ColumnStrings(Sequence[str]):
+    """A column of strings as a sequence; a slice of it is one too and copies nothing.
+
+    Args:
+        column: Without nulls.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> "ColumnStrings": ...
+    def __getitem__(self, place: "int | slice") -> "str | ColumnStrings":
+        if isinstance(place, slice):
+            first, end, step = place.indices(len(self))
+            if step != 1:
+                raise ValueError(f"a column is sliced with step 1, got {step}")
+            return ColumnStrings(self._column.slice(first, max(0, end - first)))
+        text: str = self._column[place].as_py()
+        return text
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self._column.slice(first, _ROWS_AT_ONCE).to_pylist()
 
 
 class Interactions(NamedTuple):
@@ -196,3 +231,28 @@ def _check_table(file: Path, description: dict[str, Any]) -> None:
 def _check_sha256(file: Path, description: dict[str, Any]) -> None:
     if sha256_of_file(file) != description["sha256"].get(file.name):
         raise DataError(f"{file} is not the file that corpus.json describes; prepare it again.")
+
+
+def popularity(interactions: Interactions, num_items: int) -> Int64[Tensor, " item"]:
+    """Count the train interactions of each item.
+
+    Args:
+        interactions: From ``Corpus.train_interactions``; nothing else is accepted, so that no
+            test row can enter.
+        num_items: Size of the catalogue; items nobody consumed count 0.
+
+    Raises:
+        DataError: If the rows are not train interactions, or an item lies outside the catalogue.
+    """
+    if not isinstance(interactions, Interactions):
+        raise DataError(
+            f"popularity counts train rows only, got {type(interactions).__name__}; "
+            "pass Corpus.train_interactions()."
+        )
+    items = interactions.item_index
+    if len(items) and not 0 <= int(items.min()) <= int(items.max()) < num_items:
+        raise DataError(
+            f"interactions name item {int(items.max())}, the catalogue has {num_items} items; "
+            "pass the interactions and num_items of the same corpus."
+        )
+    return torch.from_numpy(np.bincount(items, minlength=num_items).astype(np.int64))

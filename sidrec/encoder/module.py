@@ -7,21 +7,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sidrec.corpus.raw import Split
 from sidrec.corpus.requests import recommendation_requests, search_requests
+from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.distributed import rank_and_world_size
-from sidrec.encoder.catalogue import encode_catalogue, encode_texts
-from sidrec.encoder.dense import dense_recall, mean_history, own_slice
+from sidrec.encoder.dense_retrieval import dense_recall, mean_history, own_slice
+from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.grad_cache import embed_in_chunks
-from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
-from sidrec.encoder.loss_guard import LossGuard
-from sidrec.encoder.optimizer import optimizer_of
 from sidrec.encoder.tower import TextTower
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, RunError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
-from sidrec.pairs.permutation import key_of
+from sidrec.runs.checkpoints import read_checkpoint
+from sidrec.runs.directory import RunDirectory
+from sidrec.training.counter_rng import key_of
+from sidrec.training.nan_guard import LossGuard
+from sidrec.training.optimizer import Decay, optimizer_of
 from sidrec.types import TASKS, PairBatch, TextTokens
 
 KS = (10, 30)
@@ -234,3 +235,28 @@ class BiEncoder(L.LightningModule):
         if not isinstance(data, PairDataModule):
             raise ConfigError("BiEncoder trains on data.class_path PairDataModule only.")
         return data
+
+
+def load_bi_encoder(run: RunDirectory) -> BiEncoder:
+    """Return the best bi-encoder of a finished run, on the CPU, in evaluation mode.
+
+    Everything comes from the checkpoint: no hub, no package, no folder of the pretrained encoder
+    is needed.
+
+    Raises:
+        RunError: If the run has not finished, is no encoder run, or its checkpoint is damaged.
+    """
+    file = run.finished_checkpoint()
+    checkpoint = read_checkpoint(file)
+    if "text_tower" not in checkpoint:
+        raise RunError(f"{file} is no bi-encoder; give --from the folder of an encoder run.")
+    arguments = {
+        name: value
+        for name, value in checkpoint["hyper_parameters"].items()
+        if not name.startswith("_")
+    }
+    model = BiEncoder(**arguments)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.eval()
+    return model

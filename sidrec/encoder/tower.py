@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sidrec.encoder.dropout import use_cheap_dropout
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.tokenizer import cannot_load, load_tokenizer, locate_encoder
+from sidrec.kernels.cpu_dropout import use_cheap_dropout
+from sidrec.pairs.token_store import cannot_load, load_tokenizer, locate_encoder
 from sidrec.types import TextTokens
 
 Snapshot = dict[str, str]

@@ -7,16 +7,15 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import DataLoader
 
-from sidrec.corpus.derived import derived_folder
 from sidrec.corpus.leakage import check_train_only, check_train_queries_only
+from sidrec.corpus.memmap_cache import derived_folder
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.batches import PairBatches
 from sidrec.pairs.item_item import ItemItemPairs, Weighting, item_item_pairs, log_popularity
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
-from sidrec.pairs.resumable.datamodule import CorpusDataModule
 from sidrec.pairs.schedule import PairSchedule
-from sidrec.pairs.tokenizer import load_tokenizer
-from sidrec.pairs.tokens import TokenStore, tokenize_once
+from sidrec.pairs.token_store import TokenStore, load_tokenizer, tokenize_once
+from sidrec.training.resumable_data import CorpusDataModule
 
 _TEXTS_AT_ONCE = 4_096
 

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from sidrec.corpus.store import Interactions
 from sidrec.errors import ConfigError
-from sidrec.pairs.permutation import key_of, uniform
 from sidrec.pairs.query_item import DrawnPairs
+from sidrec.training.counter_rng import key_of, uniform
 
 Weighting = Literal["uniform", "inverse_distance"]
 

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int64
 
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError
-from sidrec.pairs.permutation import key_of, uniform
+from sidrec.training.counter_rng import key_of, uniform
 
 _ROWS_AT_ONCE = 65_536
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sidrec.errors import ConfigError
-from sidrec.pairs.permutation import key_of, permute
+from sidrec.training.counter_rng import key_of, permute
 from sidrec.types import TASKS, Task
 
 

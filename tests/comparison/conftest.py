@@ -2,9 +2,9 @@ import polars as pl
 import pytest
 import yaml
 
-from sidrec.comparison import compare_command
-from sidrec.corpus.build import build_corpus
-from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
+from sidrec.cli import compare as compare_command
+from sidrec.corpus.build.build_corpus import build_corpus
+from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
 from sidrec.corpus.store import Corpus
 from tests.comparison.fakes import FakeLauncher
 from tests.comparison.made import make_comparison

@@ -6,15 +6,14 @@ import numpy as np
 import torch
 import yaml
 
-from sidrec.comparison.stages import Stage
-from sidrec.corpus.popularity import popularity
+from sidrec.comparison.plan.stages import Stage
 from sidrec.corpus.requests import recommendation_requests, search_requests
-from sidrec.corpus.store import Corpus
+from sidrec.corpus.store import Corpus, popularity
 from sidrec.files import write_json
-from sidrec.generator.predictions import write_predictions
+from sidrec.generator.training.predictions import write_predictions
 from sidrec.metrics import Prediction, evaluate
-from sidrec.run_directory import RunDirectory
-from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.runs.directory import RunDirectory
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.types import TASKS, ItemEmbeddings, SemanticIdTable
 
 

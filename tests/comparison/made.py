@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from sidrec.comparison.compare_command import main
-from sidrec.comparison.stages import Stage
+from sidrec.cli.compare import main
+from sidrec.comparison.plan.stages import Stage
 from sidrec.files import read_json
 from tests.pairs.made import make_corpus, make_encoder
 from tests.tiny import TRAINER, encoder_settings, generator_settings, sidrec, write_yaml

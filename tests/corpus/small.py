@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from sidrec.corpus.build import build_corpus
-from sidrec.corpus.raw import BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.build.build_corpus import build_corpus
+from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
 
 # user, item, timestamp, in the order of the source; b's two rows of moment 5 are a tie
 ROWS = [

@@ -3,8 +3,7 @@ import inspect
 import numpy as np
 import pytest
 
-from sidrec.corpus.popularity import popularity
-from sidrec.corpus.store import Corpus
+from sidrec.corpus.store import Corpus, popularity
 from sidrec.errors import DataError
 from tests.corpus.small import build_small
 

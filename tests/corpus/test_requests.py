@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from sidrec.corpus.build import build_corpus
+from sidrec.corpus.build.build_corpus import build_corpus
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
 from sidrec.types import Request

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec.corpus import derived
+from sidrec.corpus import memmap_cache as derived
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError, SidrecError
 from tests.corpus.small import build_small

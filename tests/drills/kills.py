@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import sidrec.cli
-from sidrec.main import main
-from sidrec.run_directory import RunDirectory
-from sidrec.run_directory.checkpoints import damage_of
+import sidrec.cli.train
+from sidrec.cli.main import main
+from sidrec.runs.checkpoints import damage_of
+from sidrec.runs.directory import RunDirectory
 from tests.encoder.test_enmf import MODEL as ENMF
 from tests.pairs.made import make_corpus, make_encoder
 from tests.semantic_ids.learned.test_run import tiny_settings as rq_vae_settings
@@ -135,7 +135,7 @@ def result_of(stage: Stage, folder: Path) -> object:
         weights = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
         return {name: value.tolist() for name, value in weights.items()}
     if stage.result == "ids/codes":
-        from sidrec.semantic_ids.bundle import SemanticIdBundle
+        from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 
         return SemanticIdBundle.load(folder / "ids").table.codes.tolist()
     content = (folder / stage.result).read_text()
@@ -240,7 +240,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
     asked = parser.parse_args()
-    sidrec.cli.CHECKPOINT_EVERY_S = 0.2
+    sidrec.cli.train.CHECKPOINT_EVERY_S = 0.2
     end = time.time() + 60 * asked.minutes
     found = drill(asked.folder, asked.kills, asked.seed, end)
     sys.exit(0 if found["tried"] == found["survived"] and not found["wrong"] else 1)

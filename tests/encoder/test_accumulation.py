@@ -5,7 +5,7 @@ import torch
 
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.module import BiEncoder
-from sidrec.pairs.batches import BatchNumber
+from sidrec.training.numbered_batches import BatchNumber
 from tests.encoder.test_module import MODEL, train
 
 EXACT = {"dropout": 0.0, "length_groups": 1, "logq_correction": []}

@@ -8,13 +8,11 @@ import torch
 
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.distributed import sum_over_ranks
-from sidrec.encoder.catalogue import encode_catalogue, encoder_hash
+from sidrec.encoder.encode import encode_catalogue, encoder_hash
 from sidrec.encoder.enmf.datamodule import UserDataModule, users_of
-from sidrec.encoder.enmf.loss import enmf_loss, negative_weights_of
-from sidrec.encoder.enmf.model import FactorTower
-from sidrec.encoder.enmf.module import Enmf
+from sidrec.encoder.enmf.module import Enmf, FactorTower, enmf_loss, negative_weights_of
 from sidrec.errors import ConfigError
-from sidrec.pairs.batches import BatchNumber
+from sidrec.training.numbered_batches import BatchNumber
 from sidrec.types import Request
 from tests.encoder.test_module import Stop, equal
 from tests.ranks import run_on_ranks

@@ -9,11 +9,10 @@ import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sidrec.encoder.loading import load_bi_encoder
-from sidrec.encoder.module import BiEncoder
+from sidrec.encoder.module import BiEncoder, load_bi_encoder
 from sidrec.errors import ConfigError, RunError
 from sidrec.pairs.datamodule import PairDataModule
-from sidrec.run_directory import RunDirectory
+from sidrec.runs.directory import RunDirectory
 from tests.pairs.test_datamodule import SETTINGS
 from tests.ranks import run_on_ranks
 

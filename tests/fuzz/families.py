@@ -60,7 +60,7 @@ def retrieve(tiny, folder, tally, num_cases):
 
     with (
         mock.patch("sidrec.Retriever.load", return_value=Echo()),
-        mock.patch("sidrec.generator.command.identity_of", return_value="run"),
+        mock.patch("sidrec.cli.retrieve.identity_of", return_value="run"),
     ):
         each(one_line, num_cases, one)
 

@@ -2,7 +2,7 @@
 
 import time
 
-from sidrec.generator.answers import RetrievedItem
+from sidrec.generator.retrieval.retriever import RetrievedItem
 
 NUM_ITEMS = 100
 

@@ -2,13 +2,12 @@
 
 import torch
 
-from sidrec.generator.batches import batch_of_requests
-from sidrec.generator.code_space import CodeSpace
-from sidrec.generator.inputs import InputSettings
-from sidrec.generator.model import GeneratorModel
-from sidrec.generator.t5 import t5_from_config, train_tokenizer
-from sidrec.generator.vocabulary import CodeVocabulary, vocabularies_of
-from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.generator.model.batch import batch_of_requests
+from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary, vocabularies_of
+from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.request_embedder import InputSettings
+from sidrec.generator.model.t5 import t5_from_config, train_tokenizer
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.types import TASKS, ItemEmbeddings, Request, SemanticIdTable
 
 SIZES = (4, 3, 5)  # levels that differ, so that nobody can mix them up

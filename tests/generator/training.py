@@ -4,8 +4,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sidrec.generator.datamodule import GeneratorDataModule
-from sidrec.generator.module import JointGenerator
+from sidrec.generator.training.datamodule import GeneratorDataModule
+from sidrec.generator.training.module import JointGenerator
 from tests.generator.made import T5
 from tests.generator.test_datamodule import SETTINGS
 

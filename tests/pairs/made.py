@@ -6,10 +6,10 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from sidrec.corpus.build import build_corpus
-from sidrec.corpus.raw import BuildSettings
+from sidrec.corpus.build.build_corpus import build_corpus
+from sidrec.corpus.sources.raw_catalogue import BuildSettings
+from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
 from sidrec.corpus.store import Corpus
-from sidrec.corpus.synthetic import SyntheticSettings, make_synthetic
 
 SIZES = SyntheticSettings(
     num_items=60,

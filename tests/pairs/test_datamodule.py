@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.batches import BatchNumber, BatchNumberSampler
 from sidrec.pairs.datamodule import PairDataModule
-from sidrec.pairs.tokenizer import load_tokenizer
+from sidrec.pairs.token_store import load_tokenizer
+from sidrec.training.numbered_batches import BatchNumber, BatchNumberSampler
 
 SETTINGS = {
     "batch_size": 4,

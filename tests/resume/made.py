@@ -5,8 +5,8 @@ from dataclasses import replace
 from sidrec.encoder.enmf.datamodule import UserDataModule
 from sidrec.encoder.enmf.module import Enmf
 from sidrec.encoder.module import BiEncoder
-from sidrec.generator.datamodule import GeneratorDataModule
-from sidrec.generator.module import JointGenerator
+from sidrec.generator.training.datamodule import GeneratorDataModule
+from sidrec.generator.training.module import JointGenerator
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.semantic_ids.learned.datamodule import VectorDataModule
 from sidrec.semantic_ids.learned.module import QuantizerModule

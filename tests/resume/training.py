@@ -10,11 +10,11 @@ import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
 from sidrec.distributed import wait_for_all_ranks
-from sidrec.run_callback import LastCheckpoint
-from sidrec.run_callback.ranks import take_charge_of
-from sidrec.run_directory import RunDirectory
-from sidrec.run_directory.checkpoints import newest_whole_checkpoint
-from sidrec.run_directory.stopping import STOP, Preempted
+from sidrec.runs.callbacks import LastCheckpoint
+from sidrec.runs.checkpoints import newest_whole_checkpoint
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.preemption import STOP, Preempted
+from sidrec.runs.rank_failures import take_charge_of
 from tests.resume.made import made
 
 NUM_EPOCHS = 2

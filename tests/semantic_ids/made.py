@@ -2,8 +2,8 @@
 
 import torch
 
-from sidrec.semantic_ids.rq_codebooks import FittedRqKMeans
-from sidrec.semantic_ids.rq_kmeans import RqKMeans
+from sidrec.semantic_ids.quantizers.rq_codebooks import FittedRqKMeans
+from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 
 
 def quantizer_of(*codebooks):

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 from sidrec.corpus.store import Corpus
 from sidrec.distributed import rank_and_world_size
 from sidrec.errors import ConfigError
-from sidrec.run_directory import RunDirectory
+from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids import callback as room
-from sidrec.semantic_ids.bundle import SemanticIdBundle
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.callback import SemanticIdCallback
-from sidrec.semantic_ids.collisions import ReassignLastLevel
-from sidrec.semantic_ids.rq_kmeans import RqKMeans
+from sidrec.semantic_ids.collisions.policies import ReassignLastLevel
+from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 from sidrec.types import ItemEmbeddings
 from tests.ranks import run_on_ranks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidrec.run_directory import RunDirectory
+from sidrec.runs.directory import RunDirectory
 from tests.patience import patient
 from tests.tiny import encoder_settings, write_yaml
 

@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.store import Corpus
-from sidrec.pairs.batches import BatchNumber
-from sidrec.pairs.rows.datamodule import RowDataModule
-from sidrec.pairs.rows.schedule import RowSchedule
+from sidrec.training.numbered_batches import BatchNumber
+from sidrec.training.row_data import RowDataModule, RowSchedule
 from sidrec.types import Request
 
 

@@ -4,24 +4,123 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from sidrec.corpus.popularity import popularity
-from sidrec.corpus.raw import Split
 from sidrec.corpus.requests import recommendation_requests
+from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.corpus.store import popularity
 from sidrec.distributed import rank_and_world_size
-from sidrec.encoder.dense import dense_recall, own_slice
+from sidrec.encoder.dense_retrieval import dense_recall, own_slice
 from sidrec.encoder.enmf.datamodule import UserBatch, UserDataModule, users_of
-from sidrec.encoder.enmf.loss import enmf_loss, negative_weights_of
-from sidrec.encoder.enmf.model import FactorTower
-from sidrec.encoder.learning_rate import Decay
-from sidrec.encoder.loss_guard import finite_mean
-from sidrec.encoder.optimizer import optimizer_of
 from sidrec.errors import ConfigError, RunError
 from sidrec.metrics import harmonic_mean
-from sidrec.pairs.permutation import key_of
-from sidrec.run_directory import RunDirectory
+from sidrec.runs.directory import RunDirectory
+from sidrec.training.counter_rng import key_of
+from sidrec.training.nan_guard import finite_mean
+from sidrec.training.optimizer import Decay, optimizer_of
+
+_START_DEVIATION = 0.01
+
+
+class FactorTower(nn.Module):
+    """One vector per user and per item, and a weight per dimension.
+
+    Stands where the bi-encoder has its text tower: ``encode_catalogue`` takes ``item_vectors``
+    from it and reads no text.
+
+    Args:
+        num_users: user_index runs from 0.
+        num_items: item_index runs from 0.
+        dim: Length of the vectors.
+    """
+
+    def __init__(self, num_users: int, num_items: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.users = nn.Embedding(num_users, dim)
+        self.items = nn.Embedding(num_items, dim)
+        self.factors = nn.Parameter(torch.full((dim,), _START_DEVIATION))
+        for embedding in (self.users, self.items):
+            nn.init.normal_(embedding.weight, std=_START_DEVIATION)
+
+    @torch.no_grad()
+    def item_vectors(self) -> Float[Tensor, "item dim"]:
+        """Return the L2-normalized item vectors, on the CPU: what is quantized."""
+        return F.normalize(self.items.weight.detach().float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def questions(self, user_index: Int[Tensor, " request"]) -> Float[Tensor, "request dim"]:
+        """Return for each user the vector whose inner products with the items are the scores.
+
+        Args:
+            user_index: -1 stands for a user without train interactions: all scores are 0.
+        """
+        known = (user_index >= 0)[:, None]
+        vectors: Tensor = self.users(user_index.clamp(min=0)) * self.factors
+        return vectors * known
+
+
+def enmf_loss(
+    users: Float[Tensor, "user dim"],
+    items: Float[Tensor, "item dim"],
+    factors: Float[Tensor, " dim"],
+    *,
+    positive_user: Int[Tensor, " positive"],
+    positive_item: Int[Tensor, " positive"],
+    negative_weights: Float[Tensor, " item"],
+) -> Float[Tensor, ""]:
+    """Return the weighted squared error of all scores, as if every cell had been looked at.
+
+    The score of user u and item v is ``sum_d factors_d users_ud items_vd``; it shall be 1 where u
+    consumed v (weight 1) and 0 elsewhere (weight ``negative_weights_v``). The sum over all cells
+    splits into one over pairs of dimensions, which costs (users + items) × dim² in place of
+    users × items × dim, and one over the positives.
+
+    Args:
+        users: Of the batch.
+        items: Of the whole catalogue.
+        factors: Weight of each dimension.
+        positive_user: Row of ``users`` of each interaction, no interaction twice.
+        positive_item: Its item_index.
+        negative_weights: Weight of each item where it was not consumed.
+
+    Returns:
+        Sum over the users of the batch and all items, nothing left out.
+
+    Source:
+        Chen et al. 2020, eq. 8 and 10, https://doi.org/10.1145/3373807. Differs: keeps the
+        constant that counts positives, so that the value is the naive sum's.
+    """
+    by_users = users.T @ users  # [dim, dim]
+    by_items = (items * negative_weights[:, None]).T @ items
+    everywhere = (torch.outer(factors, factors) * by_users * by_items).sum()
+    scores = ((users * factors)[positive_user] * items[positive_item]).sum(dim=1)
+    taken_back = negative_weights[positive_item] * scores.square()
+    return everywhere + ((1 - scores).square() - taken_back).sum()
+
+
+def negative_weights_of(
+    popularity: Int[Tensor, " item"], *, mean_weight: float, exponent: float
+) -> Float[Tensor, " item"]:
+    """Weigh what was not consumed: popular items that a user left aside say more.
+
+    Args:
+        popularity: Train interactions of each item.
+        mean_weight: Mean of the weights.
+        exponent: Weights are as popularity to this power; 0 weighs all items alike.
+
+    >>> negative_weights_of(torch.tensor([1, 3]), mean_weight=0.5, exponent=1.0).tolist()
+    [0.25, 0.75]
+
+    Source:
+        Chen et al. 2020, eq. 4. Differs: given by the mean, theirs by the sum over the catalogue.
+    """
+    raised = popularity.double().clamp(min=0) ** exponent
+    return (mean_weight * raised / raised.mean().clamp(min=1e-12)).float()
+
 
 KS = (10, 30)
 

@@ -1,15 +1,53 @@
 """Codebooks in the latent space of an autoencoder: what a trained RQ-VAE or Residual-LFQ is."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from sidrec.semantic_ids.checked_rows import chunks_of
-from sidrec.semantic_ids.learned.perceptron import Layer, apply_layers, layer_tensors, layers_from
-from sidrec.semantic_ids.rows import CHUNK_ROWS
-from sidrec.semantic_ids.screen import nearest_codes
+from sidrec.kernels.nearest import nearest_codes
+from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS, chunks_of
+
+Layer = tuple[Float[Tensor, "_ _"], Float[Tensor, " _"]]  # weight [out, in], bias [out]
+
+
+def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:
+    """Return linear layers between these widths, with ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def layers_of(network: nn.Sequential) -> tuple[Layer, ...]:
+    """Return the weights and biases of what ``perceptron`` made, without gradient."""
+    linear = [part for part in network if isinstance(part, nn.Linear)]
+    return tuple((part.weight.detach(), part.bias.detach()) for part in linear)
+
+
+def apply_layers(rows: Float[Tensor, "row _"], layers: tuple[Layer, ...]) -> Float[Tensor, "row _"]:
+    """Return what the network of these layers makes of the rows."""
+    for number, (weight, bias) in enumerate(layers, start=1):
+        rows = F.linear(rows, weight, bias)
+        if number < len(layers):
+            rows = F.relu(rows)
+    return rows
+
+
+def layer_tensors(name: str, layers: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """Return ``NAME_N.weight`` and ``NAME_N.bias``, layers counted from 1."""
+    found = {f"{name}_{n}.weight": weight for n, (weight, _) in enumerate(layers, start=1)}
+    return found | {f"{name}_{n}.bias": bias for n, (_, bias) in enumerate(layers, start=1)}
+
+
+def layers_from(name: str, tensors: dict[str, Tensor]) -> tuple[Layer, ...]:
+    """Return the layers that ``layer_tensors`` named."""
+    count = sum(key.startswith(f"{name}_") and key.endswith(".weight") for key in tensors)
+    numbers = range(1, max(count, 1) + 1)
+    return tuple((tensors[f"{name}_{n}.weight"], tensors[f"{name}_{n}.bias"]) for n in numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,16 @@ from jaxtyping import Float
 from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from sidrec.encoder.learning_rate import Decay
 from sidrec.encoder.loss import contrastive_loss
-from sidrec.encoder.optimizer import optimizer_of
 from sidrec.errors import ConfigError
-from sidrec.pairs.permutation import key_of
-from sidrec.semantic_ids.bundle import SemanticIdBundle
-from sidrec.semantic_ids.codebook_sizes import refuse_few_items
-from sidrec.semantic_ids.learned.batches import PairedVectors, VectorBatch
-from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer
-from sidrec.semantic_ids.learned.methods import LearnedMethod
-from sidrec.semantic_ids.learned.perceptron import layers_of, perceptron
-from sidrec.semantic_ids.rows import CHUNK_ROWS
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
+from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer, layers_of, perceptron
+from sidrec.semantic_ids.learned.datamodule import PairedVectors, VectorBatch
+from sidrec.semantic_ids.learned.method_settings import LearnedMethod
+from sidrec.semantic_ids.quantizers.base import refuse_few_items
+from sidrec.training.counter_rng import key_of
+from sidrec.training.optimizer import Decay, optimizer_of
 
 _START_ROWS_PER_CODE = 256
 

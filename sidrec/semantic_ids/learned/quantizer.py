@@ -14,12 +14,11 @@ from torch import Tensor
 
 from sidrec.distributed import from_rank_zero
 from sidrec.errors import ConfigError
-from sidrec.semantic_ids.checked_rows import rows_to_fit
-from sidrec.semantic_ids.codebook_sizes import refuse_few_items
+from sidrec.semantic_ids.kmeans.initialization import uniform_sample
+from sidrec.semantic_ids.kmeans.sharded_rows import rows_to_fit
 from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer
-from sidrec.semantic_ids.learned.methods import LearnedMethod
-from sidrec.semantic_ids.quantizer import FittedQuantizer, Quantizer
-from sidrec.semantic_ids.starts import uniform_sample
+from sidrec.semantic_ids.learned.method_settings import LearnedMethod
+from sidrec.semantic_ids.quantizers.base import FittedQuantizer, Quantizer, refuse_few_items
 
 _REMARKS = (
     ".*does not have many workers",

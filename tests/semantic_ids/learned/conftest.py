@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from sidrec.semantic_ids.collisions import KeepCollisions
-from sidrec.semantic_ids.controls import RandomCodes
-from sidrec.semantic_ids.maker import make_semantic_ids
+from sidrec.semantic_ids.collisions.policies import KeepCollisions
+from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.quantizers.controls import RandomCodes
 from sidrec.types import ItemEmbeddings
 from tests.pairs.made import make_corpus
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.semantic_ids.fitted import load_quantizer
+from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS, block_of_rank
 from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer
-from sidrec.semantic_ids.learned.methods import ResidualLfq, RqVae
+from sidrec.semantic_ids.learned.method_settings import ResidualLfq, RqVae
 from sidrec.semantic_ids.learned.quantizer import LearnedQuantizer
-from sidrec.semantic_ids.quality import level_usage, relative_error
-from sidrec.semantic_ids.rows import CHUNK_ROWS, block_of_rank
+from sidrec.semantic_ids.quality.id_metrics import level_usage, relative_error
+from sidrec.semantic_ids.quantizers.registry import load_quantizer
 from tests.ranks import run_on_ranks
 
 VAE = RqVae(

@@ -10,9 +10,9 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.pairs.batches import BatchNumber
 from sidrec.semantic_ids.learned.datamodule import VectorDataModule
 from sidrec.semantic_ids.learned.module import QuantizerModule
+from sidrec.training.numbered_batches import BatchNumber
 from tests.encoder.test_module import Stop, equal
 from tests.ranks import run_on_ranks
 from tests.semantic_ids.learned.test_learned import LFQ, VAE

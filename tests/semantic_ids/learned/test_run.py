@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidrec.run_directory import RunDirectory
-from sidrec.run_source import arguments_from_run
-from sidrec.semantic_ids.bundle import SemanticIdBundle
-from sidrec.semantic_ids.fitted import load_quantizer
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.from_run import arguments_from_run
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from sidrec.semantic_ids.quantizers.registry import load_quantizer
 from tests.tiny import TRAINER, sidrec, write_yaml
 
 CONFIG = Path(__file__).parents[3] / "configs" / "rq_vae.yaml"

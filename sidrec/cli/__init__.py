@@ -1,0 +1,1 @@
+"""Commands of sidrec: parsing, one-line errors, exit codes."""

@@ -1,0 +1,189 @@
+"""``sidrec ids``: make Semantic IDs from stored embeddings, append to them, compare them."""
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from sidrec.cli.parser import options_of, with_suggestion
+from sidrec.errors import ConfigError
+from sidrec.runs.from_run import allow_known_classes_only
+from sidrec.semantic_ids.bundle.append import (
+    append_items,
+    attributes_of_run,
+    device_named,
+    stored_bundle,
+)
+from sidrec.semantic_ids.bundle.diff import difference_table
+from sidrec.semantic_ids.bundle.quality_report import quality_table, save_picture
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from sidrec.semantic_ids.bundle.vector_reader import NamedVectors, read_vector_file
+from sidrec.semantic_ids.collisions.policies import CollisionPolicy
+from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.quality.purity import Attribute, read_attributes
+from sidrec.semantic_ids.quantizers.base import Quantizer
+
+_FROM = "Run directory of an encoder, or a bundle."
+_DEVICE = "auto, cpu or cuda."
+_ATTRIBUTES = (
+    "Parquet, CSV or JSONL with item_id and what else is known (genre, …), for the purity figures."
+)
+
+
+class IdsParser(ArgumentParser):
+    """Parser whose error is one line that names the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with code 2."""
+        del ex
+        parts = (*Quantizer.__subclasses__(), *CollisionPolicy.__subclasses__())
+        valid = [name for part in parts for name in inspect.signature(part).parameters]
+        valid += options_of(self)
+        sys.stderr.write(f"sidrec ids: {with_suggestion(message, valid)}\n")
+        sys.exit(ConfigError.exit_code)
+
+
+def main(args: list[str]) -> None:
+    """Run ``sidrec ids`` with the words after the command's name."""
+    allow_known_classes_only()
+    flags = {word.split("=")[0] for word in args}
+    if "--diff" in flags:
+        _compare(args)
+    elif "--append" in flags:
+        _append(args)
+    else:
+        _make(args)
+
+
+def _make(args: list[str]) -> None:
+    parser = IdsParser(
+        prog="sidrec ids",
+        description="Make Semantic IDs from stored embeddings, with any quantizer and policy. "
+        "Two more forms: `sidrec ids --append NEW --from BUNDLE --out DIR` adds items and changes "
+        "no ID; `sidrec ids --diff A B` says what differs between two bundles.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file, e.g. configs/ids/NAME.yaml.")
+    parser.add_argument("--from", type=str | None, help=_FROM)
+    parser.add_argument(
+        "--embeddings", type=str | None, help="Your own vectors: .npy, .safetensors or .parquet."
+    )
+    parser.add_argument("--attributes", type=str | None, help=_ATTRIBUTES)
+    parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
+    parser.add_argument("--device", type=str, default="auto", help=_DEVICE)
+    parser.add_argument("--quantizer", type=Quantizer, required=True, help="How codes are made.")
+    parser.add_argument("--policy", type=CollisionPolicy, required=True, help="What collisions do.")
+    config = parser.instantiate(parser.parse_args(args))
+    bundle = make_ids(
+        config["from"],
+        config.embeddings,
+        out=Path(config.out),
+        quantizer=config.quantizer,
+        policy=config.policy,
+        device=config.device,
+        attributes=config.attributes,
+    )
+    sys.stdout.write(f"{quality_table(bundle)}\nwritten: {config.out}\n")
+
+
+def _append(args: list[str]) -> None:
+    parser = IdsParser(
+        prog="sidrec ids", description="Add items to a bundle; the IDs of the old ones stay."
+    )
+    parser.add_argument("--append", type=str, required=True, help="New vectors, as --embeddings.")
+    parser.add_argument("--from", type=str, required=True, help=_FROM)
+    parser.add_argument("--attributes", type=str | None, help=_ATTRIBUTES)
+    parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
+    parser.add_argument("--device", type=str, default="auto", help=_DEVICE)
+    config: Any = parser.parse_args(args)
+    old = stored_bundle(Path(config["from"]))
+    new = read_vector_file(Path(config.append), first_id=len(old.item_ids))
+    bundle = append_items(
+        old,
+        new.embeddings.vectors,
+        item_ids=new.item_ids,
+        titles=new.titles,
+        source={"file": Path(config.append).name},
+        device=device_named(config.device),
+        attributes=_attributes(config.attributes, old.item_ids + new.item_ids),
+    )
+    _write(bundle, Path(config.out))
+    sys.stdout.write(
+        f"{quality_table(bundle)}\n"
+        f"appended {len(new.item_ids):,} items to {len(old.item_ids):,}, whose IDs stayed\n"
+        f"written: {config.out}\n"
+    )
+
+
+def _compare(args: list[str]) -> None:
+    parser = IdsParser(prog="sidrec ids", description="Say what differs between two bundles.")
+    parser.add_argument("--diff", type=str, nargs=2, required=True, help=f"Twice: {_FROM}")
+    config: Any = parser.parse_args(args)
+    first, second = (stored_bundle(Path(folder)) for folder in config.diff)
+    sys.stdout.write(f"{difference_table(first, second)}\n")
+
+
+def make_ids(
+    run: str | None,
+    embeddings: str | None,
+    *,
+    out: Path,
+    quantizer: Quantizer,
+    policy: CollisionPolicy,
+    device: str,
+    attributes: str | None = None,
+) -> SemanticIdBundle:
+    """Make a bundle from a run's embeddings or from a file, and write it to ``out``.
+
+    Args:
+        run: Encoder run directory (or a bundle folder); give this or ``embeddings``.
+        embeddings: File of vectors.
+        out: Folder to write.
+        quantizer: How codes are made.
+        policy: What happens where items share codes.
+        device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        attributes: File of item attributes; by default those of the run's corpus.
+
+    Raises:
+        ConfigError: If not exactly one source is given, or the device is not there.
+        RunError: If the run has not finished or holds no embeddings.
+        DataError: If vectors or attributes are not usable.
+    """
+    if run is None and embeddings is None:
+        raise ConfigError("`sidrec ids` needs either --from RUN or --embeddings FILE.")
+    if run is not None and embeddings is not None:
+        raise ConfigError(
+            "`sidrec ids` takes only one of --from and --embeddings, got both; leave one out."
+        )
+    known: list[Attribute] = []
+    if run is not None:
+        stored = stored_bundle(Path(run))
+        vectors = NamedVectors(stored.embeddings, stored.item_ids, stored.titles)
+        source = stored.source
+        if attributes is None:
+            known = attributes_of_run(Path(run), stored.corpus_fingerprint)
+    else:
+        file = Path(str(embeddings))
+        vectors, source = read_vector_file(file), {"file": file.name}
+    bundle = make_semantic_ids(
+        vectors.embeddings,
+        quantizer=quantizer,
+        policy=policy,
+        item_ids=vectors.item_ids,
+        titles=vectors.titles,
+        source=source,
+        device=device_named(device),
+        attributes=known or _attributes(attributes, vectors.item_ids),
+    )
+    _write(bundle, out)
+    return bundle
+
+
+def _attributes(file: str | None, item_ids: list[str]) -> list[Attribute]:
+    return [] if file is None else read_attributes(Path(file), item_ids)
+
+
+def _write(bundle: SemanticIdBundle, out: Path) -> None:
+    bundle.save(out)
+    save_picture(bundle, out)

@@ -1,0 +1,280 @@
+"""``sidrec prepare movielens | table | synthetic``: raw files -> corpus."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from sidrec.cli.parser import options_of, with_suggestion
+from sidrec.console import say
+from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
+from sidrec.errors import ConfigError
+from sidrec.files import disk_errors
+
+if TYPE_CHECKING:
+    from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
+
+Split = Literal["leave_last_out", "temporal"]
+_MANY_VALUES = ("--queries",)  # options that take several values without brackets
+
+
+def movielens(
+    source: str,
+    out: Path,
+    descriptions: Path | None = None,
+    queries: list[Path] | None = None,
+    write_queries: str | None = None,
+    writer: QueryWriting = DEFAULT_WRITING,
+    packaged_queries: bool = True,
+    min_item_interactions: int = 0,
+    split: Split = "leave_last_out",
+    temporal_fractions: tuple[float, float] = (0.1, 0.1),
+    test_query_fraction: float = 0.2,
+    valid_query_fraction: float = 0.05,
+    num_tags: int = 10,
+    num_genome_tags: int = 10,
+) -> None:
+    """Make a corpus of an edition of MovieLens.
+
+    Ratings of movies that the edition does not list are left out and counted.
+
+    Args:
+        source: ml-100k, ml-latest-small, ml-1m, ml-25m or ml-32m (downloaded, verified, cached),
+            or a folder or zip in a MovieLens layout.
+        out: Corpus directory to write; an older corpus there is replaced as a whole.
+        descriptions: JSONL of {"movieId", "description"}.
+        queries: One or more JSONL files of {"query_id", "query", "movieIds", "group", "split"}.
+        write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
+        writer: How a writer writes.
+        packaged_queries: Use the queries that come with sidrec where no others are given.
+        min_item_interactions: Leave out movies with fewer ratings; 0 keeps all movies.
+        split: leave_last_out: per user the last rating is test, the one before valid. temporal:
+            the latest ratings of all users together are test.
+        temporal_fractions: Shares of the ratings that are test and valid; for temporal.
+        test_query_fraction: Share of the query groups without a given split that is test.
+        valid_query_fraction: Share of the train query groups that is used as valid.
+        num_tags: At most so many user tags in a movie's text.
+        num_genome_tags: At most so many tags of the tag genome in a movie's text.
+    """
+    from sidrec.corpus.build.build_corpus import kept_items
+    from sidrec.corpus.sources.download import default_cache_folder, locate_movielens
+    from sidrec.corpus.sources.movielens import read_movielens
+    from sidrec.corpus.sources.raw_catalogue import BuildSettings
+
+    settings = BuildSettings(
+        min_item_interactions,
+        split,
+        temporal_fractions,
+        test_query_fraction,
+        valid_query_fraction,
+        unknown_items="drop",
+    )
+    folder = locate_movielens(source, cache_folder=default_cache_folder())
+    raw = read_movielens(
+        folder, descriptions=descriptions, num_tags=num_tags, num_genome_tags=num_genome_tags
+    )
+    own = chosen_queries(
+        kept_items(raw, min_item_interactions),
+        files=queries or (),
+        write_queries=write_queries,
+        writing=writer,
+        packaged=packaged_queries,
+    )
+    _build(raw, own, out, settings)
+
+
+def table(
+    items: str,
+    interactions: str,
+    out: Path,
+    queries: list[Path] | None = None,
+    write_queries: str | None = None,
+    writer: QueryWriting = DEFAULT_WRITING,
+    min_item_interactions: int = 0,
+    split: Split = "leave_last_out",
+    temporal_fractions: tuple[float, float] = (0.1, 0.1),
+    test_query_fraction: float = 0.2,
+    valid_query_fraction: float = 0.05,
+    unknown_items: Literal["error", "drop"] = "error",
+) -> None:
+    """Make a corpus of your own catalogue: CSV, TSV, JSONL or Parquet.
+
+    A table is a file, a pattern of files (logs/*.parquet), or an address that fsspec knows
+    (s3://bucket/logs/*.parquet).
+
+    Args:
+        items: Columns item_id, title, text; others become attributes. Without text it is made of
+            the title and what describes the item.
+        interactions: Columns user_id, item_id, timestamp, and optionally rating.
+        out: Corpus directory to write; an older corpus there is replaced as a whole.
+        queries: One or more JSONL files of {"query_id", "query", "item_ids", "group", "split"}.
+        write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
+        writer: How a writer writes.
+        min_item_interactions: Leave out items with fewer interactions; 0 keeps all.
+        split: leave_last_out: per user the last interaction is test, the one before valid.
+            temporal: the latest interactions of all users together are test.
+        temporal_fractions: Shares of the interactions that are test and valid; for temporal.
+        test_query_fraction: Share of the query groups without a given split that is test.
+        valid_query_fraction: Share of the train query groups that is used as valid.
+        unknown_items: What to do with interactions and queries of items that are not listed.
+    """
+    from sidrec.corpus.build.build_corpus import kept_items
+    from sidrec.corpus.sources.raw_catalogue import BuildSettings
+    from sidrec.corpus.sources.shards import local_shards
+    from sidrec.corpus.sources.user_tables import read_table
+
+    settings = BuildSettings(
+        min_item_interactions,
+        split,
+        temporal_fractions,
+        test_query_fraction,
+        valid_query_fraction,
+        unknown_items,
+    )
+    with local_shards(items, near=out) as listed, local_shards(interactions, near=out) as logged:
+        raw = read_table(listed, logged)
+        own = chosen_queries(
+            kept_items(raw, min_item_interactions),
+            files=queries or (),
+            write_queries=write_queries,
+            writing=writer,
+            packaged=False,
+        )
+        _build(raw, own, out, settings)
+
+
+def synthetic(
+    out: Path,
+    items: int = 1_000,
+    users: int = 500,
+    interactions: int = 20_000,
+    topics: int = 20,
+    zipf_exponent: float = 1.0,
+    queries_per_item: int = 2,
+    seed: int = 0,
+    split: Split = "leave_last_out",
+    temporal_fractions: tuple[float, float] = (0.1, 0.1),
+    test_query_fraction: float = 0.2,
+    valid_query_fraction: float = 0.05,
+) -> None:
+    """Make a made-up corpus of any size, for tests and load.
+
+    Args:
+        out: Corpus directory to write; an older corpus there is replaced as a whole.
+        items: Number of items.
+        users: Number of users.
+        interactions: Number of draws; repeats of a user are left out, so somewhat fewer remain.
+        topics: Number of topics; each has words and fans of its own.
+        zipf_exponent: How steep popularity falls within a topic.
+        queries_per_item: Queries for each item, each with one paraphrase.
+        seed: The same seed makes the same corpus.
+        split: As for the other sources.
+        temporal_fractions: Shares of the interactions that are test and valid; for temporal.
+        test_query_fraction: Share of the query groups that is test.
+        valid_query_fraction: Share of the train query groups that is used as valid.
+    """
+    from sidrec.corpus.sources.raw_catalogue import BuildSettings
+    from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
+
+    size = SyntheticSettings(
+        items, users, interactions, topics, zipf_exponent, queries_per_item, seed
+    )
+    settings = BuildSettings(
+        0, split, temporal_fractions, test_query_fraction, valid_query_fraction, "error"
+    )
+    with disk_errors(out, "choose another --out."):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as scratch:
+        with disk_errors(out, "free space or choose another --out."):
+            raw, queries = make_synthetic(size, Path(scratch))
+        _build(raw, queries, out, settings)
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``sidrec prepare`` with the arguments that follow it.
+
+    Raises:
+        SidrecError: One line about what is wrong with the data or the settings.
+    """
+    from jsonargparse import ArgumentParser, auto_cli
+
+    class OneLineParser(ArgumentParser):
+        """A parser whose errors are one line with the nearest option, exit code 2."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            del ex
+            program = self.prog.replace(" [options]", "")
+            sys.stderr.write(f"{program}: {with_suggestion(message, options_of(self))}\n")
+            sys.exit(ConfigError.exit_code)
+
+    auto_cli(
+        {"movielens": movielens, "table": table, "synthetic": synthetic},
+        args=_bracketed(args),
+        as_positional=False,
+        prog="sidrec prepare",
+        parser_class=OneLineParser,
+    )
+
+
+def _build(
+    raw: "RawCatalogue", queries: "Sequence[RawQuery]", out: Path, settings: "BuildSettings"
+) -> None:
+    from sidrec.corpus.build.build_corpus import build_corpus
+    from sidrec.corpus.store import Corpus
+
+    description = build_corpus(raw, queries, out, settings)
+    Corpus.load(out).train_interactions()  # proves that it opens; makes the mapped copies once
+    _summarize(description, out)
+
+
+def _summarize(description: dict[str, Any], out: Path) -> None:
+    counts = description["counts"]
+    lines = [
+        ("items", f"{counts['items']:,}"),
+        ("users", f"{counts['users']:,}"),
+        ("interactions", _by_split(counts, "interactions")),
+        ("queries", _by_split(counts, "queries")),
+        ("timestamps out of order", f"{counts['interactions_out_of_order']:,}, sorted"),
+        ("interactions of unknown items", f"{counts['unknown_interactions']:,}, left out"),
+        ("queries of unknown items", f"{counts['queries_without_items']:,}, left out"),
+        ("fingerprint", description["fingerprint"][:16]),
+        ("corpus", str(out)),
+    ]
+    if not sys.stderr.isatty():
+        for name, value in lines:
+            say(f"{name}: {value}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=f"Corpus of {description['source']}", show_header=False)
+    for name, value in lines:
+        grid.add_row(name, value)
+    Console(stderr=True).print(grid)
+
+
+def _by_split(counts: dict[str, int], what: str) -> str:
+    train, valid, test = (counts[f"{what}_{split}"] for split in ("train", "valid", "test"))
+    return f"{counts[what]:,} ({train:,} train, {valid:,} valid, {test:,} test)"
+
+
+def _bracketed(args: Sequence[str]) -> list[str]:
+    """Write ``--queries a b`` as ``--queries=["a", "b"]``, the form that jsonargparse reads."""
+    result: list[str] = []
+    values: list[str] | None = None
+    for argument in args:
+        if values is not None and not argument.startswith("--"):
+            values.append(argument)
+            continue
+        if values is not None:
+            result.append(f"--queries={json.dumps(values)}")
+            values = None
+        if argument in _MANY_VALUES:
+            values = []
+        else:
+            result.append(argument)
+    if values is not None:
+        result.append(f"--queries={json.dumps(values)}")
+    return result

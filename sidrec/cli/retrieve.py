@@ -1,0 +1,205 @@
+"""``sidrec retrieve``: batch inference on anybody's requests, one JSON object a line."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from sidrec.cli.parser import options_of, with_suggestion
+from sidrec.console import say
+from sidrec.errors import ConfigError, DataError
+from sidrec.files import disk_errors
+from sidrec.generator.retrieval.jsonl_stream import answer_lines
+from sidrec.generator.retrieval.parse_request import MAX_LINE_BYTES
+from sidrec.generator.retrieval.resumable_output import HalfWritten, LineReader, half_written
+from sidrec.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from sidrec.generator.retrieval.retriever import Retriever
+
+_STREAM = "-"
+_SAY_EVERY_S = 10.0
+
+
+class RetrieveParser(ArgumentParser):
+    """Parser whose error is one line that names the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with code 2."""
+        del ex
+        sys.stderr.write(f"sidrec retrieve: {with_suggestion(message, options_of(self))}\n")
+        sys.exit(ConfigError.exit_code)
+
+
+def main(args: list[str]) -> None:
+    """Run ``sidrec retrieve`` with the words after the command's name."""
+    parser = RetrieveParser(
+        prog="sidrec retrieve",
+        description='Answer requests: {"id": "a", "task": "search", "query": "heist in Paris"} or '
+        '{"id": "b", "task": "recommendation", "history": ["356", "260"]}, one a line.',
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with these options.")
+    parser.add_argument("--from", type=str, required=True, help="Run directory of a generator.")
+    parser.add_argument("--input", type=str, required=True, help="JSONL of requests; - is stdin.")
+    parser.add_argument("--output", type=str, required=True, help="JSONL to write; - is stdout.")
+    parser.add_argument("--top_k", type=int, default=30, help="Items per answer.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Requests decoded together.")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
+    given = parser.parse_args(args)
+    _refuse_bad_places(given.input, given.output)
+    if min(given.top_k, given.batch_size) < 1:
+        raise ConfigError("--top_k and --batch_size must be at least 1.")
+    from sidrec.generator.retrieval.retriever import Retriever
+
+    retriever = Retriever.load(given["from"], device=given.device)
+    depends_on = {"run": identity_of(given["from"]), "top_k": given.top_k}
+    started = time.monotonic()
+    counts = answer_file(
+        retriever,
+        given.input,
+        given.output,
+        depends_on=depends_on,
+        top_k=given.top_k,
+        batch_size=given.batch_size,
+    )
+    cut = f", queries cut {counts['cut']:,}" if counts["cut"] else ""
+    say(
+        f"answered {counts['answered']:,}, errors {counts['errors']:,}, unknown items skipped "
+        f"{counts['unknown']:,}{cut}, {time.monotonic() - started:.1f} s: {given.output}"
+    )
+
+
+def answer_file(
+    retriever: "Retriever",
+    source: str,
+    target: str,
+    *,
+    depends_on: dict[str, Any],
+    top_k: int,
+    batch_size: int,
+) -> Counter[str]:
+    """Answer a file of requests into another one; go on where an interrupted call left it.
+
+    Args:
+        retriever: Answers.
+        source: JSONL of requests; ``-`` is stdin.
+        target: JSONL of answers, whole or not there at all; ``-`` is stdout.
+        depends_on: What the answers depend on besides the requests, see ``HalfWritten``.
+        top_k: Items per answer.
+        batch_size: Requests decoded together.
+
+    Returns:
+        See ``answer_lines``; what an interrupted call did is counted too.
+    """
+    with _stream_of(source) as stream:
+        lines = LineReader(stream, max_line_bytes=MAX_LINE_BYTES)
+        with _output_to(target, depends_on, lines) as output:
+            progress = Progress(lines, _size_of(source))
+
+            def end_block(counts: Counter[str]) -> None:
+                output.end_block(counts)
+                progress(counts)
+
+            return answer_lines(
+                retriever,
+                lines,
+                output.write,
+                top_k=top_k,
+                batch_size=batch_size,
+                counts=output.counts,
+                end_block=end_block,
+            )
+
+
+def identity_of(run_folder: str) -> str:
+    """Return what tells one trained run from another, without reading its weights."""
+    file = RunDirectory(Path(run_folder)).finished_checkpoint().resolve()
+    facts = file.stat()
+    return f"{file} of {facts.st_size} bytes, time {facts.st_mtime_ns}"
+
+
+def _refuse_bad_places(source: str, target: str) -> None:
+    """Say before anything is loaded that a place cannot be read or written."""
+    if source != _STREAM and (not Path(source).exists() or Path(source).is_dir()):
+        raise DataError(f"--input {source} is no file; give JSONL of requests, or - for stdin.")
+    if target != _STREAM and Path(target).is_dir():
+        raise ConfigError(f"--output {target} is a folder; give a file, or - for stdout.")
+    if _STREAM not in (source, target) and Path(source).resolve() == Path(target).resolve():
+        raise ConfigError(f"--output {target} is the file of the requests; give another one.")
+
+
+@contextmanager
+def _stream_of(source: str) -> Iterator[BinaryIO]:
+    if source == _STREAM:
+        yield sys.stdin.buffer
+        return
+    with Path(source).open("rb") as stream:
+        yield stream
+
+
+def _size_of(source: str) -> int | None:
+    return Path(source).stat().st_size if source != _STREAM and Path(source).is_file() else None
+
+
+class Streamed:
+    """Output that cannot be taken up again: a pipe, a device, the terminal."""
+
+    def __init__(self, write: Callable[[str], object], flush: Callable[[], object]) -> None:
+        self.write, self._flush = write, flush
+        self.counts: Counter[str] = Counter()
+
+    def end_block(self, counts: Counter[str]) -> None:
+        """Let the reader have what is there."""
+        del counts
+        self._flush()
+
+
+@contextmanager
+def _output_to(
+    target: str, depends_on: dict[str, Any], lines: LineReader
+) -> Iterator[HalfWritten | Streamed]:
+    if target == _STREAM:
+        yield Streamed(sys.stdout.write, sys.stdout.flush)
+        return
+    place = Path(target).resolve()  # a link stays, what it points to is written
+    with disk_errors(place, "make room and run the same command again: it goes on."):
+        if place.exists() and not place.is_file():  # a device or a pipe is no file to replace
+            with place.open("w") as stream:
+                yield Streamed(stream.write, stream.flush)
+            return
+        with half_written(place, depends_on, lines) as output:
+            yield output
+
+
+class Progress:
+    """Says now and then how far the requests are answered.
+
+    Args:
+        lines: Being read.
+        num_bytes: Size of the requests; None where nobody knows it.
+    """
+
+    def __init__(self, lines: LineReader, num_bytes: int | None) -> None:
+        self._lines, self._num_bytes = lines, num_bytes
+        self._said = self._started = time.monotonic()
+        self._from = lines.num_bytes
+
+    def __call__(self, counts: Counter[str]) -> None:
+        """Print a line if the last one is ten seconds old."""
+        now = time.monotonic()
+        if now - self._said < _SAY_EVERY_S:
+            return
+        self._said = now
+        text = f"retrieving: {counts['answered'] + counts['errors']:,} requests done"
+        if self._num_bytes and self._lines.num_bytes > self._from:
+            left = max(0, self._num_bytes - self._lines.num_bytes)
+            rate = (self._lines.num_bytes - self._from) / (now - self._started)
+            share = min(1.0, self._lines.num_bytes / self._num_bytes)
+            text += f", {share:.0%} of the input, about {left / rate:.0f} s left"
+        say(text)

@@ -1,0 +1,289 @@
+"""The composition root of training: LightningCLI, with run directories for checkpoint paths."""
+# ruff: noqa: ANN401 (signatures are those of Lightning and jsonargparse)
+
+import shutil
+import signal
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from sidrec.cli.parser import options_of, with_suggestion
+from sidrec.console import say
+from sidrec.errors import ConfigError
+from sidrec.files import read_json, write_json
+from sidrec.runs.callbacks import LastCheckpoint, LineProgress, RunManifest, csv_logger, name_curve
+from sidrec.runs.checkpoints import (
+    checked,
+    newest_whole_checkpoint,
+    set_aside_damaged,
+    step_of,
+)
+from sidrec.runs.config_secrets import refuse_secrets, refuse_traversal
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.from_run import (
+    absolute_paths,
+    allow_known_classes_only,
+    arguments_from_run,
+    is_finished_with,
+    refuse_contradictions,
+)
+from sidrec.runs.lock import locked
+from sidrec.runs.preemption import Preempted
+from sidrec.runs.rank_failures import end_launched_ranks, explained, take_charge_of
+
+CHECKPOINT_EVERY_S = 60.0
+MONITOR = "val/recall_harmonic_mean"
+_AT_REST = ("new", "preempted", "finished")
+
+
+class SidrecParser(LightningArgumentParser):
+    """LightningCLI's parser whose error on a misspelt key names the nearest valid one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+        self.place = ""  # which class's arguments this parser reads, if only one's
+
+    def add_class_arguments(
+        self, theclass: type, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        """Remember the class: an error names it, since keys inside it come without their path."""
+        if nested_key is None:
+            self.place = f"{theclass.__name__}: "
+        added: list[str] = super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+        return added
+
+    def error(self, message: str, *unused: Any) -> NoReturn:
+        """Print one line and exit with code 2."""
+        del unused
+        sys.stderr.write(f"sidrec: {self.place}{with_suggestion(message, options_of(self))}\n")
+        sys.exit(ConfigError.exit_code)
+
+
+class SidrecCLI(LightningCLI):
+    """``fit``, ``validate``, ``test``, ``predict`` on a run directory."""
+
+    run: RunDirectory
+    resolved: dict[str, Any]
+
+    def __init__(self, args: list[str]) -> None:
+        self.only = args[0]
+        super().__init__(
+            args=args,
+            save_config_callback=None,
+            seed_everything_default=1234,
+            auto_configure_optimizers=False,
+            parser_class=SidrecParser,
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what we were given; ``sys.argv`` stays, other ranks are started with it."""
+        self.config = parser.parse_args(args)
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """Return the one subcommand asked for: parsers of the others would cost seconds."""
+        return {self.only: super().subcommands()[self.only]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add where the run lives."""
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="Folder of this run; resumes if begun."
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Point trainer, checkpoints and logs at the run directory."""
+        config = self.config[self.subcommand]
+        if config.run_dir is None:
+            raise ConfigError(
+                f"`sidrec {self.subcommand}` needs --run_dir FOLDER or --from FOLDER."
+            )
+        self.run = RunDirectory(Path(config.run_dir))
+        absolute_paths(config)
+        self.resolved = self._resolved()  # before the run's own paths enter it
+        refuse_secrets(self.resolved)
+        refuse_traversal(self.resolved)
+        if self.subcommand == "fit":
+            refuse_contradictions(self.run, self.resolved)
+            if is_finished_with(self.run, self.resolved):
+                say(f"already finished: {self.run.root}")
+                sys.exit(0)
+        config.trainer.default_root_dir = str(self.run.root)
+        if config.trainer.logger in (None, True):
+            config.trainer.logger = self.subcommand == "fit" and csv_logger(self.run)
+        self.log_id = self.run.log_id()
+        name_curve(config.trainer.logger, self.log_id)
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what they refuse becomes one line.
+
+        Raises:
+            ConfigError: If a value is out of range; jsonargparse hides ours in a ValueError.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            raise ConfigError(with_suggestion(str(error), ())) from error
+
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[L.Callback]
+    ) -> L.Trainer:
+        wanted = config.get("enable_progress_bar") is not False
+        if wanted:
+            terminal = sys.stderr.isatty()
+            callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
+            config["enable_progress_bar"] = terminal
+        if self.subcommand == "fit":
+            callbacks = [*callbacks, self._manifest(), *self._checkpoints(config)]
+        trainer = super()._instantiate_trainer(config, callbacks)
+        take_charge_of(trainer)
+        return trainer
+
+    def _manifest(self) -> L.Callback:
+        text = yaml.safe_dump(self.resolved, sort_keys=False)
+        return RunManifest(self.run, text, log_id=self.log_id)
+
+    def _checkpoints(self, config: dict[str, Any]) -> list[L.Callback]:
+        if config.get("enable_checkpointing") is False:
+            return []
+        monitor = getattr(self.model, "monitor", MONITOR)
+        if monitor is None:
+            return [LastCheckpoint(self.run, every_s=CHECKPOINT_EVERY_S)]
+        best = ModelCheckpoint(
+            dirpath=self.run.best_checkpoint.parent,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            enable_version_counter=False,
+        )
+        return [best, LastCheckpoint(self.run, every_s=CHECKPOINT_EVERY_S)]
+
+    def _resolved(self) -> dict[str, Any]:
+        """Return the configuration as plain types, without what only concerns this command."""
+        parser = self._parser(self.subcommand)
+        text = parser.dump(self.config[self.subcommand], skip_none=False)
+        resolved: dict[str, Any] = yaml.safe_load(text)
+        return {key: resolved[key] for key in ("seed_everything", "trainer", "model", "data")}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; Lightning ends an interrupted one with exit code 1 and a deaf Ctrl-C."""
+        self.owns = subcommand == "fit" and self.trainer.is_global_zero
+        self.owns = self.owns and not self.trainer.fast_dev_run
+        is_new = not self.run.root.exists()
+        with locked(self.run) if self.owns else nullcontext():
+            try:
+                super()._run_subcommand(subcommand)
+            except SystemExit:
+                if not self.trainer.interrupted:
+                    raise
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise KeyboardInterrupt from None
+            except (Exception, Preempted) as error:
+                self._leave(error, is_new=is_new)
+                raise
+
+    def _leave(self, error: BaseException, *, is_new: bool) -> None:
+        """Bring the run directory and the other ranks to rest; raise what a person shall read."""
+        end_launched_ranks(self.trainer)
+        if self.owns and is_new and not self.run.manifest.exists():  # before the first step
+            shutil.rmtree(self.run.root, ignore_errors=True)
+        told = explained(error)
+        if isinstance(told, Preempted) and self.owns and self.run.state() not in _AT_REST:
+            self.run.write_manifest(state="preempted")
+        if isinstance(told, Preempted) and not self.trainer.is_global_zero:
+            sys.exit(0)  # launchers end all ranks when one fails: rank 0 alone reports, at its end
+        if told is not error:
+            raise told from error
+
+    def before_fit(self) -> None:
+        """Resume from the newest checkpoint that is whole."""
+        chosen = self.config_init["fit"]
+        if chosen.ckpt_path is not None:
+            checked(Path(chosen.ckpt_path))
+            return
+        newest = newest_whole_checkpoint(self.run)
+        if newest is not None:
+            if self.trainer.is_global_zero:
+                set_aside_damaged(self.run, newest)
+            say(f"resuming from {newest} (step {step_of(newest)})")
+            chosen.ckpt_path = str(newest)
+
+    def after_fit(self) -> None:
+        """Mark the run as finished, so that later stages may read it."""
+        if self.trainer.interrupted:
+            return
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            self.run.write_manifest(state="finished")
+            say(f"finished: {self.run.root}")
+
+    def before_validate(self) -> None:
+        """Read the run's own checkpoint."""
+        self._use_finished_checkpoint()
+
+    def before_test(self) -> None:
+        """Read the run's own checkpoint; we print the figures, Lightning cuts their names."""
+        self._use_finished_checkpoint()
+        self.config_init["test"].verbose = False
+
+    def before_predict(self) -> None:
+        """Read the run's own checkpoint."""
+        self._use_finished_checkpoint()
+
+    def after_test(self) -> None:
+        """Write ``metrics.json`` from what a module logged as ``test/…``, if it wrote none."""
+        logged = {
+            key.removeprefix("test/"): float(value)
+            for key, value in self.trainer.callback_metrics.items()
+            if key.startswith("test/")
+        }
+        if logged and self.trainer.is_global_zero:
+            write_json(self.run.metrics, logged)
+        if self.trainer.is_global_zero:
+            sys.stdout.write(_figures(self.run))
+
+    def _use_finished_checkpoint(self) -> None:
+        chosen = self.config_init[self.subcommand]
+        if chosen.ckpt_path is None:
+            chosen.ckpt_path = str(checked(self.run.finished_checkpoint()))
+
+
+def _figures(run: RunDirectory) -> str:
+    """Return the figures that compare runs, one a line; ``metrics.json`` holds all of them."""
+    known = [(key, value) for key, value in read_json(run.metrics).items() if "@" in key]
+    width = max((len(key) for key, _ in known), default=0)
+    lines = [f"{key.ljust(width)}  {value:.4f}" for key, value in known]
+    return "\n".join([*lines, f"written: {run.metrics}", ""])
+
+
+def _quieten() -> None:
+    """Keep the libraries' advertising and loading bars off the terminal; warnings stay."""
+    import logging
+    import warnings
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers",
+        ".*isinstance.treespec, LeafSpec.*",
+        "Checkpoint directory .* exists and is not empty",
+        ".*when using `ckpt_path`, callbacks used to create the checkpoint",
+        ".*`self.log\\(.*sync_dist=True",  # figures of all ranks' answers, equal on all of them
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def main(arguments: list[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``, the first of ``arguments``."""
+    _quieten()
+    allow_known_classes_only()
+    command, rest = arguments[0], arguments[1:]
+    SidrecCLI([command, *arguments_from_run(command, rest)])

@@ -1,0 +1,1 @@
+"""Corpus -> ranked items of simple and trained baselines."""

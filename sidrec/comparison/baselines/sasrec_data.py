@@ -1,0 +1,124 @@
+"""Windows of users' histories, and what comes after each of their items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sidrec.corpus.leakage import check_train_only
+from sidrec.errors import ConfigError
+from sidrec.training.numbered_batches import BatchNumber
+from sidrec.training.row_data import RowDataModule, RowSchedule
+
+
+class WindowBatch(NamedTuple):
+    """Windows of histories.
+
+    Attributes:
+        histories: item_index, oldest first; -1 pads behind the end.
+        targets: Which item followed each of them; -1 on padding.
+    """
+
+    histories: Int[Tensor, "user place"]
+    targets: Int[Tensor, "user place"]
+
+
+def windows_of(
+    user_starts: Int64[np.ndarray, " bound"], *, max_history_items: int
+) -> tuple[Int64[np.ndarray, " window"], Int64[np.ndarray, " window"]]:
+    """Cut every user's rows into windows such that each item but the first is a target once.
+
+    Args:
+        user_starts: Rows of user u are [user_starts[u], user_starts[u + 1]).
+        max_history_items: Items of a window that are read; it holds one more, the last target.
+
+    Returns:
+        First row of each window, and the row after its last one; the newest window of a user is
+        the full one.
+
+    >>> first, end = windows_of(np.array([0, 6, 7]), max_history_items=3)
+    >>> list(zip(first.tolist(), end.tolist()))
+    [(2, 6), (0, 3)]
+    """
+    num_targets = np.maximum(np.diff(user_starts) - 1, 0)
+    num_windows = -(-num_targets // max_history_items)
+    users = np.repeat(np.arange(len(num_windows)), num_windows)
+    turn = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    end = user_starts[users + 1] - turn * max_history_items
+    return np.maximum(user_starts[users], end - max_history_items - 1), end
+
+
+def padded(rows: Sequence[Int64[np.ndarray, " _"]]) -> Int[Tensor, "user place"]:
+    """Stack histories of different lengths; -1 pads behind the end."""
+    table = np.full((len(rows), max(1, *map(len, rows))), -1, np.int64)
+    for place, row in enumerate(rows):
+        table[place, : len(row)] = row
+    return torch.from_numpy(table)
+
+
+@dataclass(frozen=True)
+class WindowBatches(Dataset[WindowBatch]):
+    """Batch by number, for one rank.
+
+    Attributes:
+        schedule: Which windows.
+        rank: Of this process.
+        first: First row of each window.
+        end: Row after the last one.
+        items: item_index of each row.
+    """
+
+    schedule: RowSchedule
+    rank: int
+    first: Int64[np.ndarray, " window"]
+    end: Int64[np.ndarray, " window"]
+    items: Int64[np.ndarray, " row"]
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, number: BatchNumber) -> WindowBatch:
+        rows = self.schedule.rows(number.step, epoch=number.epoch, rank=self.rank)
+        windows = [self.items[self.first[row] : self.end[row]] for row in rows]
+        return WindowBatch(
+            padded([window[:-1] for window in windows]), padded([window[1:] for window in windows])
+        )
+
+
+class WindowDataModule(RowDataModule[WindowBatch]):
+    """The histories of one corpus, each train interaction but a user's first a target once.
+
+    Args:
+        corpus: Corpus directory, as ``sidrec prepare`` writes it.
+        batch_size: Windows per rank.
+        max_history_items: Items of a window that are read.
+        seed: Of shuffles; dropout follows it too.
+        num_workers: Processes that make batches; 0 makes them in the training process.
+    """
+
+    def __init__(
+        self, corpus: str, batch_size: int, max_history_items: int, seed: int, num_workers: int = 0
+    ) -> None:
+        super().__init__(corpus, batch_size, seed, num_workers)
+        if max_history_items < 1:
+            raise ConfigError(f"data.max_history_items must be 1 or more, got {max_history_items}.")
+        self.max_history_items = max_history_items
+
+    def lay_out(self, rank: int, world_size: int) -> WindowBatches:
+        """Return the training batches of a rank."""
+        train = self.corpus.train_interactions()
+        check_train_only(self.corpus, train, "SASRec")
+        starts = np.asarray(train.user_starts, np.int64)
+        first, end = windows_of(starts, max_history_items=self.max_history_items)
+        schedule = RowSchedule(len(first), self.batch_size, world_size, self.seed)
+        items = np.asarray(train.item_index, np.int64)
+        return WindowBatches(schedule, rank, first, end, items)
+
+    def other_settings(self) -> dict[str, Any]:
+        """Return what decides the batches beside seed and sizes."""
+        return {"max_history_items": self.max_history_items}

@@ -1,0 +1,145 @@
+"""A generator run beside simple baselines: one table, and where everything lies."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sidrec.comparison.baselines.simple import (
+    bm25_baseline,
+    item_neighbors_baseline,
+    popularity_baseline,
+)
+from sidrec.corpus.requests import recommendation_requests, search_requests
+from sidrec.corpus.store import Corpus, popularity
+from sidrec.errors import RunError
+from sidrec.files import read_json
+from sidrec.generator.training.predictions import predictions_of_ranked
+from sidrec.metrics import Figures, evaluate
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.from_run import read_config
+from sidrec.types import TASKS, RankedItems, Request
+
+_TOP_K = 30
+_NUM_HISTORY = 10  # items at the end of a history that the neighbors look at
+_HEADINGS = ("Recall@30", *TASKS)
+
+Baseline = Callable[[Corpus, Sequence[Request]], RankedItems]
+
+
+class Row(NamedTuple):
+    """Recall@30 of one system on the test split; None for a task it does not answer."""
+
+    system: str
+    search: int | float | None
+    recommendation: int | float | None
+
+
+def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) -> list[Row]:
+    """Print Recall@30 of a tested generator run beside popularity, BM25 and item neighbors.
+
+    Args:
+        run_folder: A generator run after ``sidrec test``.
+        corpus_folder: Where its corpus lies now; None takes the path from the run's configuration.
+
+    Returns:
+        The rows of the table, the run first.
+
+    Raises:
+        RunError: If the run has not finished, has no ``metrics.json``, or names no corpus.
+        DataError: If the corpus cannot be read.
+    """
+    run = RunDirectory(run_folder)
+    if not run.metrics.exists():
+        run.finished_checkpoint()  # what has not finished cannot be tested
+        raise RunError(f"{run.metrics} does not exist; run `sidrec test --from {run_folder}`.")
+    config = read_config(run.config) if run.config.exists() else {}
+    corpus = Corpus.load(corpus_folder or _corpus_folder(run, config))
+    rows = [_row("sidrec", read_json(run.metrics)), *baseline_rows(corpus)]
+    write_table(rows)
+    sys.stdout.write("\n" + "\n".join(_places(run, corpus, config)) + "\n")
+    return rows
+
+
+def baseline_rows(corpus: Corpus) -> list[Row]:
+    """Return Recall@30 of each baseline on the test split of a corpus."""
+
+    def neighbors(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
+        return item_neighbors_baseline(corpus, requests, top_k=_TOP_K, num_history=_NUM_HISTORY)
+
+    def most_popular(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
+        return popularity_baseline(corpus, requests, top_k=_TOP_K)
+
+    def bm25(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
+        return bm25_baseline(corpus, requests, top_k=_TOP_K)
+
+    search = search_requests(corpus, "test")
+    recommendation = recommendation_requests(corpus, "test")
+    return [
+        _row(
+            "popularity",
+            _figures(most_popular, corpus, search) | _figures(most_popular, corpus, recommendation),
+        ),
+        _row("BM25", _figures(bm25, corpus, search)),
+        _row("item-item neighbors", _figures(neighbors, corpus, recommendation)),
+    ]
+
+
+def write_table(rows: list[Row]) -> None:
+    """Write the rows to standard output: a drawn table on a terminal, aligned text elsewhere."""
+    cells = [(row.system, *map(_cell, row[1:])) for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table()
+        for column, heading in enumerate(_HEADINGS):
+            table.add_column(heading, justify="right" if column else "left")
+        for line in cells:
+            table.add_row(*line)
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *cells, strict=True)]
+    for line in (_HEADINGS, *cells):
+        first, *others = line
+        aligned = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        sys.stdout.write("  ".join([first.ljust(widths[0]), *aligned]) + "\n")
+
+
+def _figures(baseline: Baseline, corpus: Corpus, requests: Sequence[Request]) -> Figures:
+    if not requests:
+        return {}
+    ranked = baseline(corpus, requests)
+    counts = popularity(corpus.train_interactions(), corpus.num_items)
+    return evaluate(predictions_of_ranked(requests, ranked, split="test"), counts)
+
+
+def _row(system: str, figures: Figures) -> Row:
+    return Row(system, *(figures.get(f"{task}/recall@{_TOP_K}") for task in TASKS))
+
+
+def _cell(value: int | float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _corpus_folder(run: RunDirectory, config: dict[str, Any]) -> Path:
+    data = config.get("data") or {}
+    folder = data.get("init_args", data).get("corpus")
+    if folder is None:
+        raise RunError(f"{run.config} names no data.corpus; give the corpus's folder.")
+    return Path(folder)
+
+
+def _places(run: RunDirectory, corpus: Corpus, config: dict[str, Any]) -> list[str]:
+    model = config.get("model") or {}
+    settings = model.get("init_args", model)
+    places = {
+        "corpus": corpus.folder,
+        "encoder run": settings.get("encoder_run"),
+        "Semantic IDs": settings.get("semantic_ids"),
+        "generator run": run.root,
+        "figures": run.metrics,
+        "ranked lists": run.predictions,
+    }
+    width = max(map(len, places))
+    return [f"{name.ljust(width)}  {place}" for name, place in places.items() if place]

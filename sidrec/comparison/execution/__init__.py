@@ -1,0 +1,1 @@
+"""Planned stages -> finished runs, on this machine or through Slurm."""

@@ -1,0 +1,194 @@
+"""Runs the stages of a comparison, some at once; what fails does not stop the rest."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from sidrec.comparison.execution.stage_cache import is_done, mark_done
+from sidrec.comparison.plan.stages import Cell, Stage
+from sidrec.console import say
+from sidrec.errors import SidrecError
+
+State = Literal["kept", "done", "failed", "blocked"]
+PREEMPTED = 85  # exit code of a stage that was told to end, and can go on
+Launch = Callable[[Stage, list[str], Path], int]
+
+
+class Outcome(NamedTuple):
+    """How a stage came out.
+
+    Attributes:
+        state: ``kept`` was finished before; ``blocked`` lacks an input that failed.
+        reason: Why not, in one line; empty when it is there.
+    """
+
+    state: State
+    reason: str
+
+
+class StagePreemptedError(SidrecError):
+    """A stage was told to end by the machine; the same command goes on with it."""
+
+    exit_code = PREEMPTED
+
+
+def run_stages(
+    stages: Sequence[Stage], out: Path, *, launch: Launch, jobs: int
+) -> dict[str, Outcome]:
+    """Run what is not finished: a free place goes to the first stage whose inputs are there.
+
+    Whatever ends the run (the machine, Ctrl-C) starts nothing more and waits for what is running:
+    those stages were told as well, or finish and need not run again.
+
+    Args:
+        stages: Each after those that it reads.
+        out: Folder of the comparison.
+        launch: Runs one stage with its arguments, writes to a log, returns the exit code. Called
+            in threads.
+        jobs: Most stages at once, ``>= 1``.
+
+    Returns:
+        The outcome of every stage, by key, in the order of the stages.
+
+    Raises:
+        StagePreemptedError: If the machine wants the process gone.
+    """
+    outcomes: dict[str, Outcome] = {}
+    waiting, running = list(stages), dict[Future[Outcome], Stage]()
+
+    def settle(stage: Stage, outcome: Outcome) -> None:
+        outcomes[stage.key] = outcome
+        if outcome.reason:
+            say(f"{outcome.state}: {stage.label}: {outcome.reason}")
+
+    with ThreadPoolExecutor(jobs) as pool:  # its end waits for what is running
+        while waiting or running:
+            while len(running) < jobs and (stage := _first_ready(waiting, outcomes)):
+                waiting.remove(stage)
+                if standing := _standing(stage, out, outcomes):
+                    settle(stage, standing)
+                    continue
+                say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.label} ({stage.key})")
+                running[pool.submit(run_stage, stage, out, launch=launch)] = stage
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                settle(running.pop(future), future.result())
+    return {stage.key: outcomes[stage.key] for stage in stages}
+
+
+def _first_ready(waiting: Sequence[Stage], outcomes: dict[str, Outcome]) -> Stage | None:
+    """Return the first stage all of whose inputs have run, well or not."""
+    return next((one for one in waiting if all(i.stage.key in outcomes for i in one.inputs)), None)
+
+
+def _standing(stage: Stage, out: Path, outcomes: dict[str, Outcome]) -> Outcome | None:
+    """Return the outcome of a stage that need not or cannot run, else None."""
+    lacking = [one.stage for one in stage.inputs if outcomes[one.stage.key].reason]
+    if lacking:
+        return Outcome("blocked", f"{lacking[0].label} is missing")
+    return Outcome("kept", "") if is_done(stage, out) else None
+
+
+def run_stage(stage: Stage, out: Path, *, launch: Launch) -> Outcome:
+    """Run one stage, and mark it when it is finished.
+
+    Raises:
+        StagePreemptedError: If the machine wants the process gone.
+    """
+    log = out / "logs" / f"{stage.kind}-{stage.key}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    code = launch(stage, stage.arguments(out), log)
+    if code == PREEMPTED:
+        raise StagePreemptedError(
+            f"{stage.label} was preempted; run the same command again to go on."
+        )
+    if code != 0:
+        return Outcome("failed", f"exit code {code}: {_last_line(log)} ({log})")
+    try:
+        mark_done(stage, out, seconds=time.monotonic() - started)
+    except SidrecError as error:
+        return Outcome("failed", str(error))
+    return Outcome("done", "")
+
+
+def threads_of(jobs: int) -> int | None:
+    """Return how many threads each of so many stages at once gets; None leaves it to torch."""
+    return None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
+
+
+def launch_here(stage: Stage, arguments: list[str], log: Path, *, num_threads: int | None) -> int:
+    """Run a stage as a process of its own on this machine, its output into the log.
+
+    Loggers of the stage find group, job type and tags in the variables that W&B reads. An
+    ``OMP_NUM_THREADS`` that is set already stands; else ``num_threads`` is it, unless None.
+    """
+    threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
+    environment = (
+        threads
+        | os.environ
+        | {
+            "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", "sidrec-compare"),
+            "WANDB_JOB_TYPE": stage.kind,
+            "WANDB_TAGS": ",".join(["sidrec", stage.kind, stage.key]),
+            "WANDB_NAME": stage.label,
+            "WANDB_RUN_ID": f"{stage.kind}-{stage.key}",
+        }
+    )
+    command = [sys.executable, "-m", "sidrec", *arguments]
+    with log.open("a") as stream:
+        stream.write(f"$ sidrec {' '.join(arguments)}\n")
+        stream.flush()
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)  # noqa: S603
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal has told the stage too: let it save
+            process.wait()
+            raise
+
+
+@contextmanager
+def stages_hear_signals() -> Iterator[None]:
+    """Stay alive when a scheduler warns the whole step: the stage saves, then ends itself."""
+    before = {
+        number: signal.signal(number, lambda *_: None)
+        for number in (signal.SIGUSR1, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def plan_lines(cells: Sequence[Cell], stages: Sequence[Stage], out: Path) -> list[str]:
+    """Return the plan as text: every stage, its state, its cells, its command."""
+    users: dict[str, list[str]] = {}
+    for cell in cells:
+        name = cell.system if cell.seed is None else f"{cell.system}/{cell.seed}"
+        for stage in _behind(cell.last):
+            users.setdefault(stage.key, []).append(name)
+    lines = []
+    for number, stage in enumerate(stages, start=1):
+        state = "finished" if is_done(stage, out) else "to do"
+        own = list(dict.fromkeys(users[stage.key]))
+        lines.append(f"{number:3} {state:8} {stage.kind:10} {stage.key} for {', '.join(own)}")
+        lines.append(f"      sidrec {' '.join(stage.arguments(out))}")
+    num_left = sum(not is_done(stage, out) for stage in stages)
+    return [*lines, f"{len(cells)} cells, {len(stages)} stages, {num_left} to do"]
+
+
+def _behind(stage: Stage) -> list[Stage]:
+    return [stage, *(found for one in stage.inputs for found in _behind(one.stage))]
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    filled = [line.strip() for line in lines if line.strip()]
+    return filled[-1][:300] if filled else "no output"

@@ -1,0 +1,106 @@
+"""A comparison as Slurm array jobs: one array per depth of the graph, one task per stage."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import join
+from typing import NamedTuple
+
+from sidrec.comparison.plan.stages import Stage
+from sidrec.errors import RunError
+from sidrec.files import atomic_file
+
+
+class ArrayJob(NamedTuple):
+    """One array job.
+
+    Attributes:
+        name: Of the job and its script.
+        stages: One task each.
+    """
+
+    name: str
+    stages: list[Stage]
+
+
+def array_jobs(stages: Sequence[Stage]) -> list[ArrayJob]:
+    """Group stages by how many must run before them: a group needs the groups before it only."""
+    depth: dict[str, int] = {}
+    for stage in stages:  # each after those that it reads; finished ones are not among them
+        below = [depth.get(one.stage.key, -1) for one in stage.inputs]
+        depth[stage.key] = 1 + max(below, default=-1)
+    groups: dict[int, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(depth[stage.key], []).append(stage)
+    return [ArrayJob(f"compare-{level}", groups[level]) for level in sorted(groups)]
+
+
+def write_scripts(jobs: Sequence[ArrayJob], compare: list[str], folder: Path) -> list[Path]:
+    """Write one script per array, and one that makes the report.
+
+    Args:
+        jobs: In the order in which they run.
+        compare: Command of this comparison, as a list of words.
+        folder: Where the scripts and Slurm's logs go.
+    """
+    scripts = []
+    for job in jobs:
+        keys = "\n".join(f"  {stage.key}  # {stage.label}" for stage in job.stages)
+        body = f"stages=(\n{keys}\n)\n" + _command(
+            [*compare, "--only"], ' "${stages[$SLURM_ARRAY_TASK_ID]}"'
+        )
+        header = [f"--array=0-{len(job.stages) - 1}"]
+        scripts.append(_write(folder, job.name, header, body))
+    report = _command([*compare, "--report_only"], "")
+    scripts.append(_write(folder, "compare-report", [], report))
+    return scripts
+
+
+def submit(scripts: Sequence[Path]) -> list[str]:
+    """Submit the scripts, each after all tasks of the one before have ended, well or not.
+
+    Returns:
+        Job ids; empty where there is no ``sbatch``.
+
+    Raises:
+        RunError: If Slurm refuses a script.
+    """
+    if shutil.which("sbatch") is None:
+        return []
+    jobs: list[str] = []
+    for script in scripts:
+        after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
+        command = ["sbatch", "--parsable", *after, str(script)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if answer.returncode:
+            raise RunError(f"sbatch refused {script}: {' '.join(answer.stderr.split())}")
+        jobs.append(answer.stdout.strip().split(";")[0])
+    return jobs
+
+
+def _write(folder: Path, name: str, header: list[str], body: str) -> Path:
+    log = folder / (f"{name}-%A_%a.log" if header else f"{name}-%j.log")
+    options = [
+        f"--job-name=sidrec-{name}",
+        *header,
+        "--nodes=1",
+        "--ntasks=1",
+        "--signal=SIGUSR1@300",  # the stage saves and is requeued
+        "--requeue",
+        "--open-mode=append",
+        f"--output={log}",
+    ]
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options)]
+    lines += [
+        "# Resources come from SBATCH_… variables or from lines added here.",
+        "set -euo pipefail",
+    ]
+    script = folder / f"{name}.sbatch"
+    with atomic_file(script) as temporary:
+        temporary.write_text("\n".join([*lines, 'cd "$SLURM_SUBMIT_DIR"', body]) + "\n")
+    return script
+
+
+def _command(words: list[str], more: str) -> str:
+    return f"exec srun --kill-on-bad-exit=1 {join(words)}{more}"

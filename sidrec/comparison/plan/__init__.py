@@ -1,0 +1,1 @@
+"""Comparison YAML -> cells (strategy x seed) -> stages."""

@@ -1,0 +1,191 @@
+"""From strategies and seeds to stages: what runs, and on what."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sidrec.comparison.plan.settings import BaselineSettings, Comparison, Part, Strategy, known
+from sidrec.comparison.plan.stages import (
+    NEEDS_A_RUN,
+    SYSTEM_NAMES,
+    Cell,
+    Input,
+    Kind,
+    Stage,
+    read_yaml,
+)
+from sidrec.errors import ConfigError
+
+
+def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
+    """Return every cell of the table; a system that no seed changes has one.
+
+    Raises:
+        ConfigError: If a configuration file cannot be read, or a baseline is unknown.
+    """
+    cells: list[Cell] = []
+    for system in [*comparison.strategies, *comparison.baselines]:
+        found: dict[str, Cell] = {}
+        for seed in comparison.seeds:
+            maker = _Maker(comparison, fingerprint, seed)
+            cell = maker.cell(system)
+            found.setdefault(cell.last.key, cell)
+        own = list(found.values())
+        if len(own) == 1 and len(comparison.seeds) > 1:
+            own = [Cell(system, None, own[0].last, own[0].ids)]
+        cells += own
+    return cells
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the stages of one seed; what is equal has an equal key, and runs once."""
+
+    comparison: Comparison
+    fingerprint: str
+    seed: int
+
+    def cell(self, system: str) -> Cell:
+        if system in self.comparison.baselines:
+            return Cell(system, self.seed, self._baseline(system), None)
+        strategy = self.comparison.strategies[system]
+        ids = self._ids(strategy)
+        part = self.comparison.generators[strategy.generator]
+        reader = self._embeddings(strategy.reader or strategy.sources[0])
+        generator = self._fit(
+            "generator",
+            f"{system}, generator {strategy.generator}",
+            part,
+            inputs=(Input("--model.semantic_ids", ids), Input("--model.encoder_run", reader)),
+        )
+        return Cell(system, self.seed, self._test(generator), ids)
+
+    def _embeddings(self, name: str) -> Stage:
+        part = self.comparison.embeddings[name]
+        return self._fit("embeddings", f"embeddings {name}", part)
+
+    def _ids(self, strategy: Strategy) -> Stage:
+        part = self.comparison.ids[strategy.ids]
+        sources = [self._embeddings(name) for name in strategy.sources]
+        flags = zip(("--from", "--and"), sources, strict=False)
+        inputs = [Input(flag, stage) for flag, stage in flags]
+        options = self._options(part)
+        command = "ids"
+        if strategy.reader not in (None, strategy.embeddings):
+            inputs.append(Input("--reader", self._embeddings(str(strategy.reader))))
+            command, options = "fuse", [("--fusion", strategy.fusion), *options]
+            if strategy.dim is not None:
+                options.append(("--dim", str(strategy.dim)))
+        label = f"IDs {strategy.ids} of {' and '.join(strategy.sources)}"
+        return self._stage("ids", label, command, part.configs, options, inputs, own_flag="--out")
+
+    def _baseline(self, name: str) -> Stage:
+        settings = self.comparison.baselines[name]
+        if settings.system is None:
+            part = Part(configs=settings.configs, set=settings.set)
+            return self._test(self._fit("baseline", f"baseline {name}", part))
+        known(f"baselines: {name}: system", settings.system, SYSTEM_NAMES)
+        inputs = self._run_of(name, settings)
+        options = [("--system", settings.system)]
+        return self._stage(
+            "baseline",
+            f"baseline {name}",
+            "baselines",
+            [],
+            options,
+            inputs,
+            own_flag="--run_dir",
+            corpus_flag="--corpus",
+        )
+
+    def _run_of(self, name: str, settings: BaselineSettings) -> list[Input]:
+        if (settings.system in NEEDS_A_RUN) != (settings.embeddings is not None):
+            raise ConfigError(
+                f"baselines: {name}: embeddings belongs to {' and '.join(NEEDS_A_RUN)}."
+            )
+        if settings.embeddings is None:
+            return []
+        return [Input("--from", self._embeddings(settings.embeddings))]
+
+    def _fit(self, kind: Kind, label: str, part: Part, inputs: Sequence[Input] = ()) -> Stage:
+        configs = [*part.configs, *self.comparison.machine]
+        options = self._options(part)
+        return self._stage(
+            kind,
+            label,
+            "fit",
+            configs,
+            options,
+            inputs,
+            own_flag="--run_dir",
+            corpus_flag="--data.corpus",
+        )
+
+    def _test(self, stage: Stage) -> Stage:
+        label = f"test of {stage.label}"
+        return self._stage("test", label, "test", [], [], [Input("--from", stage)])
+
+    def _options(self, part: Part) -> list[tuple[str, str]]:
+        options = [(f"--{key}", _word(value)) for key, value in part.set.items()]
+        return [*options, *self._seeds(part)] if part.seeded else options
+
+    def _seeds(self, part: Part) -> list[tuple[str, str]]:
+        """Set every seed that the configurations have."""
+        merged: dict[str, Any] = {}
+        for config in part.configs:
+            merged = _over(merged, read_yaml(config) or {})
+        places = (
+            ("--seed_everything", ("seed_everything",)),
+            ("--data.seed", ("data", "init_args", "seed")),
+            ("--quantizer.init_args.seed", ("quantizer", "init_args", "seed")),
+            ("--prefix_share.seed", ("prefix_share", "seed")),
+        )
+        return [(flag, str(self.seed)) for flag, path in places if _has(merged, path)]
+
+    def _stage(
+        self,
+        kind: Kind,
+        label: str,
+        command: str,
+        configs: Sequence[str],
+        options: Sequence[tuple[str, str]],
+        inputs: Sequence[Input],
+        *,
+        own_flag: str = "",
+        corpus_flag: str = "",
+    ) -> Stage:
+        return Stage(
+            kind=kind,
+            label=label,
+            command=command,
+            configs=tuple(configs),
+            options=tuple(options),
+            inputs=tuple(inputs),
+            own_flag=own_flag,
+            corpus_flag=corpus_flag,
+            corpus=self.comparison.corpus,
+            fingerprint=self.fingerprint,
+        )
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged
+
+
+def _has(tree: dict[str, Any], path: Sequence[str]) -> bool:
+    node: Any = tree
+    for key in path:
+        if not isinstance(node, dict) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
+def _word(value: Any) -> str:  # noqa: ANN401
+    """Return a value of YAML as one word of a command line."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,1 @@
+"""Evaluated systems -> tables, plots and pages."""

@@ -1,0 +1,149 @@
+"""The report's figures as SVG text, drawn without a display and without the network."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from sidrec.comparison.statistics.tested_runs import trained_tasks
+from sidrec.runs.directory import RunDirectory
+from sidrec.types import TASKS, Task
+
+
+class Curve(NamedTuple):
+    """Recall@30 of the validation split over one training.
+
+    Attributes:
+        steps: Optimizer steps done, ascending.
+        recalls: Per task, one figure for each of ``steps``.
+    """
+
+    steps: list[int]
+    recalls: dict[Task, list[float]]
+
+
+def learning_curve(folder: Path) -> Curve | None:
+    """Return the curve of a run from ``logs/*/metrics.csv``; None where nothing was validated.
+
+    A resumed run has several logs: of two figures for one step the later log's counts. Other
+    loggers than the CSV logger leave no curve here. Tasks that the run was not trained for are left
+    out.
+    """
+    run = RunDirectory(folder)
+    trained = trained_tasks(run)
+    found: dict[int, dict[Task, float]] = {}
+    for log in sorted(run.logs.glob("*/metrics.csv"), key=_number):
+        with log.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                values = {
+                    task: row.get(f"val/{task}/recall@30") for task in TASKS if task in trained
+                }
+                known = {task: float(value) for task, value in values.items() if value}
+                if known:
+                    found[int(row["step"]) + 1] = known
+    if not found:
+        return None
+    steps = sorted(found)
+    tasks = [task for task in TASKS if all(task in found[step] for step in steps)]
+    return Curve(steps, {task: [found[step][task] for step in steps] for task in tasks})
+
+
+def _number(log: Path) -> tuple[int, str]:
+    """Order ``version_10`` after ``version_9``."""
+    digits = "".join(filter(str.isdigit, log.parent.name))
+    return int(digits or 0), log.parent.name
+
+
+_CYCLE = [f"C{number}" for number in range(10)]
+
+
+def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> str:
+    """Draw horizontal bars, one group for each name and one color for each series."""
+    height = 0.9 + 0.34 * len(names) * max(1, len(series)) ** 0.6
+    figure = Figure(figsize=(8.4, height), layout="constrained")
+    axes = figure.add_subplot()
+    thickness = 0.8 / len(series)
+    for number, (label, values) in enumerate(series.items()):
+        rows = np.arange(len(names)) + (number - (len(series) - 1) / 2) * thickness
+        shown = [0.0 if math.isnan(value) else value for value in values]
+        bars = axes.barh(rows, shown, thickness, label=label, color=f"C{number}")
+        axes.bar_label(
+            bars, ["n/a" if math.isnan(v) else f"{v:.3f}" for v in values], padding=3, fontsize=8
+        )
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel(title)
+    axes.margins(x=0.12)
+    if len(series) > 1:
+        figure.legend(loc="outside upper left", ncols=len(series), frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return as_svg(figure, title)
+
+
+def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str:
+    """Draw recall of the validation split over training steps, one panel for each task."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(TASKS))
+    for task, axes in zip(TASKS, panels, strict=True):
+        for number, (name, curve) in enumerate(zip(names, curves, strict=True)):
+            if task in curve["recalls"]:
+                style = "-" if number < len(_CYCLE) else "--"
+                color = _CYCLE[number % len(_CYCLE)]
+                (line,) = axes.plot(
+                    curve["steps"], curve["recalls"][task], style, marker=".", color=color
+                )
+                line.set_label(name.lstrip("_"))
+        axes.set_title(task, fontsize=10)
+        axes.set_xlabel("training steps", fontsize=9)
+        axes.grid(alpha=0.2)
+    panels[0].set_ylabel("Recall@30, validation", fontsize=9)
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    legend = figure.legend(
+        lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return as_svg(figure, "curves")
+
+
+def usage_svg(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) -> str:
+    """Draw how often each code is used: per system one line per level, codes by falling use.
+
+    Color is the share of the level's most even use: 1 where a code has items / codes items.
+    """
+    deepest = max(len(levels) for levels in usage)
+    figure = Figure(figsize=(8.4, 0.9 + 0.42 * len(names)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, deepest, sharey=True))
+    image = None
+    for level, axes in enumerate(panels):
+        widest = max((len(levels[level]) for levels in usage if level < len(levels)), default=1)
+        table = np.full((len(names), widest), np.nan)
+        for row, levels in enumerate(usage):
+            if level < len(levels):
+                counts = np.sort(np.array(levels[level], float))[::-1]
+                table[row, : len(counts)] = counts / max(counts.mean(), 1e-12)
+        image = axes.imshow(
+            table, aspect="auto", cmap="viridis", vmin=0, vmax=4, interpolation="nearest"
+        )
+        axes.set_title(f"level {level + 1}", fontsize=10)
+        axes.set_xlabel("codes by falling use", fontsize=9)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+    if image is not None:
+        figure.colorbar(image, ax=list(panels), label="times the mean use", extend="max")
+    return as_svg(figure, "usage")
+
+
+def as_svg(figure: Figure, salt: str) -> str:
+    """Return the drawing as an element for HTML, the same text for the same figures."""
+    stream = io.StringIO()
+    settings: Any = {"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif"}
+    with mpl.rc_context(settings):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

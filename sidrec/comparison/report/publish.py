@@ -1,0 +1,55 @@
+"""A report as files that belong into a repository: Markdown with its drawing, and its figures."""
+
+from pathlib import Path
+from typing import Any
+
+from sidrec.comparison.plan.settings import ReportSettings
+from sidrec.comparison.report.markdown import to_markdown
+from sidrec.comparison.report.pareto_plot import pareto_svg
+from sidrec.errors import ConfigError
+from sidrec.files import atomic_file, write_json
+
+_XML = '<?xml version="1.0" encoding="utf-8"?>\n'
+
+
+def publish(report: dict[str, Any], settings: ReportSettings) -> None:
+    """Write Markdown, SVG and JSON to ``settings.publish``; nothing where that is None.
+
+    The JSON leaves out what the page alone shows: lists side by side and the use of every code.
+
+    Args:
+        report: Content of ``report.json``.
+        settings: Where to, and the discussion that stands before the table.
+
+    Raises:
+        ConfigError: If the discussion cannot be read.
+    """
+    if settings.publish is None:
+        return
+    target, said = Path(settings.publish), read_discussion(settings)
+    body = to_markdown(report, before_table=[f"![Pareto front]({target.name}.svg)", "", *said])
+    kept = {key: value for key, value in report.items() if key != "lists"}
+    kept["systems"] = [
+        {key: value for key, value in row.items() if key != "usage"} for row in report["systems"]
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target.with_suffix(".json"), kept)
+    for ending, text in ((".svg", _XML + str(pareto_svg(report["systems"]))), (".md", body)):
+        with atomic_file(target.with_suffix(ending)) as temporary:
+            temporary.write_text(text)
+
+
+def read_discussion(settings: ReportSettings) -> list[str]:
+    """Return the lines that people wrote about the figures; none without a file.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    if settings.discussion is None:
+        return []
+    try:
+        return [*Path(settings.discussion).read_text().splitlines(), ""]
+    except OSError as error:
+        raise ConfigError(
+            f"report: discussion: {settings.discussion} cannot be read: {error.strerror}."
+        ) from None

@@ -1,0 +1,1 @@
+"""Tested runs -> significance, intervals and Pareto front."""

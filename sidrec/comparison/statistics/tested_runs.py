@@ -1,0 +1,190 @@
+"""Tested runs, read and checked: one corpus, one split, the same requests for all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sidrec.comparison.statistics.significance import Values
+from sidrec.corpus.store import Corpus
+from sidrec.errors import DataError, RunError
+from sidrec.files import read_json
+from sidrec.generator.training.predictions import read_predictions
+from sidrec.metrics import Figures, Prediction, hits, recall_at_k
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.from_run import read_config
+from sidrec.types import TASKS, Task
+
+DEPTH = 30  # of recall
+SystemKind = Literal["strategy", "baseline", "run"]
+
+
+@dataclass(frozen=True)
+class TestedRun:
+    """One system under one seed.
+
+    Attributes:
+        seed: None for what no seed changes.
+        folder: Run directory.
+        figures: Content of ``metrics.json``.
+        answers: Predictions of each task, by request; none of a task that the run was not trained
+            for: what it says there is not what its Semantic IDs can do.
+    """
+
+    seed: int | None
+    folder: Path
+    figures: Figures
+    answers: dict[Task, dict[str, Prediction]]
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table.
+
+    Attributes:
+        name: Unique.
+        kind: Where it comes from.
+        runs: Those that are there, one per seed.
+        missing: Why a run is not there, by seed.
+        bundle: Semantic IDs of the first run; None for systems without.
+        commands: What made the first run, stage by stage.
+    """
+
+    name: str
+    kind: SystemKind
+    runs: list[TestedRun]
+    missing: dict[str, str] = field(default_factory=dict)
+    bundle: Path | None = None
+    commands: list[str] = field(default_factory=list)
+
+    def has_answers(self, task: Task) -> bool:
+        """Return whether there is a run, and every one answers the task."""
+        return bool(self.runs) and all(run.answers.get(task) for run in self.runs)
+
+    def values(self, task: Task, requests: Sequence[str]) -> Values:
+        """Return item-level recall@30 of each request under each seed."""
+        rows = [_recalls([run.answers[task][one] for one in requests]) for run in self.runs]
+        return np.stack(rows) if rows else np.zeros((0, len(requests)))
+
+    def semantic_id_values(self, task: Task, requests: Sequence[str]) -> Values | None:
+        """Return SID-level recall@30 likewise; None for systems without Semantic IDs."""
+        answers = [[run.answers[task][one] for one in requests] for run in self.runs]
+        if not all(one.semantic_id_ranks for row in answers for one in row):
+            return None
+        return np.array([[_semantic_id_recall(one) for one in row] for row in answers])
+
+
+def read_run(folder: Path, *, seed: int | None) -> TestedRun:
+    """Read what ``sidrec test`` or ``sidrec baselines`` left in a run directory.
+
+    Raises:
+        RunError: If the run is half-finished or untested.
+        DataError: If a file is damaged.
+    """
+    run = RunDirectory(folder)
+    if run.state() != "finished":
+        raise RunError(f"{folder} is not a finished run (state '{run.state()}'); finish it first.")
+    if not run.predictions.exists():
+        raise RunError(f"{run.predictions} does not exist; run `sidrec test --from {folder}`.")
+    predictions = read_predictions(run.predictions)
+    splits = sorted({one.split for one in predictions} - {"test"})
+    if splits:
+        raise DataError(f"{run.predictions} answers the split '{splits[0]}', expected 'test'.")
+    answers: dict[Task, dict[str, Prediction]] = {task: {} for task in TASKS}
+    trained = trained_tasks(run)
+    for one in predictions:
+        if one.relevant and one.task in trained:
+            answers[one.task][one.request_id] = one
+    return TestedRun(seed, folder, read_json(run.metrics), answers)
+
+
+def made_elsewhere(runs: Mapping[str, Sequence[str]]) -> list[System]:
+    """Read runs that no stage of the comparison makes.
+
+    Args:
+        runs: Name to run directories, one per seed.
+
+    Raises:
+        RunError: If one is half-finished or untested.
+        DataError: If a file is damaged, or answers another split.
+    """
+    systems = []
+    for name, folders in runs.items():
+        own = [read_run(Path(folder), seed=number) for number, folder in enumerate(folders)]
+        commands = [f"sidrec test --from {folder}" for folder in folders]
+        systems.append(System(name=name, kind="run", runs=own, commands=commands))
+    return systems
+
+
+def trained_tasks(run: RunDirectory) -> set[Task]:
+    """Return the tasks with a share of the batches; both where the run knows no shares."""
+    config = read_config(run.config) if run.config.exists() else {}
+    data = config.get("data") or {}
+    shares = data.get("init_args") or {}
+    return {task for task in TASKS if shares.get(f"{task}_share", 1.0) > 0}
+
+
+def requests_of(systems: Sequence[System], corpus: Corpus) -> dict[Task, list[str]]:
+    """Return the requests that every system answered, and refuse to mix.
+
+    Raises:
+        DataError: If two runs belong to different corpora, or were asked different things.
+    """
+    requests: dict[Task, list[str]] = {}
+    asked: dict[Task, tuple[Path, dict[str, tuple[int, ...]]]] = {}
+    for system in systems:
+        for run in system.runs:
+            _check_corpus(run, corpus)
+            for task in TASKS:
+                own = {name: one.relevant for name, one in run.answers[task].items()}
+                if not own:
+                    continue
+                first, expected = asked.setdefault(task, (run.folder, own))
+                _check_same(run.folder, own, first, expected, task)
+                requests.setdefault(task, sorted(own))
+    return requests
+
+
+def _check_corpus(run: TestedRun, corpus: Corpus) -> None:
+    found = read_json(RunDirectory(run.folder).manifest).get("corpus_fingerprint")
+    if found != corpus.fingerprint:
+        raise DataError(
+            f"{run.folder} belongs to corpus {str(found)[:12]}, the comparison to "
+            f"{corpus.fingerprint[:12]} ({corpus.folder}); one table holds one corpus."
+        )
+
+
+def _check_same(
+    folder: Path,
+    own: dict[str, tuple[int, ...]],
+    first: Path,
+    expected: dict[str, tuple[int, ...]],
+    task: Task,
+) -> None:
+    if own.keys() != expected.keys():
+        raise DataError(
+            f"{folder} answers {len(own)} {task} requests, {first} {len(expected)}, and they are "
+            "not the same; test both on the same split."
+        )
+    for name, relevant in own.items():
+        if set(relevant) != set(expected[name]):
+            raise DataError(f"{folder} and {first} expect other answers to {task} '{name}'.")
+
+
+def _recalls(answers: Sequence[Prediction]) -> np.ndarray:
+    items = _padded([one.items[:DEPTH] for one in answers])
+    relevant = _padded([tuple(dict.fromkeys(one.relevant)) for one in answers])
+    found = recall_at_k(hits(items, relevant), (relevant >= 0).sum(dim=1), k=DEPTH)
+    return found.numpy()
+
+
+def _semantic_id_recall(one: Prediction) -> float:
+    return float(np.mean([0 <= rank < DEPTH for rank in one.semantic_id_ranks]))
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    width = max((len(row) for row in rows), default=0) or 1
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -1,0 +1,1 @@
+"""RawCatalogue -> split, indexed tables on disk."""

@@ -1,0 +1,253 @@
+"""Turn a raw catalogue and its queries into a corpus directory."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+
+from sidrec.corpus.build.partition import pieces_by_user
+from sidrec.corpus.build.splits import leave_last_out, query_splits, temporal, time_bounds
+from sidrec.corpus.schema import (
+    INTERACTION_SCHEMA,
+    QUERY_SCHEMA,
+    SCHEMA_VERSION,
+    TableWriter,
+    item_schema,
+)
+from sidrec.corpus.sources.raw_catalogue import SPLITS, BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.sources.validate import check_interactions, check_items, reading
+from sidrec.errors import ConfigError, DataError
+from sidrec.files import atomic_folder, disk_errors, sha256_of_file, write_json
+
+_ROWS_AT_ONCE = 4_000_000  # interactions sorted in memory at a time; users stay whole
+_ITEMS_AT_ONCE = 131_072  # items written at a time
+_ADVICE = "free space or choose another --out. What was there before is unchanged."
+
+
+class _Kept(NamedTuple):
+    """Interactions of the kept items, unsorted, in a file."""
+
+    file: Path  # row, user_id, item_index, timestamp, rating
+    users: pl.DataFrame  # user_index, user_id, num_rows; in order of first appearance
+
+
+def build_corpus(
+    raw: RawCatalogue, queries: Sequence[RawQuery], out: Path, settings: BuildSettings
+) -> dict[str, Any]:
+    """Filter, index, sort, split and write a corpus; replaces ``out`` as a whole or not at all.
+
+    Interactions are sorted by user (in order of first appearance in the source), then timestamp;
+    interactions of one user at one moment keep the order they have in the source. Memory grows
+    with items, users and queries, not with interactions.
+
+    Args:
+        raw: Items and interactions with the user's own ids.
+        queries: Queries with the user's own ids; a query left without any item is left out.
+        out: The corpus directory to write; may hold an older corpus, but nothing else.
+        settings: All choices that shape the corpus.
+
+    Returns:
+        The content of ``corpus.json``.
+
+    Raises:
+        DataError: If an id is missing, doubled or unknown, a text is empty, a number is NaN, or
+            nothing is left. Names file and row.
+        ConfigError: If ``out`` holds something that is not a corpus.
+        SidrecError: If the disk is full or may not be written.
+    """
+    _check_out(out)
+    check_items(raw)
+    refuse_unknown = settings.unknown_items == "error"
+    counts = {"unknown_interactions": check_interactions(raw, refuse_unknown=refuse_unknown)}
+    with disk_errors(out, _ADVICE), atomic_folder(out) as folder:
+        items = kept_items(raw, settings.min_item_interactions)
+        kept = _keep_interactions(raw, items, folder / "kept.parquet")
+        counts |= {"items": items.height, "users": kept.users.height}
+        digests = {}
+        with TableWriter(
+            folder / "items.parquet", item_schema(items.clear().to_arrow().schema)
+        ) as writer:
+            for part in items.iter_slices(_ITEMS_AT_ONCE):
+                writer.write(part.to_arrow())
+            digests["items"] = writer.digest()
+        with TableWriter(folder / "interactions.parquet", INTERACTION_SCHEMA) as writer:
+            counts |= _write_interactions(kept, settings, writer)
+            digests["interactions"] = writer.digest()
+        kept.file.unlink(missing_ok=True)
+        with TableWriter(folder / "queries.parquet", QUERY_SCHEMA) as writer:
+            counts |= _write_queries(queries, raw, items, settings, writer)
+            digests["queries"] = writer.digest()
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": _fingerprint(digests),
+            "source": raw.source,
+            "license": raw.license,
+            "counts": dict(sorted(counts.items())),
+            "settings": asdict(settings),
+            "tie_rule": "interactions of one user at one moment keep the order of the source",
+            "sha256": {
+                file.name: sha256_of_file(file) for file in sorted(folder.glob("*.parquet"))
+            },
+        }
+        write_json(folder / "corpus.json", content)
+    return content
+
+
+def _check_out(out: Path) -> None:
+    if out.is_file() or (
+        out.is_dir() and any(out.iterdir()) and not (out / "corpus.json").exists()
+    ):
+        raise ConfigError(
+            f"{out} exists and is not a corpus; choose another --out, so that nothing is lost."
+        )
+
+
+def kept_items(raw: RawCatalogue, min_interactions: int) -> pl.DataFrame:
+    """Return the items with enough interactions, with item_index as first column.
+
+    Raises:
+        DataError: If no item has so many interactions, or an item is not in order.
+    """
+    check_items(raw)
+    items = raw.items
+    if min_interactions:
+        with reading(raw.interactions_name):
+            enough = (
+                raw.interactions.group_by("item_id")
+                .agg(pl.len().alias("count"))
+                .filter(pl.col("count") >= min_interactions)
+                .collect(engine="streaming")
+            )
+        items = items.join(
+            enough.select("item_id"), on="item_id", how="semi", maintain_order="left"
+        )
+    if items.is_empty():
+        raise DataError(
+            f"No item of {raw.items_name} has {min_interactions} interactions in "
+            f"{raw.interactions_name}; lower --min_item_interactions, or check the ids."
+        )
+    return items.with_row_index("item_index")
+
+
+def _keep_interactions(raw: RawCatalogue, items: pl.DataFrame, file: Path) -> _Kept:
+    with reading(raw.interactions_name):
+        (
+            raw.interactions.with_row_index("row")
+            .join(items.lazy().select("item_id", "item_index"), on="item_id", how="inner")
+            .select("row", "user_id", "item_index", "timestamp", "rating")
+            .sink_parquet(file, compression="lz4", row_group_size=1 << 18, engine="streaming")
+        )
+    users = (
+        pl.scan_parquet(file)
+        .group_by("user_id")
+        .agg(pl.col("row").min(), pl.len().alias("num_rows"))
+        .collect(engine="streaming")
+        .sort("row")
+        .drop("row")
+        .with_row_index("user_index")
+    )
+    if users.is_empty():
+        raise DataError(
+            f"{raw.interactions_name} has no interaction with an item of {raw.items_name}; "
+            "check that both files use the same ids."
+        )
+    return _Kept(file, users)
+
+
+def _write_interactions(
+    kept: _Kept, settings: BuildSettings, writer: TableWriter
+) -> dict[str, int]:
+    split = leave_last_out()
+    if settings.split == "temporal":
+        test, valid = settings.temporal_fractions
+        moments = pl.scan_parquet(kept.file).select("timestamp")
+        split = temporal(time_bounds(moments, test_fraction=test, valid_fraction=valid))
+    counts: Counter[str] = Counter({f"interactions_{name}": 0 for name in SPLITS})
+    counts["interactions_out_of_order"] = 0
+    pieces = pieces_by_user(kept.file, kept.users, kept.file.parent, rows_at_once=_ROWS_AT_ONCE)
+    for rows in pieces:
+        backwards = pl.col("timestamp").diff().over("user_index") < 0
+        counts["interactions_out_of_order"] += int(rows.select(backwards.sum()).item())
+        ordered = rows.sort("user_index", "timestamp", maintain_order=True)
+        ordered = ordered.with_columns(split=split)
+        for name, number in ordered.group_by("split").len().iter_rows():
+            counts[f"interactions_{name}"] += number
+        writer.write(ordered.to_arrow())
+    return {**counts, "interactions": writer.num_rows}
+
+
+def _write_queries(
+    queries: Sequence[RawQuery],
+    raw: RawCatalogue,
+    items: pl.DataFrame,
+    settings: BuildSettings,
+    writer: TableWriter,
+) -> dict[str, int]:
+    named = list({item_id for query in queries for item_id in query.item_ids})
+    is_named = pl.col("item_id").is_in(pl.Series(named, dtype=pl.String).implode())
+    item_index = dict(items.filter(is_named).select("item_id", "item_index").iter_rows())
+    listed = items if settings.unknown_items == "drop" else raw.items
+    known = set(listed.filter(is_named)["item_id"])
+    seen: set[str] = set()
+    kept: list[RawQuery] = []
+    for query in queries:
+        _check_query(query, seen)
+        unknown = [item_id for item_id in query.item_ids if item_id not in known]
+        if unknown and settings.unknown_items == "error":
+            raise DataError(
+                f"{_where(query)} names item_id '{unknown[0]}', which is not in {raw.items_name}; "
+                "add the item, or use --unknown_items drop."
+            )
+        if any(item_id in item_index for item_id in query.item_ids):
+            kept.append(query)
+    splits = query_splits(
+        kept,
+        test_fraction=settings.test_query_fraction,
+        valid_fraction=settings.valid_query_fraction,
+    )
+    answers = [
+        sorted({item_index[item_id] for item_id in query.item_ids if item_id in item_index})
+        for query in kept
+    ]
+    columns = {
+        "query_id": [query.query_id for query in kept],
+        "text": [query.text for query in kept],
+        "item_index": answers,
+        "split": splits,
+        "source": [query.source for query in kept],
+    }
+    writer.write(pa.table(columns, schema=QUERY_SCHEMA))
+    counts = Counter(splits)
+    return {
+        "queries": len(kept),
+        "queries_without_items": len(queries) - len(kept),
+        **{f"queries_{name}": counts[name] for name in SPLITS},
+    }
+
+
+def _where(query: RawQuery) -> str:
+    if query.place:
+        return f"{query.place}: query '{query.query_id}'"
+    return f"Query '{query.query_id}' of {query.source}"
+
+
+def _check_query(query: RawQuery, seen: set[str]) -> None:
+    where = _where(query)
+    if query.query_id in seen:
+        raise DataError(f"{where} has a query_id that was already used; give each its own.")
+    if not query.text.strip():
+        raise DataError(f"{where} has an empty text; fill it in or take the query out.")
+    if not query.item_ids:
+        raise DataError(f"{where} names no item; add its answers or take the query out.")
+    seen.add(query.query_id)
+
+
+def _fingerprint(digests: dict[str, str]) -> str:
+    content = json.dumps([SCHEMA_VERSION, sorted(digests.items())])
+    return hashlib.sha256(content.encode()).hexdigest()

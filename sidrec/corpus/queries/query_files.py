@@ -1,0 +1,195 @@
+"""Queries from files, and the queries that come with sidrec."""
+
+import json
+import lzma
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from sidrec.console import say
+from sidrec.corpus.queries.title_match import TitledItem, match_titles
+from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery
+from sidrec.errors import DataError
+
+PACKAGED = "queries_llm"
+
+_TEXT_KEYS = ("query", "text")
+_ITEM_KEYS = ("movieIds", "item_ids")
+_KNOWN_KEYS = {"query_id", "group", "split", *_TEXT_KEYS, *_ITEM_KEYS}
+
+
+class FilmQuery(NamedTuple):
+    """A packaged query: it names its film by title and year, not by anybody's id.
+
+    Attributes:
+        query_id: Unique.
+        text: The query.
+        title: Title as MovieLens writes it, without the year.
+        year: Year of release.
+        group: Shared by a query and its paraphrase.
+        split: ``train`` or ``test``.
+    """
+
+    query_id: str
+    text: str
+    title: str
+    year: int
+    group: str
+    split: Literal["train", "valid", "test", ""]
+
+
+def load_query_files(paths: Sequence[Path]) -> list[RawQuery]:
+    """Read queries from JSONL files, one object a line.
+
+    Keys: ``query_id``, ``query`` (or ``text``), ``movieIds`` (or ``item_ids``), and optionally
+    ``group`` (default: the query_id) and ``split`` (default: the builder decides).
+
+    Args:
+        paths: The files; their stems become the queries' source.
+
+    Returns:
+        The queries in the order of the files and lines.
+
+    Raises:
+        DataError: If a line is no such object, a query_id appears twice, or a group lies in two
+            splits; names file and line.
+    """
+    queries: list[RawQuery] = []
+    first_place: dict[str, str] = {}
+    split_of_group: dict[str, tuple[str, str]] = {}
+    for path in paths:
+        for place, row in _rows(path):
+            query = _query(row, place, path.stem)
+            if query.query_id in first_place:
+                raise DataError(
+                    f"{place}: query_id {query.query_id!r} was used before in "
+                    f"{first_place[query.query_id]}; give every query its own."
+                )
+            first_place[query.query_id] = place
+            split, other = split_of_group.setdefault(query.group, (query.split, place))
+            if split != query.split:
+                raise DataError(
+                    f"{place}: group {query.group!r} is {query.split!r} here but {split!r} in "
+                    f"{other}; a query and its paraphrases belong to one split."
+                )
+            queries.append(query)
+    return queries
+
+
+def packaged_queries(items: Iterable[TitledItem | tuple[str, str, int | None]]) -> list[RawQuery]:
+    """Return the queries that come with sidrec for those films that a catalogue holds.
+
+    10,376 queries of 1,297 films; films are recognized by title and year, so that any MovieLens
+    edition will do. Says how many were found.
+
+    Args:
+        items: item_id, title, year (``None``: the year at the end of the title counts).
+
+    Returns:
+        The queries in a fixed order, each with one item_id.
+    """
+    queries = read_packaged()
+    films = list(dict.fromkeys((query.title, query.year) for query in queries))
+    found = match_titles(films, [TitledItem(*item) for item in items])
+    item_of = {films[position]: item_id for position, item_id in found.items()}
+    matched = [
+        RawQuery(
+            query.query_id,
+            query.text,
+            (item_of[query.title, query.year],),
+            query.group,
+            query.split,
+            PACKAGED,
+        )
+        for query in queries
+        if (query.title, query.year) in item_of
+    ]
+    say(
+        f"packaged queries: {len(found):,} of {len(films):,} films are in this catalogue, "
+        f"{len(matched):,} queries"
+    )
+    return matched
+
+
+def read_packaged() -> list[FilmQuery]:
+    """Return all packaged queries, matched to nothing."""
+    resource = files("sidrec.corpus").joinpath("resources", f"{PACKAGED}.jsonl.xz")
+    lines = lzma.decompress(resource.read_bytes()).decode().splitlines()
+    return [FilmQuery(**json.loads(line)) for line in lines]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", _object(line, f"{path}, line {number}")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; check the path of the queries.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}; write it as UTF-8 JSONL.") from None
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place}: not valid JSON ({error}); write one object a line.") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: expected an object, found {type(row).__name__}.")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise DataError(
+            f"{place}: holds half a character ({half}); write both halves or take it out."
+        ) from None
+    return row
+
+
+def _query(row: dict[str, Any], place: str, source: str) -> RawQuery:
+    unknown = sorted(set(row) - _KNOWN_KEYS)
+    if unknown:
+        raise DataError(
+            f"{place}: key {unknown[0]!r} is not known; known are {', '.join(sorted(_KNOWN_KEYS))}."
+        )
+    query_id = _id(_value(row, ("query_id",), place), place)
+    text = _value(row, _TEXT_KEYS, place)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{place}: the query is empty or no text; remove the line or fill it.")
+    split = row.get("split") or ""
+    if split not in (*SPLITS, ""):
+        raise DataError(f"{place}: split is {split!r}, expected one of {', '.join(SPLITS)}.")
+    group = row.get("group")
+    return RawQuery(
+        query_id,
+        " ".join(text.split()),
+        _item_ids(_value(row, _ITEM_KEYS, place), place),
+        query_id if group is None else _id(group, place),
+        cast(Literal["train", "valid", "test", ""], split),
+        source,
+        place,
+    )
+
+
+def _value(row: dict[str, Any], keys: tuple[str, ...], place: str) -> Any:  # noqa: ANN401
+    present = [key for key in keys if key in row]
+    if len(present) != 1:
+        raise DataError(f"{place}: needs {' or '.join(keys)}, found {', '.join(row) or 'no key'}.")
+    return row[present[0]]
+
+
+def _item_ids(value: Any, place: str) -> tuple[str, ...]:  # noqa: ANN401
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            f"{place}: the items are {value!r}, expected a list of at least one id; a query "
+            "without an answer cannot be used."
+        )
+    return tuple(dict.fromkeys(_id(item, place) for item in value))
+
+
+def _id(value: Any, place: str) -> str:  # noqa: ANN401
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        raise DataError(f"{place}: {value!r} is no id; ids are text or whole numbers.")
+    return str(value).strip()

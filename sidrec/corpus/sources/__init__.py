@@ -1,0 +1,1 @@
+"""Raw files -> RawCatalogue, one reader per source."""

@@ -1,0 +1,138 @@
+"""Refuse raw data that breaks its contract, naming file and row."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+import polars as pl
+
+from sidrec.corpus.sources.raw_catalogue import RawCatalogue
+from sidrec.errors import DataError
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what polars says about a damaged file into one line that names the file."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, UnicodeError) or "utf-8" in reason.lower():
+            raise DataError(f"{name} is not UTF-8 ({reason}); save it as UTF-8.") from None
+        raise DataError(f"{name} cannot be read: {reason}; check or write it again.") from None
+
+
+def check_items(raw: RawCatalogue) -> None:
+    """Check ids, doubles and texts of the items.
+
+    Raises:
+        DataError: If there is no item, an id is missing or doubled, or a text is empty.
+    """
+    items, name = raw.items.select("item_id", "text"), raw.items_name
+    items = items.with_row_index("row", offset=1)
+    if items.is_empty():
+        raise DataError(f"{name} has no items; a corpus needs at least one.")
+    for column in ("item_id", "text"):
+        value = pl.col(column)
+        empty = items.filter(value.is_null() | (value.str.strip_chars() == ""))
+        if not empty.is_empty():
+            raise DataError(
+                f"{name} row {empty['row'][0]}: column '{column}' is empty "
+                f"({empty.height} such rows); fill it in or take the row out."
+            )
+    doubled = items.filter(pl.col("item_id").is_first_distinct().not_())
+    if not doubled.is_empty():
+        item_id = doubled["item_id"][0]
+        first = items.filter(pl.col("item_id") == item_id)["row"][0]
+        raise DataError(
+            f"{name} row {doubled['row'][0]}: item_id '{item_id}' was already used in row {first} "
+            f"({doubled.height} such rows); give every item its own id."
+        )
+
+
+def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
+    """Check every interaction in one streaming pass.
+
+    Args:
+        raw: Its items are taken as the known ones.
+        refuse_unknown: Whether an interaction with an item outside ``raw.items`` is an error.
+
+    Returns:
+        Number of interactions with unknown items.
+
+    Raises:
+        DataError: If an id is missing, a timestamp is no number, a rating is not finite, an item
+            is unknown (and refused), or there is no interaction.
+    """
+    faults = {
+        "user_id": (pl.col("user_id").fill_null("") == "", "is empty"),
+        "item_id": (pl.col("item_id").fill_null("") == "", "is empty"),
+        "timestamp": (pl.col("timestamp").is_null(), "is empty or no number of seconds"),
+        "rating": (
+            pl.col("rating").is_finite().not_().fill_null(False),
+            "is NaN, infinite or no number",
+        ),
+        "unknown": (pl.col("known").is_null(), ""),
+    }
+    known = raw.items.lazy().select("item_id", known=pl.lit(1, pl.Int8))
+    rows = raw.interactions.with_row_index("row", offset=1)
+    with reading(raw.interactions_name):
+        found = (
+            rows.join(known, on="item_id", how="left")
+            .select(
+                pl.len().alias("total"),
+                *(fault.sum().alias(f"{name} count") for name, (fault, _) in faults.items()),
+                *(
+                    pl.col("row").filter(fault).min().alias(f"{name} row")
+                    for name, (fault, _) in faults.items()
+                ),
+            )
+            .collect(engine="streaming")
+            .row(0, named=True)
+        )
+    if found["total"] == 0:
+        raise DataError(f"{raw.interactions_name} has no interactions; check the file.")
+    for column, (_, complaint) in faults.items():
+        if complaint and found[f"{column} count"]:
+            raise DataError(
+                f"{raw.interactions_name} row {found[f'{column} row']}: column '{column}' "
+                f"{complaint} ({found[f'{column} count']} such rows); correct or take them out."
+            )
+    num_unknown = int(found["unknown count"])
+    if refuse_unknown and num_unknown:
+        row = found["unknown row"]
+        item_id = rows.filter(pl.col("row") == row).collect()["item_id"][0]
+        raise DataError(
+            f"{raw.interactions_name} row {row}: item_id '{item_id}' is not in {raw.items_name} "
+            f"({num_unknown} such rows); add the items, or use --unknown_items drop."
+        )
+    return num_unknown
+
+
+def require_columns(name: str, found: Sequence[str], needed: Sequence[str]) -> None:
+    """Check that a table has its columns; the error suggests the nearest name.
+
+    Raises:
+        DataError: If a column is missing.
+    """
+    for column in needed:
+        if column not in found:
+            near = get_close_matches(column, found, n=1)
+            hint = f"did you mean '{near[0]}'? Rename it." if near else f"it has {list(found)}."
+            raise DataError(f"{name} has no column '{column}'; {hint}")
+
+
+def refuse_nested(name: str, frame: pl.DataFrame | pl.LazyFrame, columns: Sequence[str]) -> None:
+    """Check that columns hold one value a row.
+
+    Raises:
+        DataError: If one of ``columns`` holds lists, objects or bytes.
+    """
+    schema = frame.collect_schema()
+    for column in columns:
+        kind = schema.get(column)
+        if kind is not None and (kind.is_nested() or kind == pl.Binary):
+            raise DataError(
+                f"{name}: column '{column}' holds {kind}, expected one text or number a row; "
+                "write it anew."
+            )

@@ -1,0 +1,1 @@
+"""Trie and model steps -> ranked items, by beam search."""

@@ -1,0 +1,295 @@
+"""Beam search that can only spell items of the catalogue: fixed depth, log space, on the device."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sidrec.errors import ConfigError
+from sidrec.generator.decoding.item_filters import AllItemsBut, AllowedItems, allowed_in_children
+from sidrec.generator.decoding.trie import SemanticIdTrie
+from sidrec.types import RankedItems
+
+_LOWEST = float("-inf")
+LEAST_MASS = 1e-30  # of a child with items, where rounding has left nothing
+NO_ITEM = -1e30  # finite, so that a beam that has ended stays free of NaN
+_BITS_OF_NO_ITEM = torch.tensor(NO_ITEM).view(torch.int32).item()
+
+
+@runtime_checkable
+class Step(Protocol):
+    """One decoding step of a model; it keeps its own cache."""
+
+    def __call__(
+        self,
+        level: int,
+        parent: Int[Tensor, "request beam"],
+        codes: Int[Tensor, "request beam"],
+    ) -> Float[Tensor, "request beam code"]:
+        """Return log-probabilities, in nats, of the codes of ``level`` after each beam.
+
+        They are taken as they stand: over what they sum to one is the model's business.
+
+        Args:
+            level: 0 for the first code; then one more at each call.
+            parent: Which beam of the call before each beam goes on from. At level 0 there is one
+                beam per request and this is 0.
+            codes: Code of level ``level - 1`` that each beam appended; at level 0 it has no
+                meaning. Rows of beams that have ended hold some code; what comes back is ignored.
+        """
+        ...
+
+
+class Decoded(NamedTuple):
+    """What one search found.
+
+    Attributes:
+        ranked: Items, best first. Those of one Semantic ID take successive ranks.
+        keys: Packed distinct Semantic IDs, best first; -1 on padding.
+        log_probabilities: Score of each Semantic ID, in nats; -inf on padding.
+    """
+
+    ranked: RankedItems
+    keys: Int[Tensor, "request beam"]
+    log_probabilities: Float[Tensor, "request beam"]
+
+
+class Beams(NamedTuple):
+    """Live beams, in the order of their keys; a beam that has ended has an empty range."""
+
+    lo: Int[Tensor, "request beam"]
+    hi: Int[Tensor, "request beam"]
+    scores: Float[Tensor, "request beam"]
+
+    @classmethod
+    def at_root(cls, trie: SemanticIdTrie, num_requests: int) -> "Beams":
+        """Return one beam a request, whose range is the whole catalogue."""
+        start = trie.keys.new_zeros((num_requests, 1), dtype=torch.int32)
+        return cls(start, start + trie.num_items, start.float())
+
+
+@torch.no_grad()
+def beam_search(
+    step: Step,
+    trie: SemanticIdTrie,
+    *,
+    num_beams: int,
+    top_k: int,
+    excluded: Int[Tensor, "request excluded"],
+    mass_before: Float[Tensor, "request bound"] | None = None,
+    widths: Sequence[int] | None = None,
+) -> Decoded:
+    """Find the most probable items of the catalogue without those that a request excludes.
+
+    See :func:`search_allowed`.
+
+    Args:
+        step: The model, set to the batch's sources.
+        trie: The catalogue, on the model's device.
+        num_beams: Width of the search.
+        top_k: Length of the lists, at most ``num_beams``.
+        excluded: item_index that each request must not get; -1 pads, and no column is fine.
+        mass_before: See :func:`search_allowed`.
+        widths: See :func:`search_allowed`.
+    """
+    allowed = AllItemsBut.of(trie, excluded)
+    return search_allowed(
+        step,
+        trie,
+        allowed,
+        num_requests=len(excluded),
+        num_beams=num_beams,
+        top_k=top_k,
+        mass_before=mass_before,
+        widths=widths,
+    )
+
+
+@torch.no_grad()
+def search_allowed(
+    step: Step,
+    trie: SemanticIdTrie,
+    allowed: AllowedItems,
+    *,
+    num_requests: int,
+    num_beams: int,
+    top_k: int,
+    mass_before: Float[Tensor, "request bound"] | None = None,
+    widths: Sequence[int] | None = None,
+) -> Decoded:
+    """Find the most probable items among the allowed ones.
+
+    A prefix is followed only while it holds an allowed item, so beams never die out: a search
+    ends with ``min(num_beams, allowed Semantic IDs)`` distinct Semantic IDs, and its lists are
+    ``top_k`` long whenever that many items are allowed. A width of at least the number of
+    Semantic IDs scores the whole catalogue exactly. Equal scores go to the lower Semantic ID.
+
+    Args:
+        step: The model, set to the batch's sources.
+        trie: The catalogue, on the model's device.
+        allowed: Items each request may get.
+        num_requests: Requests in the batch.
+        num_beams: Width of the search.
+        top_k: Length of the lists, at most ``num_beams``.
+        mass_before: How much each request expects of the items before every position of the
+            trie; the step's answer then counts as logits over the children that the catalogue
+            has, see :func:`over_children`. None takes it as it is. For models trained so.
+        widths: Beams kept after each level but the last; None keeps ``num_beams`` at all. Fewer
+            at the first levels save time, more keep items whose first code looks poor.
+
+    Raises:
+        ConfigError: If ``num_beams`` is smaller than ``top_k`` or below 1, or ``widths`` has not
+            one width of at least 1 for every level but the last.
+    """
+    if not 1 <= top_k <= num_beams:
+        raise ConfigError(
+            f"num_beams ({num_beams}) must be at least top_k ({top_k}), and top_k at least 1; "
+            "raise num_beams or ask for fewer items."
+        )
+    beams, parent = Beams.at_root(trie, num_requests), trie.keys.new_zeros((num_requests, 1))
+    codes = parent
+    for level, width in enumerate([*_widths(widths, trie, num_beams), num_beams]):
+        log_probabilities = step(level, parent, codes)
+        beams, parent, codes = advance(
+            beams,
+            log_probabilities,
+            trie,
+            allowed,
+            level=level,
+            width=width,
+            mass_before=mass_before,
+        )
+    return expand(beams, trie, allowed, top_k)
+
+
+def advance(
+    beams: Beams,
+    log_probabilities: Float[Tensor, "request beam code"],
+    trie: SemanticIdTrie,
+    allowed: AllowedItems,
+    *,
+    level: int,
+    width: int,
+    mass_before: Float[Tensor, "request bound"] | None,
+) -> tuple[Beams, Int[Tensor, "request chosen"], Int[Tensor, "request chosen"]]:
+    """Return the ``width`` best children of all beams, with the parent and the code of each.
+
+    All that the catalogue adds to a step of the model: static shapes, nothing read by the host.
+    """
+    size = trie.codebook_sizes[level]
+    bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
+    if mass_before is not None:
+        log_probabilities = over_children(log_probabilities, bounds, mass_before)
+    num_allowed = allowed_in_children(allowed, trie, bounds, level=level)
+    candidates = candidate_scores(beams.scores, log_probabilities, num_allowed).flatten(1)
+    chosen = best_columns(candidates, min(width, candidates.shape[1]))
+    parent, codes = chosen // size, chosen % size
+    return follow(bounds, parent, codes, candidates.gather(1, chosen)), parent, codes
+
+
+def over_children(
+    logits: Float[Tensor, "request beam code"],
+    bounds: Int[Tensor, "request beam bound"],
+    mass_before: Float[Tensor, "request position"],
+) -> Float[Tensor, "request beam code"]:
+    """Normalize over the codes that the catalogue goes on with, each weighed by its items' mass.
+
+    A model that says nothing (all logits equal) then gives every item its share of the mass, and
+    the probabilities of all Semantic IDs sum to one: nothing is lost on IDs that no item has, and
+    an item gains nothing from standing alone behind its prefix.
+
+    Args:
+        logits: Of the codes of one level, after each beam; a constant may be missing.
+        bounds: Children of each beam, from ``SemanticIdTrie.child_bounds``.
+        mass_before: Mass of the items before each position of the trie, from 0, rising; float64
+            keeps small shares of a large catalogue. ``arange`` holds all items for equal.
+
+    Returns:
+        Log-probabilities, in nats; very low (not -inf) for codes that no item has.
+    """
+    flat = bounds.flatten(1).long()
+    mass = mass_before.gather(1, flat).view(bounds.shape).diff(dim=-1)
+    weighed = logits.float() + mass.float().clamp(min=LEAST_MASS).log()
+    empty = bounds.diff(dim=-1).sub_(1).clamp_(max=0)  # as in candidate_scores
+    return (weighed + empty.bitwise_and_(_BITS_OF_NO_ITEM).view(torch.float32)).log_softmax(dim=-1)
+
+
+def candidate_scores(
+    scores: Float[Tensor, "request beam"],
+    log_probabilities: Float[Tensor, "request beam code"],
+    num_allowed: Int[Tensor, "request beam code"],
+) -> Float[Tensor, "request beam code"]:
+    """Score every child of every beam, -inf where it holds no allowed item or the model NaN."""
+    # a comparison and a fill take ten times as long as arithmetic on the float's bits
+    closed = num_allowed.sub(1).clamp_(max=0)  # -1 where closed, else 0: all bits, or none
+    total = log_probabilities.float() + scores[..., None]
+    total.view(torch.int32).bitwise_or_(closed)  # all bits set are NaN
+    return total.nan_to_num_(nan=_LOWEST, posinf=-_LOWEST, neginf=_LOWEST)
+
+
+def best_columns(
+    candidates: Float[Tensor, "request candidate"], width: int
+) -> Int[Tensor, "request beam"]:
+    """Return the ``width`` best columns in ascending order; of equal ones the first.
+
+    topk promises nothing about ties, so score and column are packed into one number that has
+    none: the float's bits, made monotone, above the reversed column.
+    """
+    bits = candidates.add(0.0).view(torch.int32)  # -0.0 becomes 0.0: equal must look equal
+    bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))  # monotone
+    column = torch.arange(candidates.shape[1] - 1, -1, -1, device=candidates.device)
+    ordered = bits.long().bitwise_left_shift_(32).add_(column)
+    best = ordered.topk(width, dim=1, sorted=False).values
+    return (candidates.shape[1] - 1 - (best & 0xFFFFFFFF)).sort(dim=1).values
+
+
+def follow(
+    bounds: Int[Tensor, "request beam bound"],
+    parent: Int[Tensor, "request chosen"],
+    codes: Int[Tensor, "request chosen"],
+    scores: Float[Tensor, "request chosen"],
+) -> Beams:
+    """Return the beams that go on with ``codes``; those that scored -inf have ended."""
+    flat, alive = bounds.flatten(1), scores > _LOWEST
+    cell = parent * bounds.shape[2] + codes
+    return Beams(
+        lo=torch.where(alive, flat.gather(1, cell), 0),
+        hi=torch.where(alive, flat.gather(1, cell + 1), 0),
+        scores=scores,
+    )
+
+
+def _widths(widths: Sequence[int] | None, trie: SemanticIdTrie, num_beams: int) -> Sequence[int]:
+    expected = trie.num_levels - 1
+    if widths is None:
+        return [num_beams] * expected
+    if len(widths) != expected or min(widths, default=1) < 1:
+        raise ConfigError(
+            f"widths {tuple(widths)} must hold {expected} numbers of at least 1: one for every "
+            "level but the last, whose width is num_beams."
+        )
+    return widths
+
+
+def expand(beams: Beams, trie: SemanticIdTrie, allowed: AllowedItems, top_k: int) -> Decoded:
+    """Order finished beams by score and write their allowed items one after another."""
+    scores, order = beams.scores.sort(dim=1, descending=True, stable=True)
+    lo, hi = beams.lo.gather(1, order), beams.hi.gather(1, order)
+    first = allowed.before(lo)
+    ends = (allowed.before(hi) - first).cumsum(dim=1)  # [request, beam] items up to this beam
+    slots = torch.arange(top_k, device=lo.device).expand(len(lo), top_k).contiguous()
+    beam = torch.searchsorted(ends, slots, right=True).clamp(max=lo.shape[1] - 1)
+    filled: Bool[Tensor, "request rank"] = slots < ends[:, -1:]
+    starts = torch.nn.functional.pad(ends, (1, -1)).gather(1, beam)
+    count = first.gather(1, beam) + slots - starts
+    position = allowed.position_of(count.int()).long().clamp(0, trie.num_items - 1)
+    return Decoded(
+        ranked=RankedItems(
+            items=torch.where(filled, trie.items[position], -1),
+            scores=torch.where(filled, scores.gather(1, beam), _LOWEST),
+        ),
+        keys=torch.where(lo < hi, trie.keys[lo.long()], -1),
+        log_probabilities=scores,
+    )

@@ -1,0 +1,296 @@
+"""Which items a request may get, as counts over the trie's sorted positions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sidrec.generator.decoding.trie import SemanticIdTrie
+
+
+def pad_items(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[Tensor, "request item"]:
+    """Return lists of items as one tensor, -1 behind the shorter ones.
+
+    >>> pad_items([[7], [1, 2]])
+    tensor([[ 7, -1],
+            [ 1,  2]])
+    """
+    width = max(map(len, rows), default=0)
+    padded = torch.full((len(rows), width), -1, dtype=torch.long)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = torch.tensor(row, dtype=torch.long)  # copies: may be read-only
+    return padded
+
+
+@runtime_checkable
+class AllowedItems(Protocol):
+    """A set of positions per request, known by how many of its members lie before a position.
+
+    A range ``[lo, hi)`` holds an allowed item where ``before(hi) > before(lo)``, and its first one
+    stands at ``position_of(before(lo))``: that is all a search needs to know.
+
+    Which to take, by what a request may get:
+
+    - all but a few: ``AllItemsBut``;
+    - any subset, given as booleans: ``OnlyItems``; one for a group of requests, in bits:
+      ``bitmap.PackedItems``;
+    - a short list: ``subsets.ListedItems``;
+    - a large set that all requests share, less a few each: ``subsets.SharedItems``; any of the
+      sets here less a few: ``bitmap.AllowedBut``.
+    """
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        ...
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AllItemsBut:
+    """The whole catalogue without a short list per request, such as its own history.
+
+    Attributes:
+        excluded: Excluded positions of each request, distinct, ascending; padding lies so far
+            beyond the last position that it never counts.
+    """
+
+    excluded: Int[Tensor, "request excluded"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, excluded: Int[Tensor, "request excluded"]) -> "AllItemsBut":
+        """Look the items up in the trie.
+
+        Args:
+            trie: The catalogue.
+            excluded: item_index to leave out, in any order, repetitions allowed; -1 on padding.
+        """
+        beyond = trie.num_items + excluded.shape[1]
+        position = trie.position[excluded.clamp(min=0)]
+        position = torch.where(excluded >= 0, position, beyond).sort(dim=1).values
+        again = torch.zeros_like(position, dtype=torch.bool)
+        again[:, 1:] = position[:, 1:] == position[:, :-1]
+        return cls(position.masked_fill(again, beyond).sort(dim=1).values.int())
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        if not self.excluded.shape[1]:
+            return position
+        flat = position.flatten(1).int()
+        missing = torch.searchsorted(self.excluded, flat, out_int32=True)
+        return position - missing.view(position.shape)
+
+    def num_allowed(
+        self, trie: SemanticIdTrie, bounds: Int[Tensor, "request beam bound"], *, level: int
+    ) -> Int[Tensor, "request beam code"]:
+        """Return how many allowed items each child holds: all, less the excluded ones in it.
+
+        Counts of the few excluded items are cheaper than a look-up for each of many bounds.
+        """
+        counts = bounds.diff(dim=-1)
+        if not self.excluded.shape[1]:
+            return counts
+        sizes = trie.codebook_sizes
+        key = trie.keys[self.excluded.clamp(max=trie.num_items - 1).long()]  # [request, excluded]
+        code = key // math.prod(sizes[level + 1 :]) % sizes[level]
+        position = self.excluded[:, None]  # padding lies beyond every range
+        inside = (position >= bounds[..., :1]) & (position < bounds[..., -1:])
+        code = code[:, None].expand(inside.shape)
+        return counts.scatter_add_(2, code, -inside.to(counts.dtype))
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        num_excluded = self.excluded.shape[1]
+        if not num_excluded:
+            return count
+        allowed_before = self.excluded - torch.arange(
+            num_excluded, dtype=torch.int32, device=count.device
+        )
+        skipped = torch.searchsorted(allowed_before, count.int(), right=True, out_int32=True)
+        return count + skipped
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyItems:
+    """A subset per request, such as what is in stock where the user lives.
+
+    Attributes:
+        counts: ``counts[r, p]`` allowed items of request ``r`` stand before position ``p``;
+            one column more than there are items.
+    """
+
+    counts: Int[Tensor, "request bound"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, allowed: Bool[Tensor, "request item"]) -> "OnlyItems":
+        """Look the items up in the trie.
+
+        Args:
+            trie: The catalogue.
+            allowed: True at the item_index that the request may get.
+        """
+        counts = allowed.new_zeros((len(allowed), trie.num_items + 1), dtype=torch.int32)
+        counts[:, 1:] = allowed[:, trie.items].cumsum(dim=1)
+        return cls(counts)
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        return self.counts.gather(1, position.flatten(1).long()).view(position.shape)
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        first = torch.searchsorted(self.counts, count.int(), right=True, out_int32=True) - 1
+        return first.clamp(max=self.counts.shape[1] - 2)
+
+
+def allowed_in_children(
+    allowed: AllowedItems,
+    trie: SemanticIdTrie,
+    bounds: Int[Tensor, "request beam bound"],
+    *,
+    level: int,
+) -> Int[Tensor, "request beam code"]:
+    """Return how many allowed items every child of every beam holds.
+
+    Args:
+        allowed: Items each request may get.
+        trie: The catalogue.
+        bounds: From ``SemanticIdTrie.child_bounds``.
+        level: Level of the children's codes.
+    """
+    if isinstance(allowed, AllItemsBut) and allowed.excluded.shape[1] <= bounds.shape[2]:
+        return allowed.num_allowed(trie, bounds, level=level)
+    return allowed.before(bounds).diff(dim=-1).int()
+
+
+class Restriction(NamedTuple):
+    """What one request may get.
+
+    Attributes:
+        allowed: item_index of the only items it may get; None: the whole catalogue.
+        excluded: item_index that it must not get, allowed or not.
+    """
+
+    allowed: tuple[int, ...] | None = None
+    excluded: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListedItems:
+    """A list of allowed items per request; memory grows with the longest list alone.
+
+    Attributes:
+        positions: Allowed positions of each request, distinct, ascending; padding lies behind the
+            last position.
+    """
+
+    positions: Int[Tensor, "request allowed"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, restrictions: Sequence[Restriction]) -> "ListedItems":
+        """Look the allowed items up, without the excluded ones; every request has a list."""
+        rows = [np.setdiff1d(_array(one.allowed or ()), one.excluded) for one in restrictions]
+        items = pad_items(rows).to(trie.position.device)
+        position = trie.position[items.clamp(min=0)]
+        return cls(torch.where(items >= 0, position, trie.num_items).sort(dim=1).values.int())
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        flat = position.flatten(1).int().contiguous()
+        return torch.searchsorted(self.positions, flat, out_int32=True).view(position.shape)
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        last = self.positions.shape[1] - 1
+        if last < 0:
+            return torch.zeros_like(count)
+        return self.positions.gather(1, count.long().clamp(max=last))
+
+
+class SharedSet(NamedTuple):
+    """One set of items, counted over the trie's positions.
+
+    Attributes:
+        is_inside: True at the positions of the set's items.
+        counts: ``counts[p]`` items of the set stand before position ``p``.
+        positions: Positions of the set's items, ascending.
+    """
+
+    is_inside: Bool[Tensor, " item"]
+    counts: Int[Tensor, " bound"]
+    positions: Int[Tensor, " allowed"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, allowed: Bool[Tensor, " item"]) -> "SharedSet":
+        """Count the items where ``allowed``, by item_index, is True; at least one."""
+        inside = allowed.to(trie.items.device)[trie.items]
+        counts = torch.nn.functional.pad(inside.cumsum(dim=0, dtype=torch.int32), (1, 0))
+        return cls(inside, counts, inside.nonzero().flatten().int())
+
+
+@dataclass(frozen=True, slots=True)
+class SharedItems:
+    """One set for all requests, such as what is in stock, without a short list of each.
+
+    What a request excludes is looked up among the set's own ranks.
+
+    Attributes:
+        shared: The set.
+        but: Ranks within the set that each request must not get.
+    """
+
+    shared: SharedSet
+    but: AllItemsBut
+
+    @classmethod
+    def of(
+        cls, trie: SemanticIdTrie, shared: SharedSet, excluded: Int[Tensor, "request excluded"]
+    ) -> "SharedItems":
+        """Look the excluded items up; repetitions are allowed, -1 is padding."""
+        beyond = len(shared.positions) + excluded.shape[1]
+        position = trie.position[excluded.clamp(min=0)]
+        counted = (excluded >= 0) & shared.is_inside[position]
+        rank = torch.where(counted, shared.counts[position], beyond).sort(dim=1).values
+        again = torch.zeros_like(counted)
+        again[:, 1:] = rank[:, 1:] == rank[:, :-1]
+        return cls(shared, AllItemsBut(rank.masked_fill(again, beyond).sort(dim=1).values.int()))
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        return self.but.before(self.shared.counts[position.long()])
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        rank = self.but.position_of(count).long()
+        return self.shared.positions[rank.clamp(min=0, max=len(self.shared.positions) - 1)]
+
+
+def allowed_items(
+    trie: SemanticIdTrie,
+    restrictions: Sequence[Restriction],
+    shared: SharedSet | None,
+) -> AllowedItems:
+    """Return what the requests of a batch may get.
+
+    Args:
+        trie: The catalogue.
+        restrictions: One per request; either all have a list of allowed items or none has.
+        shared: A set that limits all requests without a list.
+    """
+    if restrictions and restrictions[0].allowed is not None:
+        return ListedItems.of(trie, restrictions)
+    excluded = pad_items([one.excluded for one in restrictions]).to(trie.position.device)
+    if shared is None:
+        return AllItemsBut.of(trie, excluded)
+    return SharedItems.of(trie, shared, excluded)
+
+
+def _array(items: Sequence[int]) -> np.ndarray:
+    return np.asarray(items, dtype=np.int64)

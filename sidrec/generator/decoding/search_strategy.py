@@ -1,0 +1,119 @@
+"""How a trained generator searches the catalogue: a mode and the numbers that belong to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidrec.errors import ConfigError
+from sidrec.generator.decoding.beam_search import Decoded, Step, search_allowed
+from sidrec.generator.decoding.diverse_beam_search import check_groups, diverse_search
+from sidrec.generator.decoding.exhaustive import exact_search
+from sidrec.generator.decoding.item_filters import AllowedItems
+from sidrec.generator.decoding.trie import SemanticIdTrie
+
+DecodingMode: TypeAlias = Literal["beam", "diverse", "exact"]
+
+_PREFIXES_AT_ONCE = 128  # of the exact mode; no result depends on it
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """A way to search; what is drawn at random (``gumbel.py``) is no answer and stays out.
+
+    Attributes:
+        mode: ``beam``; ``diverse``, groups of beams that avoid each other's codes; or ``exact``,
+            which scores every Semantic ID and takes no notice of the width: an oracle.
+        num_groups: Groups of ``diverse``, 1 otherwise.
+        diversity_penalty: Of ``diverse``, in nats, 0 otherwise.
+
+    Raises:
+        ConfigError: If the numbers do not belong to the mode.
+    """
+
+    mode: DecodingMode = "beam"
+    num_groups: int = 1
+    diversity_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode != "diverse" and (self.num_groups != 1 or self.diversity_penalty):
+            raise ConfigError(
+                f"num_groups ({self.num_groups}) and diversity_penalty "
+                f"({self.diversity_penalty}) need decoding: diverse, got '{self.mode}'."
+            )
+
+    def check_width(self, *, num_beams: int, top_k: int) -> None:
+        """Refuse a width that does not fit the lists or the groups.
+
+        Raises:
+            ConfigError: If ``num_beams`` is smaller than ``top_k``, or groups do not divide it.
+        """
+        if not 1 <= top_k <= num_beams:
+            raise ConfigError(
+                f"model.num_beams ({num_beams}) must be at least model.top_k ({top_k}); raise it."
+            )
+        if self.mode == "diverse":
+            penalty = self.diversity_penalty
+            check_groups(num_beams, num_groups=self.num_groups, diversity_penalty=penalty)
+
+    @torch.no_grad()
+    def search(
+        self,
+        start: Callable[[], Step],
+        trie: SemanticIdTrie,
+        allowed: AllowedItems,
+        *,
+        num_requests: int,
+        num_beams: int,
+        top_k: int,
+        mass_before: Float[Tensor, "request bound"] | None,
+    ) -> Decoded:
+        """Search in this mode.
+
+        Args:
+            start: Returns a new step of the model for the batch.
+            trie: The catalogue, on the model's device.
+            allowed: Items each request may get.
+            num_requests: Requests in the batch.
+            num_beams: Width; ``diverse`` raises it to a multiple of its groups.
+            top_k: Length of the lists. Those of ``diverse`` can be shorter, see ``diverse.py``;
+                ``GeneratorModel.answer`` fills them up.
+            mass_before: See ``beams.search_allowed``.
+
+        Raises:
+            ConfigError: If ``num_beams`` is smaller than ``top_k``.
+        """
+        if self.mode == "exact":
+            return exact_search(
+                start,
+                trie,
+                allowed,
+                num_requests=num_requests,
+                top_k=top_k,
+                prefixes_at_once=_PREFIXES_AT_ONCE,
+                mass_before=mass_before,
+            )
+        if self.mode == "diverse":
+            return diverse_search(
+                start(),
+                trie,
+                allowed,
+                num_requests=num_requests,
+                num_beams=-(-num_beams // self.num_groups) * self.num_groups,
+                num_groups=self.num_groups,
+                diversity_penalty=self.diversity_penalty,
+                top_k=top_k,
+                mass_before=mass_before,
+            )
+        return search_allowed(
+            start(),
+            trie,
+            allowed,
+            num_requests=num_requests,
+            num_beams=num_beams,
+            top_k=top_k,
+            mass_before=mass_before,
+        )

@@ -1,0 +1,1 @@
+"""Requests -> log-probabilities of Semantic IDs."""

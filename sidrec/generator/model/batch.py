@@ -1,0 +1,73 @@
+"""What the generator reads: requests of one task, padded, with the items they ask for."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sidrec.generator.decoding.item_filters import pad_items
+from sidrec.types import Request, Task
+
+
+class GeneratorBatch(NamedTuple):
+    """Requests of one task.
+
+    Attributes:
+        task: The same for all rows, and on all ranks at a step.
+        texts: Queries (search); empty for recommendation. The model tokenizes them.
+        text_rows: Row of each text in the training texts, for stored states; -1 elsewhere.
+        indexed_item: item_index whose text is the query of an indexing example; -1 elsewhere.
+        history: item_index, oldest first, already cut to the model's length; -1 pads at the end.
+        target: item_index of the answer; -1 when nobody knows it.
+        excluded: item_index that may not be answered; -1 pads.
+        request_rows: Row of each request in its sequence, so that ranks can sort them out.
+    """
+
+    task: Task
+    texts: list[str]
+    text_rows: Int[Tensor, " request"]
+    indexed_item: Int[Tensor, " request"]
+    history: Int[Tensor, "request item"]
+    target: Int[Tensor, " request"]
+    excluded: Int[Tensor, "request excluded"]
+    request_rows: Int[Tensor, " request"]
+
+    @property
+    def num_requests(self) -> int:
+        """Rows of the batch; ``len`` is that of the tuple, which ``_replace`` relies on."""
+        return len(self.target)
+
+
+def batch_of_requests(
+    requests: Sequence[Request],
+    *,
+    task: Task,
+    request_rows: Sequence[int],
+    max_history_items: int,
+    exclude_history: bool,
+) -> GeneratorBatch:
+    """Return requests of one task as a batch to be answered.
+
+    Args:
+        requests: All of one task; none make an empty batch.
+        task: Theirs.
+        request_rows: Their rows, kept for the caller.
+        max_history_items: Only the most recent items are read; all are excluded.
+        exclude_history: Leave the user's own items out of recommendation lists.
+    """
+    histories = [request.history[-max_history_items:] for request in requests]
+    excluded = [request.history if exclude_history else () for request in requests]
+    return GeneratorBatch(
+        task=task,
+        texts=[request.query for request in requests] if task == "search" else [],
+        text_rows=torch.full((len(requests),), -1),
+        indexed_item=torch.full((len(requests),), -1),
+        history=pad_items(histories),
+        target=torch.tensor(
+            [next(iter(request.relevant), -1) for request in requests], dtype=torch.long
+        ),
+        excluded=pad_items(excluded),
+        request_rows=torch.tensor(request_rows, dtype=torch.long),
+    )

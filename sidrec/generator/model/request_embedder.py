@@ -1,0 +1,297 @@
+"""From a request to the positions that T5's encoder reads."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from sidrec.encoder.tower import TextTower, mean_pool
+from sidrec.errors import ConfigError
+from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.generator.model.code_space import CodeSpace
+from sidrec.generator.model.query_state_cache import TextStates
+from sidrec.generator.model.t5 import END
+from sidrec.types import Task, TextTokens
+
+TextInput = Literal["tokens", "encoder_states"]
+HistoryInput = Literal["codes", "items"]
+Positions = tuple[Float[Tensor, "request position dim"], Bool[Tensor, "request position"]]
+
+
+class Reading(NamedTuple):
+    """What T5's encoder reads of a batch, and the one vector that stands for each request.
+
+    Attributes:
+        positions: Embeddings; each request's real positions stand together, padding last.
+        mask: True on real positions.
+        vector: Query embedding, or weighted mean of the history's item embeddings; None without a
+            prior that asks for it.
+    """
+
+    positions: Float[Tensor, "request position dim"]
+    mask: Bool[Tensor, "request position"]
+    vector: Float[Tensor, "request _"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputSettings:
+    """How requests become positions.
+
+    Attributes:
+        search_prompt: Template with ``{query}``.
+        recommendation_prompt: Template with ``{history}``.
+        text_input: ``tokens``: T5's own tokens of the query; ``encoder_states``: what the trained
+            bi-encoder makes of the query, one position for its embedding, one for each token.
+        history_input: ``codes``: every code of every item is a position (TIGER); ``items``: an
+            item is one position, the sum of its codes' embeddings, its projected bi-encoder
+            embedding and an embedding of how long ago it was.
+        max_query_tokens: Longer queries are cut.
+        max_history_items: Only the most recent items are read.
+        query_token_dropout: Probability in training that a query token is not seen.
+        prior_scale: Start of the factor of ``CodebookPrior``, about 1 / temperature of the
+            bi-encoder; None: T5 decides alone. Needs ``encoder_states``.
+        prior_half_life_items: Start of the prior's weights of a history: halved every so many
+            items.
+
+    Raises:
+        ConfigError: If a template lacks its place holder, or a number is out of range.
+    """
+
+    search_prompt: str
+    recommendation_prompt: str
+    text_input: TextInput
+    history_input: HistoryInput
+    max_query_tokens: int
+    max_history_items: int
+    query_token_dropout: float
+    prior_scale: float | None = None
+    prior_half_life_items: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, holder in (("search_prompt", "{query}"), ("recommendation_prompt", "{history}")):
+            template = getattr(self, name)
+            if template.count(holder) != 1:
+                raise ConfigError(f"model.{name} must hold {holder} once, got '{template}'.")
+        if min(self.max_query_tokens, self.max_history_items) < 1:
+            raise ConfigError(
+                "model.max_query_tokens and model.max_history_items must be 1 or more, got "
+                f"{self.max_query_tokens} and {self.max_history_items}."
+            )
+        if self.prior_scale is not None and self.text_input != "encoder_states":
+            raise ConfigError(
+                "model.prior_scale needs model.text_input encoder_states: without the bi-encoder a "
+                "query has no vector; set prior_scale to null."
+            )
+        if self.prior_half_life_items <= 0:
+            raise ConfigError(
+                f"model.prior_half_life_items must be positive, got {self.prior_half_life_items}."
+            )
+        if not 0 <= self.query_token_dropout < 1:
+            raise ConfigError(
+                f"model.query_token_dropout must lie in [0, 1), got {self.query_token_dropout}."
+            )
+
+    def around(self, task: Task) -> tuple[str, str]:
+        """Return the text before and after the place holder."""
+        if task == "search":
+            before, after = self.search_prompt.split("{query}")
+        else:
+            before, after = self.recommendation_prompt.split("{history}")
+        return before, after
+
+
+class _OwnedElsewhere(NamedTuple):
+    """Modules that the embedder reads with and does not own.
+
+    In a tuple no torch module sees them: their weights are neither saved nor counted twice.
+    """
+
+    tokens: nn.Embedding
+    tower: TextTower | None
+    space: CodeSpace
+
+
+class RequestEmbedder(nn.Module):
+    """Turn a batch of requests into embeddings for T5's encoder.
+
+    Args:
+        settings: How.
+        tokens: T5's input embedding, shared with T5.
+        tokenizer: T5's tokenizer.
+        space: Semantic IDs in which histories are read; its prior, if it has one, weighs them
+            into one vector.
+        item_vectors: Bi-encoder embedding of every item.
+        tower: The bi-encoder's tower, frozen; needed for ``encoder_states``.
+
+    Raises:
+        ConfigError: If ``encoder_states`` lacks its tower, or tower and item embeddings differ
+            in width.
+    """
+
+    item_vectors: Tensor
+
+    def __init__(
+        self,
+        settings: InputSettings,
+        tokens: nn.Embedding,
+        tokenizer: Tokenizer,
+        space: CodeSpace,
+        item_vectors: Float[Tensor, "item dim"],
+        tower: TextTower | None,
+    ) -> None:
+        super().__init__()
+        self.settings, self.tokenizer = settings, tokenizer
+        self._elsewhere = _OwnedElsewhere(tokens, tower, space)
+        self.states: TextStates | None = None
+        self.register_buffer("item_vectors", item_vectors, persistent=False)
+        width, dim = tokens.embedding_dim, item_vectors.shape[1]
+        if settings.text_input == "encoder_states":
+            _check_tower(tower, dim)
+            self.from_state = nn.Linear(dim, width)
+            self.from_embedding = nn.Linear(dim, width)
+        if settings.history_input == "items":
+            self.from_item = nn.Linear(dim, width)
+            self.recency = nn.Embedding(settings.max_history_items, width)
+        if (settings.text_input, settings.history_input) != ("tokens", "codes"):
+            self.norm = nn.LayerNorm(width)
+
+    @property
+    def tower(self) -> TextTower | None:
+        """The frozen bi-encoder; no submodule, so that its weights stay in its own run."""
+        return self._elsewhere.tower
+
+    def forward(self, batch: GeneratorBatch) -> Reading:
+        """Return what T5's encoder reads.
+
+        As T5's own inputs, each request ends with the end token, so none is ever empty.
+        """
+        read = self._query(batch) if batch.task == "search" else self._history(batch)
+        inner, seen, vector = read
+        before, after = (self._text_ids(text) for text in self.settings.around(batch.task))
+        parts, masks = [inner], [seen]
+        for ids, place in ((before, 0), ([*after, self._end], 2)):
+            part = self._embed(torch.tensor(ids, dtype=torch.long, device=seen.device))
+            parts.insert(place, part.expand(len(seen), -1, -1).to(inner.dtype))
+            masks.insert(place, seen.new_ones(len(seen), len(ids)))
+        return Reading(*packed(torch.cat(parts, dim=1), torch.cat(masks, dim=1)), vector)
+
+    def untouched(self) -> Float[Tensor, ""]:
+        """Return 0 as a function of all weights of this module.
+
+        Each task reads with weights of its own. Added to the loss, this gives the others a
+        gradient of 0 instead of none, so that weights move the same with and without DDP, which
+        waits for the gradient of every weight.
+        """
+        zero = self.item_vectors.new_zeros((), dtype=torch.float32)
+        return sum((weight.sum() * 0.0 for weight in self.parameters()), start=zero)
+
+    def _query(self, batch: GeneratorBatch) -> Reading:
+        if self.settings.text_input == "tokens":
+            tokens = self._tokenize(batch.texts)
+            return Reading(self._embed(tokens.ids), self._thin(tokens.mask), None)
+        states, mask = self._states(batch)
+        embedding = F.normalize(mean_pool(states, mask), dim=-1)
+        indexed = batch.indexed_item >= 0
+        known = self.item_vectors[batch.indexed_item.clamp(min=0)]
+        embedding = torch.where(indexed[:, None], known, embedding)
+        scale = embedding.shape[1] ** 0.5  # unit vectors → unit variance per dimension
+        first = self.from_embedding(embedding * scale)[:, None]
+        seen = torch.cat([torch.ones_like(mask[:, :1]), self._thin(mask)], dim=1)
+        return Reading(
+            self.norm(torch.cat([first, self.from_state(states)], dim=1)), seen, embedding
+        )
+
+    def _states(
+        self, batch: GeneratorBatch
+    ) -> tuple[Float[Tensor, "text token dim"], Bool[Tensor, "text token"]]:
+        """Return token states; stored ones in training, made now otherwise.
+
+        The text of an indexing row has none: its embedding says it all.
+        """
+        device = self.item_vectors.device
+        is_training_row = torch.maximum(batch.text_rows, batch.indexed_item) >= 0
+        if self.states is not None and bool(is_training_row.all()):
+            states, mask = self.states.gather(batch.text_rows)
+            return states.to(device).float(), mask.to(device)
+        tower = self.tower
+        if tower is None:
+            raise AssertionError("no tower, although text_input is encoder_states")
+        tower.to(device).eval()
+        tokens = tower.tokenize(batch.texts, max_tokens=self.settings.max_query_tokens)
+        tokens = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
+        with torch.no_grad():
+            states = tower.token_states(tokens)
+        return states.float(), tokens.mask & (batch.indexed_item < 0)[:, None]
+
+    def _history(self, batch: GeneratorBatch) -> Reading:
+        real = batch.history >= 0
+        items = batch.history.clamp(min=0)
+        last = real.sum(dim=1, keepdim=True)
+        ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
+        space, vector = self._elsewhere.space, None
+        if space.prior is not None:
+            vector = space.prior.history_vector(self.item_vectors[items], ago, real)
+        codes = self._embed(space.tokens_of(items))  # [request, item, level, dim]
+        if self.settings.history_input == "codes":
+            num_levels = codes.shape[2]
+            return Reading(codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1), vector)
+        vectors = self.item_vectors[items] * self.item_vectors.shape[1] ** 0.5
+        inner = self.norm(codes.sum(dim=2) + self.from_item(vectors) + self.recency(ago))
+        return Reading(inner, real, vector)
+
+    def _thin(self, mask: Bool[Tensor, "request token"]) -> Bool[Tensor, "request token"]:
+        share = self.settings.query_token_dropout
+        if not self.training or share == 0:
+            return mask
+        return mask & (torch.rand(mask.shape, device=mask.device) >= share)
+
+    def _embed(self, ids: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
+        embedded: Tensor = self._elsewhere.tokens(ids)
+        return embedded
+
+    def _tokenize(self, texts: list[str]) -> TextTokens:
+        rows = [
+            encoding.ids[: self.settings.max_query_tokens]
+            for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        ]
+        width = max([1, *map(len, rows)])
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
+        device = self.item_vectors.device
+        return TextTokens(ids.to(device), mask.to(device))
+
+    def _text_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        return ids
+
+    @property
+    def _end(self) -> int:
+        token = self.tokenizer.token_to_id(END)
+        return 1 if token is None else int(token)  # T5's own number
+
+
+def _check_tower(tower: TextTower | None, dim: int) -> None:
+    if tower is None:
+        raise ConfigError("text_input encoder_states needs model.encoder_run; give --from RUN.")
+    if tower.dim != dim:
+        raise ConfigError(
+            f"text_input encoder_states needs Semantic IDs from the encoder that reads the "
+            f"queries: its states are {tower.dim} wide, the item embeddings {dim}; give the "
+            "encoder run that made them, or text_input tokens."
+        )
+
+
+def packed(
+    states: Float[Tensor, "request given dim"], mask: Bool[Tensor, "request given"]
+) -> Positions:
+    """Move every row's real positions to its front, in their order, and cut common padding.
+
+    T5 sees distances between positions, so a hole would make a request depend on its batch.
+    """
+    order = torch.argsort((~mask).byte(), dim=1, stable=True)
+    order = order[:, : int(mask.sum(dim=1).max())]
+    return torch.take_along_dim(states, order[..., None], dim=1), mask.gather(1, order)

@@ -1,0 +1,187 @@
+"""A T5 from the hub or from a configuration, its vocabulary extended by the codes."""
+
+import json
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from sidrec.errors import ConfigError, one_line
+from sidrec.generator.model.code_space import CodeVocabulary
+from sidrec.generator.model.codebook_prior import code_means
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+def train_tokenizer(texts: list[str], *, vocabulary_size: int) -> Tokenizer:
+    """Train a byte-pair tokenizer on the corpus, for a T5 that starts from scratch.
+
+    Lower case, accents folded, one blank between words. Token 0 pads, 1 ends a text, 2 is
+    unknown, as in T5. The same texts give the same tokenizer.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[PAD, END, UNKNOWN],
+        show_progress=False,
+        limit_alphabet=500,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    return tokenizer
+
+
+def load_tokenizer_of(name: str, *, revision: str | None) -> Tokenizer:
+    """Return the tokenizer of a pretrained T5, by hub name or folder.
+
+    Raises:
+        ConfigError: If it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
+    tokenizer: Tokenizer = loaded.backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) -> Any:  # noqa: ANN401
+    """Return a pretrained ``T5ForConditionalGeneration`` with rows for the codes.
+
+    The rows are drawn at random, as widely spread as the text tokens' rows.
+
+    Raises:
+        ConfigError: If it cannot be loaded.
+    """
+    from transformers import T5ForConditionalGeneration
+
+    try:
+        model: Any = T5ForConditionalGeneration.from_pretrained(
+            name, revision=revision, dtype=torch.float32, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
+    head = model.lm_head.weight.detach().clone()
+    is_own = not is_tied(model)
+    model.resize_token_embeddings(vocabulary.num_tokens, mean_resizing=False)
+    text = slice(0, vocabulary.first_token)  # hub models have spare rows behind it
+    with torch.no_grad():
+        rows = model.shared.weight
+        rows[vocabulary.first_token :].normal_(std=float(rows[text].std()))
+        if is_own:  # v1.1 and flan have a head of their own, which resizing ties again
+            untie(model, std=float(head[text].std()))
+            model.lm_head.weight[text] = head[text]
+    return model
+
+
+def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> Any:  # noqa: ANN401
+    """Return a ``T5ForConditionalGeneration`` with random weights.
+
+    Args:
+        settings: Arguments of ``transformers.T5Config``; the vocabulary comes from sidrec.
+        vocabulary: Text and code tokens.
+
+    Raises:
+        ConfigError: If a setting is none of T5Config's, of another type, or one that sidrec makes
+            itself.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    own = {
+        "vocab_size": vocabulary.num_tokens,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    unknown = sorted(set(settings) - set(T5Config().to_dict()) | set(settings) & set(own))
+    if unknown:
+        raise ConfigError(
+            f"model.t5 has settings that T5Config does not know or sidrec makes itself: {unknown}."
+        )
+    try:
+        config = T5Config(**own, **settings)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ConfigError(f"model.t5: {one_line(str(error))}") from error
+    model = T5ForConditionalGeneration(config)
+    if settings.get("tie_word_embeddings") is False:  # transformers 5 ties all the same
+        untie(model, std=config.d_model**-0.5)
+    return model
+
+
+def snapshot_of(model: Any) -> str:  # noqa: ANN401
+    """Return what ``t5_from_snapshot`` needs besides the weights, as JSON."""
+    return json.dumps({"config": model.config.to_dict(), "is_tied": is_tied(model)}, default=str)
+
+
+def t5_from_snapshot(snapshot: str) -> Any:  # noqa: ANN401
+    """Return a ``T5ForConditionalGeneration`` whose weights are still to be loaded."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    stored = json.loads(snapshot)
+    model = T5ForConditionalGeneration(T5Config.from_dict(stored["config"]))
+    if not stored["is_tied"]:
+        untie(model, std=1.0)
+    return model
+
+
+def is_tied(model: Any) -> bool:  # noqa: ANN401
+    """Say whether input embedding and output head are one weight."""
+    return model.lm_head.weight is model.shared.weight
+
+
+def untie(model: Any, *, std: float) -> None:  # noqa: ANN401
+    """Give the output head a weight of its own, drawn at random."""
+    shape = model.shared.weight.shape
+    model.lm_head.weight = nn.Parameter(torch.randn(shape) * std)
+
+
+@torch.no_grad()
+def start_codes_from_items(
+    model: Any,  # noqa: ANN401
+    vocabulary: CodeVocabulary,
+    codes: Int[Tensor, "item level"],
+    item_vectors: Float[Tensor, "item dim"],
+    *,
+    seed: int,
+) -> None:
+    """Give codes of like items like embeddings, in T5's input and in its output head.
+
+    What a code stands for is in ``prior.code_means``. One random projection for all levels takes
+    these means to the width of the model; each level is scaled to the root mean square that its
+    rows had. Codes without items keep their random rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.randn(item_vectors.shape[1], model.config.d_model, generator=generator)
+    weights = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    means = code_means(codes, item_vectors, vocabulary.codebook_sizes)
+    for level, start in enumerate(vocabulary.level_starts):
+        counts = torch.bincount(codes[:, level].long(), minlength=vocabulary.codebook_sizes[level])
+        rows = means[level] @ projection
+        rows = rows / rows[counts > 0].pow(2).mean().sqrt().clamp(min=1e-12)
+        used = start + (counts > 0).nonzero().flatten()
+        for weight in {id(weight): weight for weight in weights}.values():
+            weight[used] = rows[counts > 0].to(weight) * weight[used].pow(2).mean().sqrt()
+
+
+def _cannot_load(name: str, error: Exception) -> ConfigError:
+    reason = str(error).splitlines()[0]
+    return ConfigError(f"model.t5 '{name}' cannot be loaded from the hub or a folder: {reason}")

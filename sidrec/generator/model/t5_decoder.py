@@ -1,0 +1,220 @@
+"""T5's decoder for many short beams over one source: nothing of the source is copied per beam."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sidrec.errors import ConfigError
+from sidrec.generator.decoding.beam_search import Step
+
+NormalizeOver = Literal["level", "vocabulary"]
+
+
+class StepDecoder(ABC):
+    """A model of transformers and the tokens of its codes; ``start`` gives the steps of a batch.
+
+    Args:
+        model: An encoder-decoder in eval mode; the rows of its head for the codes must exist.
+        level_token_ids: Token of each code, one tensor per level.
+        normalize_over: What the probabilities of a step sum to one over: ``level``, all codes of
+            the level, allowed or not (every token that can stand there); or ``vocabulary``, all
+            tokens, which is what transformers' ``generate`` does and costs the whole head.
+
+    Raises:
+        ConfigError: If the model names no ``decoder_start_token_id``.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 (transformers is untyped)
+        level_token_ids: list[Int[Tensor, " _"]],
+        *,
+        normalize_over: NormalizeOver,
+    ) -> None:
+        if model.config.decoder_start_token_id is None:
+            raise ConfigError(
+                "The model's config has no decoder_start_token_id; set it to the token that "
+                "begins a target, for a T5 usually pad_token_id."
+            )
+        self.model, self.level_token_ids = model, level_token_ids
+        self.normalize_over = normalize_over
+
+    @torch.no_grad()
+    def start(
+        self,
+        source: Float[Tensor, "request token dim"],
+        source_mask: Bool[Tensor, "request token"],
+        *,
+        level_token_ids: list[Int[Tensor, " _"]] | None = None,
+    ) -> Step:
+        """Read the encoder's output of a batch and return its first step.
+
+        Args:
+            source: Last hidden states of the encoder, as ``model.get_encoder()`` gives them.
+            source_mask: True on tokens, False on padding; at least one True in each row.
+            level_token_ids: Tokens of this batch's own code space, where tasks have codes of their
+                own, as long as the trie that is searched has levels; None takes the decoder's.
+
+        Raises:
+            RuntimeError: If the model is in training mode: dropout would be on.
+        """
+        if self.model.training:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} needs model.eval(): dropout is on in training mode.")
+        return self._steps(source, source_mask, level_token_ids or self.level_token_ids)
+
+    @abstractmethod
+    def _steps(
+        self,
+        source: Float[Tensor, "request token dim"],
+        source_mask: Bool[Tensor, "request token"],
+        level_token_ids: list[Int[Tensor, " _"]],
+    ) -> Step:
+        """Return the steps of one batch."""
+
+
+class T5Decoder(StepDecoder):
+    """Step-wise decoding with the weights of transformers' ``T5ForConditionalGeneration``.
+
+    Gives the numbers of the model's own forward, in another arrangement:
+
+    - cross-attention reads keys and values that are made once per request; the beams of a request
+      stand where a text's tokens would, as queries;
+    - self-attention keeps the keys of all earlier beams and lets each beam see its own ancestors
+      only, so nothing is reordered when beams change places;
+    - the output head is cut to the tokens of the level.
+
+    ``model`` is a ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
+    """
+
+    def _steps(
+        self,
+        source: Float[Tensor, "request token dim"],
+        source_mask: Bool[Tensor, "request token"],
+        level_token_ids: list[Int[Tensor, " _"]],
+    ) -> "T5Steps":
+        return T5Steps(self, source, source_mask, level_token_ids)
+
+
+class T5Steps:
+    """Cache of one batch; a :class:`sidrec.generator.decoding.beam_search.Step`."""
+
+    def __init__(
+        self,
+        decoder: T5Decoder,
+        source: Float[Tensor, "request token dim"],
+        source_mask: Bool[Tensor, "request token"],
+        level_token_ids: list[Int[Tensor, " _"]],
+    ) -> None:
+        model = decoder.model
+        self._model, self._normalize_over = model, decoder.normalize_over
+        self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
+        self._blocks = list(model.decoder.block)
+        self._heads = self._blocks[0].layer[0].SelfAttention.n_heads
+        self._source_mask = source_mask[:, None, None, :]  # [request, 1, 1, token]
+        self._source_cache = [
+            self._keys_and_values(block.layer[1].EncDecAttention, source) for block in self._blocks
+        ]
+        depth = len(self._level_token_ids)
+        first = self._blocks[0].layer[0].SelfAttention
+        self._position_bias: Float[Tensor, "head to from"] = first.compute_bias(depth, depth)[0]
+        self._seen: list[tuple[Tensor, Tensor]] = []  # per block: [request, head, earlier, dim]
+        self._ancestors = source_mask.new_zeros((len(source), 1, 0))  # [request, beam, earlier]
+        self._level_of = torch.zeros(0, dtype=torch.long, device=source.device)  # [earlier]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        level: int,
+        parent: Int[Tensor, "request beam"],
+        codes: Int[Tensor, "request beam"],
+    ) -> Float[Tensor, "request beam code"]:
+        """Return float32 log-probabilities of the codes of ``level``, see ``Step``."""
+        hidden = self._model.decoder.embed_tokens(self._tokens(level, codes))
+        bias = self._tree_bias(level, parent)
+        for index, block in enumerate(self._blocks):
+            hidden = self._attend_to_ancestors(index, block.layer[0], hidden, bias)
+            hidden = self._attend_to_source(index, block.layer[1], hidden)
+            hidden = block.layer[-1](hidden)
+        hidden = self._model.decoder.final_layer_norm(hidden)
+        if self._model.config.scale_decoder_outputs:
+            hidden = hidden * self._model.model_dim**-0.5
+        return self._log_probabilities(level, hidden)
+
+    def _tokens(
+        self, level: int, codes: Int[Tensor, "request beam"]
+    ) -> Int[Tensor, "request beam"]:
+        if level == 0:
+            return torch.full_like(codes, self._model.config.decoder_start_token_id)
+        return self._level_token_ids[level - 1][codes]
+
+    def _tree_bias(
+        self, level: int, parent: Int[Tensor, "request beam"]
+    ) -> Float[Tensor, "request head beam earlier"]:
+        """Let each beam see its ancestors and itself; add T5's bias of their distance."""
+        num_requests, num_beams = parent.shape
+        earlier = self._ancestors.shape[2]
+        inherited = self._ancestors.gather(1, parent[..., None].expand(-1, -1, earlier))
+        itself = torch.eye(num_beams, dtype=torch.bool, device=parent.device)
+        itself = itself.expand(num_requests, num_beams, num_beams)
+        self._ancestors = torch.cat([inherited, itself], dim=2)
+        self._level_of = torch.cat([self._level_of, parent.new_full((num_beams,), level)])
+        by_distance = self._position_bias[:, level, self._level_of]  # [head, earlier]
+        return torch.where(self._ancestors[:, None], by_distance[None, :, None, :], float("-inf"))
+
+    def _attend_to_ancestors(
+        self, index: int, layer: nn.Module, hidden: Tensor, bias: Tensor
+    ) -> Tensor:
+        attention: Any = layer.SelfAttention
+        normed = layer.layer_norm(hidden)  # type: ignore[operator]
+        keys, values = self._keys_and_values(attention, normed)
+        if index < len(self._seen):
+            keys = torch.cat([self._seen[index][0], keys], dim=2)
+            values = torch.cat([self._seen[index][1], values], dim=2)
+            self._seen[index] = (keys, values)
+        else:
+            self._seen.append((keys, values))
+        return hidden + self._attend(attention, normed, keys, values, bias)
+
+    def _attend_to_source(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
+        attention: Any = layer.EncDecAttention
+        normed = layer.layer_norm(hidden)  # type: ignore[operator]
+        keys, values = self._source_cache[index]
+        return hidden + self._attend(attention, normed, keys, values, self._source_mask)
+
+    def _attend(
+        self,
+        attention: Any,  # noqa: ANN401
+        normed: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        query = self._split_heads(attention.q(normed))
+        if mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
+        output: Tensor = attention.o(mixed.transpose(1, 2).flatten(2))
+        return output
+
+    def _keys_and_values(self, attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        return self._split_heads(attention.k(states)), self._split_heads(attention.v(states))
+
+    def _split_heads(
+        self, states: Float[Tensor, "request token inner"]
+    ) -> Float[Tensor, "request head token dim"]:
+        return states.view(*states.shape[:2], self._heads, -1).transpose(1, 2)
+
+    def _log_probabilities(
+        self, level: int, hidden: Float[Tensor, "request beam dim"]
+    ) -> Float[Tensor, "request beam code"]:
+        ids = self._level_token_ids[level]
+        weight = self._model.lm_head.weight
+        if self._normalize_over == "vocabulary":
+            logits = F.linear(hidden, weight).float()
+            return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
+        return F.linear(hidden, weight[ids]).float().log_softmax(dim=-1)

@@ -1,0 +1,1 @@
+"""Request lines -> result lines, resumable."""

@@ -1,0 +1,167 @@
+"""What one line of requests asks for, or what is wrong with it."""
+
+import json
+import math
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+
+from sidrec.generator.decoding.item_filters import Restriction
+from sidrec.types import TASKS, Request
+
+MAX_LINE_BYTES = 8 << 20  # a history of 500,000 items fits
+MAX_QUERY_CHARACTERS = 4_096  # far more than the tokens that are read; tokenizing costs by length
+_SHOWN_CHARACTERS = 40
+
+
+class BadRequestError(ValueError):
+    """What is wrong with one line; it becomes the line's answer."""
+
+
+@runtime_checkable
+class KnowsItems(Protocol):
+    """Something that looks item_ids up, such as a ``Retriever``."""
+
+    def known(self, item_ids: list[str]) -> tuple[tuple[int, ...], int]:
+        """Return the item_index of known items, in order, and how many are unknown."""
+        ...
+
+
+class Understood(NamedTuple):
+    """One line.
+
+    Attributes:
+        request_id: As far as the line has one that JSON can repeat.
+        error: Empty if the request can be answered.
+        request: None if it cannot.
+        restriction: What it may get.
+        num_unknown: item_ids that the catalogue does not know, in all of its lists.
+        is_cut: The query has more characters than are read.
+    """
+
+    request_id: str | int | float | None
+    error: str
+    request: Request | None
+    restriction: Restriction
+    num_unknown: int
+    is_cut: bool
+
+
+def understand(line: bytes, catalogue: KnowsItems) -> Understood:
+    """Read a line: ``{"id": …, "task": "search", "query": …}`` or ``"history": […]``.
+
+    Both may carry ``"allowed": [item_id, …]`` (nothing else is answered) and ``"excluded"``.
+    Never raises, whatever the line holds.
+    """
+    given: Any = None
+    try:
+        given = _parsed(line)
+        return _understood(given, catalogue)
+    except BadRequestError as error:
+        own = given.get("id") if isinstance(given, dict) else None
+        return Understood(_repeatable(own), str(error), None, Restriction(), 0, is_cut=False)
+
+
+def beginning_of(query: str) -> str:
+    """Return what is read of a query: all of it, or its first characters if it is very long."""
+    if len(query) <= MAX_QUERY_CHARACTERS:
+        return query
+    return query.lstrip()[:MAX_QUERY_CHARACTERS]
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE_BYTES:
+        raise BadRequestError(f"line is longer than {MAX_LINE_BYTES >> 20} MiB; ask for less")
+    try:
+        given = json.loads(line, parse_constant=_no_number)
+    except RecursionError:
+        raise BadRequestError("no valid JSON: nested too deeply") from None
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise BadRequestError(f"no valid JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise BadRequestError(f"expected a JSON object, got {type(given).__name__}")
+    return given
+
+
+def _no_number(name: str) -> NoReturn:
+    raise BadRequestError(f"no valid JSON: {name} is no number")
+
+
+def _understood(given: dict[str, Any], catalogue: KnowsItems) -> Understood:
+    own, task = given.get("id"), given.get("task")
+    if not isinstance(own, str):
+        raise BadRequestError("id must be a string")
+    if task not in TASKS:
+        raise BadRequestError(f"task must be one of {', '.join(TASKS)}, got {_shown(task)}")
+    restriction, num_unknown = _restriction(given, catalogue)
+    if task == "search":
+        query = _query(given)
+        request = Request(own, "search", beginning_of(query), (), ())
+        cut = len(query) > MAX_QUERY_CHARACTERS
+        return Understood(own, "", request, restriction, num_unknown, is_cut=cut)
+    items, unknown = catalogue.known(_history(given))
+    if not items:
+        raise BadRequestError(
+            f"history holds no item of the catalogue ({unknown} unknown); give one it knows"
+        )
+    request = Request(own, "recommendation", "", items, ())
+    return Understood(own, "", request, restriction, num_unknown + unknown, is_cut=False)
+
+
+def _query(given: dict[str, Any]) -> str:
+    query = given.get("query")
+    if not isinstance(query, str):
+        raise BadRequestError('search needs "query", a string')
+    if not query.strip():
+        raise BadRequestError("query is empty; give at least one word")
+    return query.encode(errors="replace").decode()  # JSON may hold half a character
+
+
+def _history(given: dict[str, Any]) -> list[str]:
+    if "history" not in given:
+        raise BadRequestError('recommendation needs "history", a list of item_id strings')
+    history = _item_ids(given, "history")
+    if not history:
+        raise BadRequestError("history is empty; give at least one item_id")
+    return history
+
+
+def _restriction(given: dict[str, Any], catalogue: KnowsItems) -> tuple[Restriction, int]:
+    """Return what the request may get, and how many item_ids nobody knows.
+
+    An unknown item among the allowed ones cannot be answered with, one among the excluded ones
+    never is: both are skipped.
+    """
+    excluded: tuple[int, ...] = ()
+    num_unknown = 0
+    if given.get("excluded") is not None:
+        excluded, num_unknown = catalogue.known(_item_ids(given, "excluded"))
+    if given.get("allowed") is None:
+        return Restriction(None, excluded), num_unknown
+    allowed, unknown = catalogue.known(_item_ids(given, "allowed"))
+    if not allowed:
+        raise BadRequestError(
+            f"allowed holds no item of the catalogue ({unknown} unknown); give one it knows, or "
+            "leave it out"
+        )
+    return Restriction(allowed, excluded), num_unknown + unknown
+
+
+def _item_ids(given: dict[str, Any], key: str) -> list[str]:
+    item_ids = given[key]
+    if not isinstance(item_ids, list) or not all(isinstance(item, str) for item in item_ids):
+        raise BadRequestError(f"{key} must be a list of item_id strings")
+    return item_ids
+
+
+def _shown(value: object) -> str:
+    """Return a value as JSON where it is short, its type otherwise."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        text = json.dumps(value)
+        return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return type(value).__name__
+
+
+def _repeatable(own: object) -> str | int | float | None:
+    """Return an id as it can stand in the answer: 1e999, say, has no JSON."""
+    if isinstance(own, float) and not math.isfinite(own):
+        return None
+    return own if isinstance(own, (str, int, float)) else None

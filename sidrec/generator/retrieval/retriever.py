@@ -1,0 +1,305 @@
+"""Answers from a trained generator: texts or histories in, ranked items out."""
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sidrec.errors import ConfigError, DataError, RunError
+from sidrec.generator.decoding.beam_search import Decoded
+from sidrec.generator.decoding.item_filters import Restriction, SharedSet, allowed_items
+from sidrec.generator.decoding.trie import SemanticIdTrie
+from sidrec.generator.model.batch import batch_of_requests
+from sidrec.generator.retrieval.oom_batching import FittingBatches, is_out_of_memory
+from sidrec.generator.retrieval.parse_request import beginning_of
+from sidrec.generator.training.load_generator import device_named, load_generator
+from sidrec.generator.training.module import JointGenerator
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.from_run import read_config
+from sidrec.types import RankedItems, Request, Task
+
+__all__ = ["KnownItems", "RetrievedItem", "Retriever"]
+
+BATCH_SIZE = 64
+AllowedSet = Collection[str] | Bool[Tensor, " item"]
+_FREE = Restriction()
+
+
+class RetrievedItem(NamedTuple):
+    """One place of an answer.
+
+    Attributes:
+        item_id: The user's own id.
+        score: Log-probability of the item's Semantic ID, in nats; items that share one share it.
+            None for an item that the search did not find: the list was filled up, see ``top_up``.
+        semantic_id: Codes, coarse level first.
+    """
+
+    item_id: str
+    score: float | None
+    semantic_id: tuple[int, ...]
+
+
+class KnownItems(NamedTuple):
+    """Items in the catalogue's terms.
+
+    Attributes:
+        items: item_index of the items that the catalogue knows, in their order.
+        num_unknown: How many it does not know.
+    """
+
+    items: tuple[int, ...]
+    num_unknown: int
+
+
+class Retriever:
+    """A trained joint generator, ready to answer; it needs its runs, no corpus and no Trainer.
+
+    Args:
+        generator: With its model built and its weights loaded.
+        device: Where it answers.
+        bf16: Answer under bfloat16 autocast.
+        max_history_items: Only the most recent items of a history are read.
+        exclude_history: Leave a history's own items out of its answer.
+
+    Raises:
+        RunError: If the device has no room for the model.
+    """
+
+    def __init__(
+        self,
+        generator: JointGenerator,
+        *,
+        device: torch.device,
+        bf16: bool,
+        max_history_items: int,
+        exclude_history: bool,
+    ) -> None:
+        try:
+            self.generator = generator.to(device).eval()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(f"{device} has no room for the model; use --device cpu.") from None
+        self.bf16, self.device = bf16, device
+        self.max_history_items, self.exclude_history = max_history_items, exclude_history
+        self._rows = {item_id: row for row, item_id in enumerate(generator.ids.item_ids)}
+        self._batches = FittingBatches(device)
+
+    @classmethod
+    def load(
+        cls, run_folder: Path | str, *, device: str = "auto", bf16: bool | None = None
+    ) -> "Retriever":
+        """Load a finished generator run; it answers as ``sidrec test`` does.
+
+        Args:
+            run_folder: Run directory of ``sidrec fit`` with a generator.
+            device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+            bf16: bfloat16 autocast; None as in the run's configuration.
+
+        Raises:
+            RunError: If the run is missing, unfinished, damaged, or no generator's.
+            DataError: If its Semantic IDs are gone, or are not those it was trained on.
+            ConfigError: If the device is not there.
+        """
+        run = RunDirectory(Path(run_folder))
+        generator = load_generator(run)
+        config = read_config(run.config)
+        data = config["data"]["init_args"]
+        if bf16 is None:
+            bf16 = str(config["trainer"].get("precision")).startswith("bf16")
+        return cls(
+            generator,
+            device=device_named(device),
+            bf16=bf16,
+            max_history_items=data["max_history_items"],
+            exclude_history=data["exclude_history"],
+        )
+
+    def search(
+        self, texts: Sequence[str], top_k: int = 30, *, allowed: AllowedSet | None = None
+    ) -> list[list[RetrievedItem]]:
+        """Return the best items for each query, best first; ``top_k`` of them where they exist.
+
+        Args:
+            texts: Queries; their first 4,096 characters and ``max_query_tokens`` tokens are read.
+            top_k: Length of the lists.
+            allowed: item_ids of the only items to answer with, or True at their item_index; None:
+                the whole catalogue. Items that the catalogue does not know are skipped.
+
+        Raises:
+            DataError: If a query is empty (names its place), or no item is allowed.
+        """
+        for place, text in enumerate(texts):
+            if not text.strip():
+                raise DataError(f"Query {place} is empty; give at least one word.")
+        requests = [Request("", "search", text, (), ()) for text in texts]
+        return self.answer(requests, top_k=top_k, allowed=allowed)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        top_k: int = 30,
+        *,
+        allowed: AllowedSet | None = None,
+    ) -> list[list[RetrievedItem]]:
+        """Return the best next items for each history of item_ids, oldest first.
+
+        Items that the catalogue does not know are skipped; see :meth:`known`.
+
+        Raises:
+            DataError: If nothing is left of a history (names its place), or no item is allowed.
+        """
+        requests = []
+        for place, history in enumerate(histories):
+            items = self.known(history).items
+            if not items:
+                raise DataError(f"History {place} holds no item of the catalogue; leave it out.")
+            requests.append(Request("", "recommendation", "", items, ()))
+        return self.answer(requests, top_k=top_k, allowed=allowed)
+
+    def known(self, item_ids: Collection[str]) -> KnownItems:
+        """Look item_ids up."""
+        rows = [self._rows.get(item_id) for item_id in item_ids]
+        items = tuple(row for row in rows if row is not None)
+        return KnownItems(items, len(rows) - len(items))
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        requests: Sequence[Request],
+        *,
+        top_k: int,
+        batch_size: int = BATCH_SIZE,
+        restrictions: Sequence[Restriction] | None = None,
+        allowed: AllowedSet | None = None,
+    ) -> list[list[RetrievedItem]]:
+        """Answer requests of both tasks, in their order; requests of like length run together.
+
+        When the device runs out of memory, fewer requests are decoded together from then on.
+
+        Args:
+            requests: Histories as item_index, not empty; queries not empty.
+            top_k: Length of the answers; fewer items than that give shorter ones.
+            batch_size: Requests decoded together, at most.
+            restrictions: Of each request; None: none has any.
+            allowed: Limits all requests, see :meth:`search`.
+
+        Raises:
+            ConfigError: If ``top_k`` or ``batch_size`` is below 1.
+            DataError: If ``allowed`` holds no item.
+            RunError: If the device has no memory for one request alone.
+        """
+        if min(top_k, batch_size) < 1:
+            raise ConfigError(
+                f"top_k and batch_size must be at least 1, got {top_k} and {batch_size}."
+            )
+        mask = None if allowed is None else self._mask_of(allowed)
+        tasks = {request.task for request in requests}
+        shared = {
+            task: None if mask is None else SharedSet.of(self._trie(task), mask) for task in tasks
+        }
+        own = [
+            self._restriction(request, given, mask)
+            for request, given in zip(
+                requests, restrictions or [_FREE] * len(requests), strict=True
+            )
+        ]
+
+        def work(rows: Sequence[int]) -> list[list[RetrievedItem]]:
+            asked, limits = [requests[row] for row in rows], [own[row] for row in rows]
+            task = asked[0].task  # the same for all
+            return self._items_of(self._decode(asked, limits, shared[task], top_k), task)
+
+        answers: list[list[RetrievedItem]] = [[] for _ in requests]
+        for rows in _alike(requests, own):
+            for part, found in self._batches.run(rows, work, batch_size=batch_size):
+                for row, answer in zip(part, found, strict=True):
+                    answers[row] = answer
+        return answers
+
+    def _mask_of(self, allowed: AllowedSet) -> Bool[Tensor, " item"]:
+        num_items = len(self._rows)
+        if isinstance(allowed, Tensor):
+            mask = allowed.cpu()
+            if len(mask) != num_items:
+                raise DataError(f"allowed has {len(mask)} entries for {num_items} items; give all.")
+        else:
+            mask = torch.zeros(num_items, dtype=torch.bool)
+            mask[list(self.known(allowed).items)] = True
+        if not bool(mask.any()):
+            raise DataError("allowed holds no item of the catalogue; give one, or None for all.")
+        return mask
+
+    def _restriction(
+        self, request: Request, given: Restriction, mask: Bool[Tensor, " item"] | None
+    ) -> Restriction:
+        """Add the history's own items, and apply the shared set to a list."""
+        listed, excluded = given
+        if self.exclude_history:
+            excluded = (*excluded, *request.history)
+        if listed is not None and mask is not None:
+            listed = tuple(item for item in listed if mask[item])
+        return Restriction(listed, excluded)
+
+    def _decode(
+        self,
+        requests: list[Request],
+        restrictions: list[Restriction],
+        shared: SharedSet | None,
+        top_k: int,
+    ) -> RankedItems:
+        model = self.generator.model
+        batch = batch_of_requests(
+            [one._replace(query=beginning_of(one.query)) for one in requests],
+            task=requests[0].task,
+            request_rows=range(len(requests)),
+            max_history_items=self.max_history_items,
+            exclude_history=False,  # see _restriction
+        )
+        tensors: dict[str, Any] = {
+            name: value.to(self.device)
+            for name, value in batch._asdict().items()
+            if isinstance(value, Tensor)
+        }
+        trie = self._trie(batch.task)
+        allowed = allowed_items(trie, restrictions, shared)
+        length = min(top_k, len(self._rows))
+        width = max(length, self.generator.settings.num_beams)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            decoded: Decoded = model.answer(
+                batch._replace(**tensors), num_beams=width, top_k=length, allowed=allowed
+            )
+        return decoded.ranked
+
+    def _trie(self, task: Task) -> SemanticIdTrie:
+        trie: SemanticIdTrie = self.generator.model.space(task).trie
+        return trie
+
+    def _items_of(self, ranked: RankedItems, task: Task) -> list[list[RetrievedItem]]:
+        bundle = self.generator.ids.bundles[task]
+        codes = bundle.table.codes[ranked.items.cpu().clamp(min=0)].tolist()
+        return [
+            [
+                RetrievedItem(
+                    bundle.item_ids[item], score if math.isfinite(score) else None, tuple(code)
+                )
+                for item, score, code in zip(*columns, strict=True)
+                if item >= 0
+            ]
+            for columns in zip(ranked.items.tolist(), ranked.scores.tolist(), codes, strict=True)
+        ]
+
+
+def _alike(requests: Sequence[Request], restrictions: Sequence[Restriction]) -> list[list[int]]:
+    """Return the rows of requests that may share a batch: sorted by length, nothing mixed."""
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for row, (request, restriction) in enumerate(zip(requests, restrictions, strict=True)):
+        groups.setdefault((request.task, restriction.allowed is None), []).append(row)
+    for rows in groups.values():
+        rows.sort(key=lambda row: (len(requests[row].query), len(requests[row].history)))
+    return [groups[key] for key in sorted(groups, reverse=True)]

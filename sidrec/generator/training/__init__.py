@@ -1,0 +1,1 @@
+"""Corpus and Semantic IDs -> a trained generator."""

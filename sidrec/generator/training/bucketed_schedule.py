@@ -1,0 +1,151 @@
+"""Which examples batch k of rank r holds: a pure function that also keeps lengths together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from sidrec.errors import ConfigError
+from sidrec.training.counter_rng import key_of, permute
+from sidrec.types import TASKS, Task
+
+Rows = Int64[np.ndarray, " example"]
+LengthOf = Callable[[Rows], Rows]
+
+
+class ScheduledExamples(NamedTuple):
+    """Task of a batch and the example rows of that task that it holds.
+
+    Attributes:
+        task: The same on every rank at the same step.
+        rows: Row numbers of this rank, each in ``[0, num_rows[task])``.
+        turn: How often the task's rows have been gone through before, since training began;
+            whatever else is drawn for a row is drawn from this number.
+    """
+
+    task: Task
+    rows: Int64[np.ndarray, " example"]
+    turn: int
+
+
+@dataclass(frozen=True, eq=False)
+class BucketedSchedule:
+    """Everything that decides an epoch's batches, for all ranks.
+
+    An epoch shows the task that is largest for its share once; the other starts over, newly
+    shuffled, until it has had its share of the steps. Rows are shuffled, then sorted by length
+    inside pools of ``pool_batches`` global batches, and the batches of a pool are shuffled again:
+    little padding, yet no order by length over the epoch. The global batches are the same for any
+    number of ranks with the same product ``batch_size * world_size``.
+
+    Attributes:
+        num_rows: Examples of search and of recommendation.
+        length_of: Per task, how long some rows are, in any unit: only their order counts.
+        mix: Share of the steps that each task gets, any positive scale; 0 switches a task off.
+        batch_size: Examples per rank.
+        world_size: Number of ranks.
+        pool_batches: Global batches that are sorted together; 1 switches bucketing off.
+        seed: Chooses the shuffles.
+
+    Raises:
+        ConfigError: If a task does not fill one global batch, or a setting is out of range.
+    """
+
+    num_rows: tuple[int, int]
+    length_of: tuple[LengthOf, LengthOf]
+    mix: tuple[float, float]
+    batch_size: int
+    world_size: int
+    pool_batches: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.world_size, self.pool_batches) < 1:
+            raise ConfigError(
+                f"data.batch_size and data.pool_batches must be 1 or more, got {self.batch_size} "
+                f"and {self.pool_batches} on {self.world_size} ranks."
+            )
+        if min(self.mix) < 0 or max(self.mix) <= 0:
+            raise ConfigError(
+                "data.search_share and data.recommendation_share must be 0 or more, one of them "
+                f"above 0, got {self.mix[0]} and {self.mix[1]}."
+            )
+        for task, share, rows in zip(TASKS, self.mix, self.num_rows, strict=True):
+            if share and rows < self._together:
+                raise ConfigError(
+                    f"{rows} {task} examples do not fill one batch of {self.batch_size} on "
+                    f"{self.world_size} ranks; lower data.batch_size or set data.{task}_share to 0."
+                )
+
+    @property
+    def num_full_batches(self) -> tuple[int, int]:
+        """Global batches that each task fills without showing a row twice."""
+        return self.num_rows[0] // self._together, self.num_rows[1] // self._together
+
+    @property
+    def num_batches(self) -> tuple[int, int]:
+        """Global batches of search and of recommendation in an epoch."""
+        scale = max(
+            count / share
+            for count, share in zip(self.num_full_batches, self.mix, strict=True)
+            if share
+        )
+        first, second = (max(1, round(scale * share)) if share else 0 for share in self.mix)
+        return first, second
+
+    def __len__(self) -> int:
+        return sum(self.num_batches)
+
+    def batch(self, step: int, *, epoch: int, rank: int) -> ScheduledExamples:
+        """Return batch ``step`` of ``epoch`` for ``rank``.
+
+        Args:
+            step: In ``[0, len(self))``.
+            epoch: 0 or more; every epoch has its own shuffles.
+            rank: In ``[0, world_size)``.
+
+        Raises:
+            IndexError: If ``step`` or ``rank`` is out of range.
+        """
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of an epoch of {len(self)} steps")
+        if not 0 <= rank < self.world_size:
+            raise IndexError(f"rank {rank} of {self.world_size}")
+        before, after = self._search_batches_before(step), self._search_batches_before(step + 1)
+        which = 0 if after > before else 1
+        index = before if which == 0 else step - before
+        per_turn = self.num_full_batches[which]
+        turns_per_epoch = -(-self.num_batches[which] // per_turn)
+        lap, index = divmod(index, per_turn)
+        turn = epoch * turns_per_epoch + lap
+        pool, place = divmod(index, self.pool_batches)
+        rows = _sorted_pool(self, which, turn, pool)[place]  # [global batch], sorted by length
+        return ScheduledExamples(TASKS[which], rows[rank :: self.world_size], turn)
+
+    @property
+    def _together(self) -> int:
+        return self.batch_size * self.world_size
+
+    def _search_batches_before(self, step: int) -> int:
+        """Count search batches among the first ``step``; rises by 0 or 1 with each step."""
+        total = len(self)
+        return (step * self.num_batches[0] + total // 2) // total
+
+
+@lru_cache(maxsize=4)  # an epoch alternates between one pool of each task
+def _sorted_pool(
+    schedule: BucketedSchedule, which: int, turn: int, pool: int
+) -> Int64[np.ndarray, "batch row"]:
+    together = schedule.batch_size * schedule.world_size
+    first = pool * schedule.pool_batches
+    count = min(schedule.pool_batches, schedule.num_full_batches[which] - first)
+    key = key_of(schedule.seed, turn, "examples", TASKS[which])
+    positions = np.arange(first * together, (first + count) * together, dtype=np.int64)
+    rows = permute(positions, size=schedule.num_rows[which], key=key)
+    order = permute(np.arange(count, dtype=np.int64), size=count, key=key_of(key, "order", pool))
+    by_length = np.argsort(schedule.length_of[which](rows), kind="stable")
+    batches: Int64[np.ndarray, "batch row"] = rows[by_length].reshape(count, together)[order]
+    return batches

@@ -1,0 +1,246 @@
+"""Training examples and evaluation requests of both tasks for Lightning."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from torch.utils.data import DataLoader, Dataset
+
+from sidrec.corpus.leakage import check_train_only
+from sidrec.corpus.requests import recommendation_requests, search_requests
+from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.distributed import rank_and_world_size
+from sidrec.errors import ConfigError, DataError
+from sidrec.generator.model.batch import GeneratorBatch, batch_of_requests
+from sidrec.generator.training.bucketed_schedule import BucketedSchedule
+from sidrec.generator.training.examples import (
+    GeneratorBatches,
+    RecommendationExamples,
+    SearchExamples,
+)
+from sidrec.pairs.query_item import query_item_pairs, train_query_rows
+from sidrec.training.resumable_data import CorpusDataModule
+from sidrec.types import TASKS, Request, Task
+
+EMPTY_BATCH = -1  # number of a batch without requests, for a rank that has no other
+
+
+class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
+    """Queries and histories of one corpus, one task per batch.
+
+    Args:
+        corpus: Corpus directory; ``--from`` gives the encoder run's.
+        batch_size: Training examples per rank.
+        eval_batch_size: Requests decoded together on a rank.
+        search_share: Share of the batches that are search; 0 switches the task off.
+        recommendation_share: Share of the batches that are recommendation.
+        indexing_share: Share of the search examples that are item texts → their own IDs.
+        max_history_items: Only the most recent items of a history are read.
+        target_window: A training target is drawn from the next so many interactions.
+        history_dropout: Probability with which an item of a training history is left out.
+        targets_per_user: Only the last so many interactions of a user are training targets, so
+            that long histories do not outweigh the others; null takes all.
+        exclude_history: Leave the user's own items out of recommendation lists.
+        pool_batches: Batches sorted by length together; 1 switches bucketing off.
+        valid_requests: Validation requests per task, spread evenly over all; None: all.
+        seed: Of shuffles and draws.
+        num_workers: Processes that make batches.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        batch_size: int,
+        eval_batch_size: int,
+        search_share: float,
+        recommendation_share: float,
+        indexing_share: float,
+        max_history_items: int,
+        target_window: int,
+        history_dropout: float,
+        exclude_history: bool,
+        pool_batches: int,
+        valid_requests: int | None,
+        seed: int,
+        num_workers: int = 0,
+        targets_per_user: int | None = None,
+    ) -> None:
+        super().__init__(corpus, num_workers)
+        if not 0 <= indexing_share < 1:
+            raise ConfigError(f"data.indexing_share must lie in [0, 1), got {indexing_share}.")
+        for name, value in (
+            ("eval_batch_size", eval_batch_size),
+            ("valid_requests", valid_requests),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name} must be 1 or more, got {value}.")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.mix = (search_share, recommendation_share)
+        self.indexing_share, self.max_history_items = indexing_share, max_history_items
+        self.target_window, self.history_dropout = target_window, history_dropout
+        self.targets_per_user = targets_per_user
+        self.exclude_history, self.pool_batches = exclude_history, pool_batches
+        self.valid_requests, self.seed = valid_requests, seed
+        self._requests: dict[Split, list[Sequence[Request]]] = {}
+
+    @property
+    def trained_tasks(self) -> tuple[Task, ...]:
+        """Tasks that have a share of the batches."""
+        return tuple(task for task, share in zip(TASKS, self.mix, strict=True) if share > 0)
+
+    def setup(self, stage: str) -> None:
+        """Refuse batches that Lightning would share out once more."""
+        del stage
+        connector = self.trainer._accelerator_connector
+        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
+            raise ConfigError(
+                "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
+                "rank its own batches."
+            )
+
+    def train_queries(self) -> list[str]:
+        """Return the texts of the train queries, in the order of their numbers."""
+        texts: list[str] = self.corpus.queries.select(train_query_rows(self.corpus))["text"][:]
+        return list(texts)
+
+    def requests(self, split: Split) -> list[Sequence[Request]]:
+        """Return the requests of a split: of search, then of recommendation."""
+        if split not in self._requests:
+            self._requests[split] = [
+                search_requests(self.corpus, split),
+                recommendation_requests(self.corpus, split),
+            ]
+        return self._requests[split]
+
+    def val_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
+        """Return this rank's validation requests, one loader per task."""
+        return self._loaders("valid", self.valid_requests)
+
+    def test_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
+        """Return this rank's test requests, one loader per task."""
+        return self._loaders("test", None)
+
+    def predict_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
+        """Return the same as ``test_dataloader``."""
+        return self.test_dataloader()
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what decides the batches."""
+        schedule = self.batches.schedule
+        return {
+            "corpus": self.corpus.fingerprint,
+            "num_rows": list(schedule.num_rows),
+            "mix": list(schedule.mix),
+            "batch_size": schedule.batch_size,
+            "world_size": schedule.world_size,
+            "pool_batches": schedule.pool_batches,
+            "max_history_items": self.max_history_items,
+            "target_window": self.target_window,
+            "history_dropout": self.history_dropout,
+            "targets_per_user": self.targets_per_user,
+            "seed": schedule.seed,
+        }
+
+    def lay_out(self, rank: int, world_size: int) -> GeneratorBatches:
+        """Return the training batches of a rank: the examples of both tasks, and their schedule."""
+        search = self._search_examples() if self.mix[0] > 0 else None
+        recommendation = self._recommendation_examples() if self.mix[1] > 0 else None
+        schedule = BucketedSchedule(
+            num_rows=(len(search or ()), len(recommendation or ())),
+            length_of=(
+                _no_length if search is None else search.length_of,
+                _no_length if recommendation is None else recommendation.length_of,
+            ),
+            mix=self.mix,
+            batch_size=self.batch_size,
+            world_size=world_size,
+            pool_batches=self.pool_batches,
+            seed=self.seed,
+        )
+        return GeneratorBatches(schedule, rank, search, recommendation)
+
+    def _search_examples(self) -> SearchExamples:
+        pairs = query_item_pairs(self.corpus, rows="query")
+        if not len(pairs):
+            raise DataError(
+                f"{self.corpus_folder}/queries.parquet has no train query; run `sidrec prepare` "
+                "with --queries, or set data.search_share to 0."
+            )
+        num_indexing = round(len(pairs) * self.indexing_share / (1 - self.indexing_share))
+        return SearchExamples(pairs, self.train_queries(), self.corpus.item_texts(), num_indexing)
+
+    def _recommendation_examples(self) -> RecommendationExamples:
+        train = self.corpus.train_interactions()
+        check_train_only(self.corpus, train, "generator training")
+        return RecommendationExamples.of(
+            train,
+            max_history_items=self.max_history_items,
+            target_window=self.target_window,
+            history_dropout=self.history_dropout,
+            targets_per_user=self.targets_per_user,
+        )
+
+    def _loaders(self, split: Split, limit: int | None) -> list[DataLoader[GeneratorBatch]]:
+        pairs = zip(TASKS, self.requests(split), strict=True)
+        return [self._loader(task, requests, limit) for task, requests in pairs]
+
+    def _loader(
+        self, task: Task, requests: Sequence[Request], limit: int | None
+    ) -> DataLoader[GeneratorBatch]:
+        rows = np.arange(len(requests))
+        if limit is not None and limit < len(rows):
+            rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+        batches = RequestBatches(
+            task, requests, rows, self.eval_batch_size, self.max_history_items, self.exclude_history
+        )
+        rank, world_size = rank_and_world_size()
+        first, end = (len(batches) * r // world_size for r in (rank, rank + 1))
+        own: Sequence[int] = range(first, end)
+        if len(batches) and not own:
+            own = [EMPTY_BATCH]  # Lightning would leave the loop out, and the others would wait
+        return DataLoader(batches, batch_size=None, sampler=own)
+
+
+@dataclass(frozen=True)
+class RequestBatches(Dataset[GeneratorBatch]):
+    """Evaluation requests of one task, made batch by batch when asked for.
+
+    Ranks share whole batches, so a request is decoded beside the same others whatever the number
+    of ranks, and its answer has the same bits. Batch ``EMPTY_BATCH`` has no requests.
+
+    Attributes:
+        task: Of the requests.
+        requests: Of one task and split.
+        rows: Which of them, ascending.
+        batch_size: Requests in a batch; the last one may hold fewer.
+        max_history_items: Only the most recent items of a history are read.
+        exclude_history: Leave the user's own items out of recommendation lists.
+    """
+
+    task: Task
+    requests: Sequence[Request]
+    rows: Int64[np.ndarray, " request"]
+    batch_size: int
+    max_history_items: int
+    exclude_history: bool
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, number: int) -> GeneratorBatch:
+        start = len(self.rows) if number == EMPTY_BATCH else number * self.batch_size
+        rows = self.rows[start : start + self.batch_size].tolist()
+        return batch_of_requests(
+            [self.requests[row] for row in rows],
+            task=self.task,
+            request_rows=rows,
+            max_history_items=self.max_history_items,
+            exclude_history=self.exclude_history,
+        )
+
+
+def _no_length(rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+    return np.zeros_like(rows)

@@ -1,0 +1,241 @@
+"""Training examples of both tasks as virtual rows: nothing is materialized but running counts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from torch.utils.data import Dataset
+
+from sidrec.corpus.store import Interactions
+from sidrec.errors import ConfigError
+from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.generator.training.bucketed_schedule import BucketedSchedule
+from sidrec.pairs.query_item import QueryItemPairs
+from sidrec.training.counter_rng import key_of, uniform
+from sidrec.training.numbered_batches import BatchNumber
+
+
+@dataclass(frozen=True)
+class SearchExamples:
+    """Train queries, then indexing rows: item text → the item's own Semantic ID.
+
+    Attributes:
+        pairs: Train queries and their items.
+        queries: Text of each train query.
+        item_texts: Row = item_index.
+        num_indexing: Indexing rows; turn after turn they walk on through the items.
+    """
+
+    pairs: QueryItemPairs
+    queries: Sequence[str]
+    item_texts: Sequence[str]
+    num_indexing: int
+
+    def __len__(self) -> int:
+        return len(self.pairs) + self.num_indexing
+
+    def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        """Return how long rows are, in characters; indexing rows, long texts, count as -1."""
+        lengths: Int64[np.ndarray, " row"] = self._lengths[np.minimum(rows, len(self.pairs))]
+        return lengths
+
+    @cached_property
+    def _lengths(self) -> Int64[np.ndarray, " row"]:
+        return np.array([*map(len, self.queries), -1], dtype=np.int64)
+
+    def batch(self, rows: Int64[np.ndarray, " example"], *, seed: int, turn: int) -> GeneratorBatch:
+        """Return some rows; the same arguments give the same batch.
+
+        Args:
+            rows: In ``[0, len(self))``.
+            seed: Of the draw of one item for each query.
+            turn: How often all rows have been gone through before.
+        """
+        num_queries = len(self.pairs)
+        is_query = rows < num_queries
+        walk = rows - num_queries + turn * self.num_indexing
+        indexed = np.where(is_query, -1, walk % len(self.item_texts))
+        query = np.where(is_query, rows, -1)
+        target = indexed.copy()
+        target[is_query] = self.pairs.draw(rows[is_query], seed=seed, epoch=turn).right_item
+        none = torch.full((len(rows), 0), -1)
+        return GeneratorBatch(
+            task="search",
+            texts=[
+                self.queries[number] if number >= 0 else self.item_texts[item]
+                for number, item in zip(query.tolist(), indexed.tolist(), strict=True)
+            ],
+            text_rows=torch.from_numpy(query),
+            indexed_item=torch.from_numpy(indexed),
+            history=none,
+            target=torch.from_numpy(target),
+            excluded=none,
+            request_rows=torch.tensor(rows),
+        )
+
+
+@dataclass(frozen=True)
+class RecommendationExamples:
+    """Every train interaction that has one before it: history → the item that came.
+
+    Attributes:
+        interactions: Train interactions only.
+        row_starts: Rows of user ``u`` are ``[row_starts[u], row_starts[u + 1])``.
+        max_history_items: Only the most recent ones are read.
+        target_window: The target is drawn from the next so many interactions; 1 is the next one.
+        history_dropout: Probability with which an item of a history is left out.
+    """
+
+    interactions: Interactions
+    row_starts: Int64[np.ndarray, " bound"]
+    max_history_items: int
+    target_window: int
+    history_dropout: float
+
+    @classmethod
+    def of(
+        cls,
+        interactions: Interactions,
+        *,
+        max_history_items: int,
+        target_window: int,
+        history_dropout: float,
+        targets_per_user: int | None = None,
+    ) -> "RecommendationExamples":
+        """Lay virtual rows over train histories.
+
+        Args:
+            interactions: Train interactions only.
+            max_history_items: See the attribute.
+            target_window: See the attribute.
+            history_dropout: See the attribute.
+            targets_per_user: Only the last so many interactions of a user are next items, so that
+                users with long histories do not outweigh the others; None takes all.
+
+        Raises:
+            ConfigError: If a setting is out of range.
+        """
+        if max_history_items < 1 or target_window < 1 or not 0 <= history_dropout < 1:
+            raise ConfigError(
+                "data.max_history_items and data.target_window must be 1 or more and "
+                "data.history_dropout in [0, 1), got "
+                f"{max_history_items}, {target_window}, {history_dropout}."
+            )
+        rows = np.maximum(np.diff(interactions.user_starts) - 1, 0)
+        if targets_per_user is not None:
+            if targets_per_user < 1:
+                raise ConfigError(
+                    f"data.targets_per_user must be 1 or more, got {targets_per_user}."
+                )
+            rows = np.minimum(rows, targets_per_user)
+        row_starts = np.concatenate([[0], np.cumsum(rows)])
+        return cls(interactions, row_starts, max_history_items, target_window, history_dropout)
+
+    def __len__(self) -> int:
+        return int(self.row_starts[-1])
+
+    def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        """Return the number of history items of rows, before any is left out."""
+        user = self._user(rows)
+        before = self._place(rows, user) - self.interactions.user_starts[user]
+        lengths: Int64[np.ndarray, " row"] = np.minimum(before, self.max_history_items)
+        return lengths
+
+    def batch(self, rows: Int64[np.ndarray, " example"], *, seed: int, turn: int) -> GeneratorBatch:
+        """Return some rows; the same arguments give the same batch.
+
+        Args:
+            rows: In ``[0, len(self))``.
+            seed: Of targets and left-out items.
+            turn: How often all rows have been gone through before.
+        """
+        user = self._user(rows)
+        starts, items = self.interactions.user_starts, self.interactions.item_index
+        place = self._place(rows, user)
+        ahead = np.minimum(starts[user + 1] - place, self.target_window)
+        chance = uniform(rows, key=key_of(seed, turn, "target"))
+        target = items[place + (chance * ahead).astype(np.int64)]
+        return GeneratorBatch(
+            task="recommendation",
+            texts=[],
+            text_rows=torch.full((len(rows),), -1),
+            indexed_item=torch.full((len(rows),), -1),
+            history=torch.from_numpy(self._histories(rows, place, seed=seed, turn=turn)),
+            target=torch.tensor(target),
+            excluded=torch.full((len(rows), 0), -1),
+            request_rows=torch.tensor(rows),
+        )
+
+    def _histories(
+        self,
+        rows: Int64[np.ndarray, " example"],
+        ends: Int64[np.ndarray, " example"],
+        *,
+        seed: int,
+        turn: int,
+    ) -> Int64[np.ndarray, "example item"]:
+        """Return the items before ``ends``, oldest first, -1 behind the shorter ones."""
+        lengths = self.length_of(rows)
+        ago = np.arange(lengths.max(initial=0), 0, -1)[None, :]  # [1, item], oldest first
+        kept = self._kept(rows, ago, seed=seed, turn=turn) & (ago <= lengths[:, None])
+        order = np.argsort(~kept, axis=1, kind="stable")[:, : kept.sum(axis=1).max(initial=0)]
+        kept, place = np.take_along_axis(kept, order, 1), (ends[:, None] - ago)
+        place = np.where(kept, np.take_along_axis(place, order, 1), 0)
+        return np.where(kept, self.interactions.item_index[place], -1)
+
+    def _kept(
+        self,
+        rows: Int64[np.ndarray, " example"],
+        ago: Int64[np.ndarray, "1 item"],
+        *,
+        seed: int,
+        turn: int,
+    ) -> Bool[np.ndarray, "example item"]:
+        """Draw which items stay; where none would, the most recent one does."""
+        counters = rows[:, None] * (self.max_history_items + 1) + ago
+        chance = uniform(counters.reshape(-1), key=key_of(seed, turn, "history"))
+        kept = chance.reshape(counters.shape) >= self.history_dropout
+        real = ago <= self.length_of(rows)[:, None]
+        kept[:, -1:] |= ~(kept & real).any(axis=1, keepdims=True)
+        return kept
+
+    def _place(
+        self, rows: Int64[np.ndarray, " row"], user: Int64[np.ndarray, " row"]
+    ) -> Int64[np.ndarray, " row"]:
+        """Return where the next interaction of each row stands."""
+        ends = self.interactions.user_starts[user + 1]
+        place: Int64[np.ndarray, " row"] = ends - (self.row_starts[user + 1] - rows)
+        return place
+
+    def _user(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        return np.searchsorted(self.row_starts, rows, side="right") - 1
+
+
+@dataclass(frozen=True)
+class GeneratorBatches(Dataset[GeneratorBatch]):
+    """Batch by number, for one rank.
+
+    Attributes:
+        schedule: Which rows.
+        rank: Of this process.
+        search: None when the task is off.
+        recommendation: None when the task is off.
+    """
+
+    schedule: BucketedSchedule
+    rank: int
+    search: SearchExamples | None
+    recommendation: RecommendationExamples | None
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, number: BatchNumber) -> GeneratorBatch:
+        task, rows, turn = self.schedule.batch(number.step, epoch=number.epoch, rank=self.rank)
+        examples = self.search if task == "search" else self.recommendation
+        if examples is None:
+            raise AssertionError(f"the schedule holds {task}, which is switched off")
+        return examples.batch(rows, seed=self.schedule.seed, turn=turn)

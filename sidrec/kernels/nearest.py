@@ -1,0 +1,221 @@
+"""The nearest centroid of each row at half the time: coarse products settle most rows.
+
+Some processors multiply bfloat16 numbers twice as fast as float32. Products of rounded numbers
+are taken first; a proven bound on what the rounding did tells for which rows the nearest centroid
+is certain, and the others get float32 products. So the codes are those of ``codes_by_float32``.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_SCORES_IN_CACHE = 1 << 18  # scores that the processor's cache holds while they are searched
+_SEARCH_WIDTH = 32  # codes of which the least score is found at once
+
+
+def codes_by_float32(
+    rows: Float[Tensor, "row dim"], centroids: Float[Tensor, "code dim"]
+) -> Int[Tensor, " row"]:
+    """Return the code of the nearest centroid of each row; ties: the lowest code."""
+    squares = centroids.square().sum(dim=1)
+    none = torch.empty(0, dtype=torch.int64, device=rows.device)
+    found = (
+        _column_of_least(torch.addmm(squares, part, centroids.T, alpha=-2))
+        for part in parts_in_cache(rows, len(centroids))
+    )
+    return torch.cat([none, *found])
+
+
+def parts_in_cache(rows: Float[Tensor, "row dim"], num_codes: int) -> Iterator[Tensor]:
+    """Cut rows so that the scores of a part stay in the cache; on a GPU they are one part."""
+    step = len(rows) if rows.is_cuda else max(64, _SCORES_IN_CACHE // num_codes)
+    for start in range(0, len(rows), max(step, 1)):
+        yield rows[start : start + step]
+
+
+def _column_of_least(scores: Tensor) -> Tensor:
+    """Return ``scores.argmin(dim=1)``, first over groups: torch finds no index in SIMD."""
+    num_rows, num_codes = scores.shape
+    if scores.is_cuda or num_codes % _SEARCH_WIDTH or num_codes == _SEARCH_WIDTH:
+        return scores.min(dim=1).indices
+    num_groups = num_codes // _SEARCH_WIDTH
+    groups = scores.view(num_rows * num_groups, _SEARCH_WIDTH)
+    group = groups.amin(dim=1).view(num_rows, num_groups).min(dim=1).indices
+    own = torch.arange(0, len(groups), num_groups, device=scores.device).add_(group)
+    return F.embedding(own, groups).min(dim=1).indices.add_(group, alpha=_SEARCH_WIDTH)
+
+
+_LOW_HALF = (1 << 16) - 1
+_LEAST_DIM = _LEAST_CODES = 64  # below, float32 products cost no more
+_COARSE_UNIT = 2.0**-8  # largest relative error of a number rounded to bfloat16
+_UNIT = 2.0**-24  # relative error of a float32 operation
+_TINY = 1e-30  # more than products lose that are too small for float32
+_SLACK = 1.02  # lower bounds subtract numbers rounded up to bfloat16
+
+
+class Rounding(NamedTuple):
+    """What bfloat16 makes of rows.
+
+    Attributes:
+        lengths: Of the rounded rows.
+        errors: Lengths of row minus rounded row.
+    """
+
+    lengths: Float[Tensor, " row"]
+    errors: Float[Tensor, " row"]
+
+
+class Screen(NamedTuple):
+    """A codebook made ready for coarse products.
+
+    Attributes:
+        centroids: float32.
+        factors: What rows, rounded and lengthened by ``_lengthened``, are multiplied by: half of a
+            lower bound of the squared distance, but for a term that all codes share.
+        per_length: By code: half of what rounding may move its score by, for each unit of a
+            rounded row's length,
+        per_error: for each unit of what rounding took away from the row,
+        always: and for any row and code.
+    """
+
+    centroids: Float[Tensor, "code dim"]
+    factors: Tensor
+    per_length: Float[Tensor, " code"]
+    per_error: Float[Tensor, " code"]
+    always: float
+
+
+def screen_pays(centroids: Float[Tensor, "code dim"]) -> bool:
+    """Tell whether coarse products save time here; they change no code."""
+    num_codes, dim = centroids.shape
+    is_large = num_codes >= _LEAST_CODES and dim >= _LEAST_DIM
+    return is_large and centroids.device.type == "cpu" and _multiplies_bfloat16()
+
+
+def screen_of(centroids: Float[Tensor, "code dim"]) -> Screen:
+    """Prepare centroids; they are centered, since a common part tells no code from another.
+
+    The bounds: rounding moves a row by its ``errors`` and a centroid by ``moved``, so, by Cauchy
+    and Schwarz, their product by ``errors * |centroid| + lengths * moved``. Sums of float32
+    numbers, in any order, here and in ``codes_by_float32``, add ``dim`` units of the product of
+    both lengths each; the factors 8 and 16 count them generously.
+    """
+    mean = centroids.mean(dim=0)
+    centered = centroids - mean
+    rounded = centered.bfloat16()
+    length = centroids.norm(dim=1).max().item()
+    units = (centroids.shape[1] + 8) * _UNIT
+    per_length = (centered - rounded).norm(dim=1) + 8 * units * length
+    per_error = centered.norm(dim=1) + 8 * units * length
+    always = 16 * units * length * length + _TINY
+    constants = centered.square().sum(dim=1) / 2 + centered @ mean - always
+    columns = [*_in_three(constants), -_up(per_length), -_up(per_error)]
+    factors = torch.cat([-rounded, torch.stack(columns, dim=1)], dim=1)
+    factors = F.pad(factors, (0, _width(centroids.shape[1]) - factors.shape[1]))
+    return Screen(centroids, factors.T, per_length, per_error, always)
+
+
+def rounding_of(rows: Float[Tensor, "row dim"]) -> Rounding:
+    """Return what bfloat16 makes of rows."""
+    lengths, errors = rows.new_empty(len(rows)), rows.new_empty(len(rows))
+    start = 0
+    for part in parts_in_cache(rows, rows.shape[1]):
+        rounded = part.bfloat16().float()
+        block = slice(start, start + len(part))
+        torch.linalg.vector_norm(rounded, dim=1, out=lengths[block])
+        torch.linalg.vector_norm(rounded.sub_(part), dim=1, out=errors[block])
+        start += len(part)
+    return Rounding(lengths, errors)
+
+
+def screened(
+    rows: Float[Tensor, "row dim"], screen: Screen, rounding: Rounding
+) -> tuple[Int[Tensor, " row"], int]:
+    """Return the codes of the nearest centroids, and how many rows needed float32 products."""
+    first, second = torch.empty_like(rounding.lengths), torch.empty_like(rounding.lengths)
+    codes, start = torch.empty(len(rows), dtype=torch.int64), 0
+    for part in parts_in_cache(rows, len(screen.centroids)):
+        block = slice(start, start + len(part))
+        longer = _lengthened(part, Rounding(rounding.lengths[block], rounding.errors[block]))
+        bounds = torch.mm(longer, screen.factors).float()
+        first[block], second[block], codes[block] = _two_least(bounds)
+        start += len(part)
+    off = rounding.lengths * screen.per_length.index_select(0, codes)
+    off.addcmul_(rounding.errors, screen.per_error.index_select(0, codes))
+    off.add_(screen.always).mul_(2 * _SLACK)  # from the lower bound to the upper one
+    off.add_(first.abs().add_(second.abs()), alpha=_COARSE_UNIT)
+    is_certain = second.sub_(first) > off  # False for NaN
+    doubtful = is_certain.logical_not_().nonzero().flatten()
+    if len(doubtful):
+        codes[doubtful] = codes_by_float32(rows.index_select(0, doubtful), screen.centroids)
+    return codes, len(doubtful)
+
+
+def nearest_codes(
+    rows: Float[Tensor, "row dim"], centroids: Float[Tensor, "code dim"]
+) -> Int[Tensor, " row"]:
+    """Return the code of the nearest centroid of each row; ties: the lowest code."""
+    if not screen_pays(centroids):
+        return codes_by_float32(rows, centroids)
+    return screened(rows, screen_of(centroids), rounding_of(rows))[0]
+
+
+def _lengthened(rows: Tensor, rounding: Rounding) -> Tensor:
+    """Return the rounded rows, and after them 1, 1, 1 and both lengths for ``Screen.factors``."""
+    dim = rows.shape[1]
+    longer = torch.zeros((len(rows), _width(dim)), dtype=torch.bfloat16)
+    longer[:, :dim] = rows
+    longer[:, dim : dim + 3] = 1
+    longer[:, dim + 3] = _up(rounding.lengths)
+    longer[:, dim + 4] = _up(rounding.errors)
+    return longer
+
+
+def _two_least(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two least numbers of each row and the column of the first; ``scores`` is used up.
+
+    bfloat16 numbers leave half of a float32 empty, where the column fits: so one least number,
+    which torch finds fast, is the column too. NaN where there is one, of any column.
+    """
+    num_columns = scores.shape[1]
+    packed = scores.view(torch.int32).bitwise_or_(torch.arange(num_columns, dtype=torch.int32))
+    first = packed.view(torch.float32).amin(dim=1)
+    column = first.view(torch.int32).bitwise_and(_LOW_HALF).clamp_(max=num_columns - 1).long()
+    second = scores.scatter_(1, column.unsqueeze(1), math.inf).amin(dim=1)
+    for numbers in (first, second):
+        numbers.view(torch.int32).bitwise_and_(~_LOW_HALF)
+    return first, second, column
+
+
+def _width(dim: int) -> int:
+    """Return how long rows of ``dim`` become, filled up to a multiple of 8."""
+    return -(-(dim + 5) // 8) * 8
+
+
+def _up(numbers: Tensor) -> Tensor:
+    """Round to bfloat16, away from zero."""
+    return (numbers * (1 + 2.0**-7)).bfloat16()
+
+
+def _in_three(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return bfloat16 numbers that add up to the float32 ones."""
+    first = numbers.bfloat16()
+    second = (numbers - first).bfloat16()
+    return first, second, (numbers - first - second).bfloat16()
+
+
+@lru_cache(maxsize=1)
+def _multiplies_bfloat16() -> bool:
+    """Tell whether the processor multiplies bfloat16 numbers, and adds products in float32."""
+    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (is_supported() and has_kernels):
+        return False
+    ones = torch.ones((_LEAST_CODES, 300), dtype=torch.bfloat16)
+    return bool((ones @ ones.T == 300).all())  # sums in bfloat16 stay at 256

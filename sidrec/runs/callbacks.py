@@ -1,0 +1,281 @@
+"""What every training run does beside training: keeps its manifest and says where it is."""
+
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.loggers import CSVLogger
+
+from sidrec.console import say
+from sidrec.distributed import rank_and_world_size, sum_over_ranks
+from sidrec.files import atomic_file
+from sidrec.runs.checkpoints import keep_previous, write_checkpoint
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.preemption import STOP, Preempted
+
+
+def csv_logger(run: RunDirectory) -> dict[str, Any]:
+    """Return settings of a logger with a new folder in ``logs/``: a resumed run loses no log."""
+    return {
+        "class_path": f"{CSVLogger.__module__}.{CSVLogger.__qualname__}",
+        "init_args": {"save_dir": str(run.root), "name": run.logs.name},
+    }
+
+
+def name_curve(loggers: Any, log_id: str) -> None:  # noqa: ANN401 (jsonargparse's namespaces)
+    """Give W&B's logger the run's own id, unless somebody chose one: its curve goes on.
+
+    Args:
+        loggers: What ``trainer.logger`` holds: settings of one or several loggers, or none.
+        log_id: From the run directory.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        is_wandb = str(getattr(logger, "class_path", "")).endswith(".WandbLogger")
+        if is_wandb and logger.init_args.id is None and "WANDB_RUN_ID" not in os.environ:
+            logger.init_args.id = log_id
+
+
+_LINE_EVERY_S = 10.0
+
+
+class RunManifest(L.Callback):
+    """Keep ``manifest.json`` of the run directory true from start to end.
+
+    Nothing is written before model and data are known to fit together.
+
+    Args:
+        run: The run directory; only rank 0 writes.
+        config: Text of ``config.yaml``.
+        log_id: Under which loggers know the run.
+    """
+
+    def __init__(self, run: RunDirectory, config: str, log_id: str = "") -> None:
+        self.run, self.config, self.log_id, self.begun = run, config, log_id, False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record what trains on what, before the first step."""
+        corpus = getattr(trainer.datamodule, "corpus", None)
+        self.begun = True
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            with atomic_file(self.run.config) as temporary:
+                temporary.write_text(self.config)
+        self._write(
+            trainer,
+            state="running",
+            stage=getattr(pl_module, "stage", "unknown"),
+            corpus_fingerprint=getattr(corpus, "fingerprint", None),
+            world_size=rank_and_world_size()[1],
+            precision=str(trainer.precision),
+            log_id=self.log_id,
+        )
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Record that a person, the machine or an error stopped the run."""
+        del pl_module
+        if isinstance(exception, KeyboardInterrupt):
+            self._write(trainer, state="interrupted", at_step=trainer.global_step)
+        elif isinstance(exception, Preempted) or STOP.name is not None:
+            self._write(trainer, state="preempted", at_step=trainer.global_step)
+        else:
+            self._write(trainer, state="failed", error=type(exception).__name__)
+
+    def _write(self, trainer: L.Trainer, **facts: Any) -> None:  # noqa: ANN401
+        if self.begun and trainer.is_global_zero and not trainer.fast_dev_run:
+            self.run.write_manifest(**facts)
+
+
+class LastCheckpoint(L.Callback):
+    """Keep the newest state in ``checkpoints/last.ckpt``: every so often, when stopped, at the end.
+
+    The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once. SIGTERM
+    and SIGUSR1, on any rank, do the same on all ranks, see ``StopRequest``. Nothing is saved in
+    the midst of gradients that are still being accumulated, nor between a step and its validation:
+    Lightning would leave that validation out when it resumes, and choose another best checkpoint.
+
+    Args:
+        run: The run directory.
+        every_s: Seconds between two checkpoints, by rank 0's clock.
+    """
+
+    def __init__(self, run: RunDirectory, *, every_s: float) -> None:
+        self.run, self.every_s = run, every_s
+        self.asked_to_stop = False
+        self._handler_before: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock and listen for Ctrl-C."""
+        del trainer, pl_module
+        self.saved_at = time.monotonic()
+        STOP.wait_for_step()
+        if threading.current_thread() is threading.main_thread():
+            self._handler_before = signal.signal(signal.SIGINT, self._stop_after_this_step)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        *unused: Any,  # noqa: ANN401
+    ) -> None:
+        """Save when it is time or when somebody wants to stop; all ranks at the same step.
+
+        Raises:
+            KeyboardInterrupt: After saving, if Ctrl-C was pressed.
+            Preempted: After saving, if the machine wants this run gone.
+        """
+        del pl_module, unused
+        if not _may_save(trainer):
+            return
+        is_time = time.monotonic() - self.saved_at >= self.every_s
+        wishes = [is_time and trainer.is_global_zero, self.asked_to_stop, STOP.name is not None]
+        votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
+        save, person, machine = (count > 0 for count in sum_over_ranks(votes).tolist())
+        if save or person or machine:
+            self._save(trainer)
+        if person:
+            raise KeyboardInterrupt
+        if machine:
+            raise Preempted(STOP.name or "another rank")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the state that training ended with."""
+        del pl_module
+        self._save(trainer)
+        self._listen_no_more()
+        STOP.wait_no_more()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save a model that took no step (``max_steps: 0``), such as a frozen encoder."""
+        del pl_module
+        if trainer.global_step == 0 and not self.run.last_checkpoint.exists():
+            self._save(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Listen no more; what was to be saved has been."""
+        del trainer, pl_module, exception
+        self._listen_no_more()
+        STOP.waits_for_step = False
+
+    def _stop_after_this_step(self, *unused: Any) -> None:  # noqa: ANN401
+        del unused
+        self.asked_to_stop = True
+        self._listen_no_more()
+        say("stopping after this step; Ctrl-C again stops at once")
+
+    def _listen_no_more(self) -> None:
+        if self._handler_before is not None:
+            signal.signal(signal.SIGINT, self._handler_before)
+            self._handler_before = None
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:
+            if trainer.is_global_zero:
+                keep_previous(self.run)
+            trainer.save_checkpoint(self.run.last_checkpoint)
+        self.saved_at = time.monotonic()
+
+
+def _may_save(trainer: L.Trainer) -> bool:
+    """Return whether a run that resumes from the state of now does what this one would have."""
+    loop = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress
+    if progress.current.ready % trainer.accumulate_grad_batches and not progress.is_last_batch:
+        return False
+    validates_now = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    return not validates_now or trainer.val_check_batch == 1  # 1: there is no better moment
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How checkpoints are written and read: whole or not at all, and nothing of them executed."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,  # noqa: ANN401
+    ) -> None:
+        """Write beside the target, flush to disk, rename."""
+        del storage_options
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = "cpu",  # noqa: ANN401
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read tensors and plain types only, whatever is asked for."""
+        del weights_only
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return loaded
+
+
+class LineProgress(L.Callback):
+    """Progress for logs: a plain line every ten seconds at most, with the time that is left."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        del pl_module
+        self.started = self.last = time.monotonic()
+        self.first_step = trainer.global_step
+        self.total = total_steps(trainer)
+        if trainer.is_global_zero:
+            say(f"training: step {self._step(trainer)}")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        *unused: Any,  # noqa: ANN401
+    ) -> None:
+        """Print the step, the logged figures and the time that is left."""
+        del pl_module, unused
+        now = time.monotonic()
+        done = trainer.global_step - self.first_step
+        if not trainer.is_global_zero or now - self.last < _LINE_EVERY_S or done < 1:
+            return
+        self.last = now
+        left = ""
+        if self.total is not None:
+            left_s = (now - self.started) / done * (self.total - trainer.global_step)
+            left = f", {left_s:.0f} s left"
+        figures = _figures(trainer, prefix="train/")
+        say(f"training: step {self._step(trainer)}{left}{figures}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the validation figures."""
+        del pl_module
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            say(f"validation: step {trainer.global_step:,}{_figures(trainer, prefix='val/')}")
+
+    def _step(self, trainer: L.Trainer) -> str:
+        end = "" if self.total is None else f" of {self.total:,}"
+        return f"{trainer.global_step:,}{end}"
+
+
+def total_steps(trainer: L.Trainer) -> int | None:
+    """Return the number of optimizer steps of the whole fit; None when it has no end by count.
+
+    Counts the loader itself: ``trainer.estimated_stepping_batches`` may set loaders up too early
+    and lose their state (Lightning issue 20550).
+    """
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        steps = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
+        limits.append(steps * trainer.max_epochs)
+    return min(limits, default=None)
+
+
+def _figures(trainer: L.Trainer, *, prefix: str) -> str:
+    chosen = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+    return "".join(f", {key} {float(value):.4f}" for key, value in sorted(chosen.items()))

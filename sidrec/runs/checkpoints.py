@@ -1,0 +1,143 @@
+"""Which checkpoint a run goes on from: the newest that is whole."""
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sidrec.console import say
+from sidrec.errors import RunError
+from sidrec.files import atomic_file
+from sidrec.runs.directory import RunDirectory
+
+
+def damage_of(file: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None.
+
+    Reads every byte: ``torch.save`` writes a zip whose entries carry checksums. Nothing of it is
+    executed.
+    """
+    try:
+        if file.stat().st_size == 0:
+            return "empty"
+        with zipfile.ZipFile(file) as archive:
+            entry = archive.testzip()
+        if entry is not None:
+            return f"wrong checksum in {entry}"
+        step_of(file)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    except zipfile.BadZipFile as error:
+        return f"truncated or damaged: {error}"
+    except Exception as error:
+        return f"damaged: {type(error).__name__}"
+    return None
+
+
+def step_of(file: Path) -> int:
+    """Return the optimizer step at which a checkpoint was written; its tensors stay on disk."""
+    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def newest_whole_checkpoint(run: RunDirectory) -> Path | None:
+    """Return the checkpoint to go on from, None for a run that has none yet.
+
+    The newest comes first, then the one before it; says which ones it leaves out and why.
+
+    Raises:
+        RunError: If there are checkpoints and none can be read.
+    """
+    damaged: dict[str, str] = {}
+    for file in (run.last_checkpoint, run.previous_checkpoint):
+        if not file.exists():
+            continue
+        problem = damage_of(file)
+        if problem is None:
+            for name, why in damaged.items():
+                say(f"{name} is left out ({why}); going on from the one before")
+            return file
+        damaged[str(file)] = problem
+    if damaged:
+        what = "; ".join(f"{name}: {why}" for name, why in damaged.items())
+        raise RunError(
+            f"No checkpoint can be read ({what}); restore one, or delete {run.root} to begin again."
+        )
+    return None
+
+
+def checked(file: Path) -> Path:
+    """Return ``file``.
+
+    Raises:
+        RunError: If it is no whole checkpoint.
+    """
+    problem = damage_of(file)
+    if problem is not None:
+        raise RunError(f"{file} cannot be read ({problem}); restore it, or train again.")
+    return file
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, on the CPU; a flipped bit would load without a word.
+
+    Raises:
+        RunError: If it is no whole checkpoint.
+    """
+    content: dict[str, Any] = torch.load(checked(file), map_location="cpu", weights_only=True)
+    return content
+
+
+def keep_previous(run: RunDirectory) -> None:
+    """Give the newest checkpoint a second name before a newer one takes its place.
+
+    Both names exist at every moment. A file system without hard links gets a copy.
+    """
+    newest, previous = run.last_checkpoint, run.previous_checkpoint
+    if not newest.exists():
+        return
+    spare = previous.with_name(f".{previous.name}.part")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(newest, spare)
+    except OSError:
+        shutil.copyfile(newest, spare)
+    spare.replace(previous)
+
+
+def set_aside_damaged(run: RunDirectory, chosen: Path) -> None:
+    """Rename a damaged newest checkpoint, so that it never replaces the whole one before it."""
+    if chosen == run.previous_checkpoint and run.last_checkpoint.exists():
+        run.last_checkpoint.replace(run.last_checkpoint.with_suffix(".damaged"))
+
+
+def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
+    """Write a checkpoint so that ``target`` holds the old one or the new one, never a part.
+
+    Raises:
+        RunError: If it cannot be written; ``target`` keeps its content.
+    """
+    try:
+        with atomic_file(target) as temporary:
+            torch.save(checkpoint, temporary)
+    except (OSError, RuntimeError) as error:
+        free_gb = _free_gb(target)
+        raise RunError(
+            f"{target} cannot be written ({_first_line(error)}; {free_gb:.1f} GB free); "
+            "the checkpoint before it is whole. Make room or mend the rights, then run the same "
+            "command again."
+        ) from error
+
+
+def _free_gb(target: Path) -> float:
+    there = target
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free / 1e9
+
+
+def _first_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,180 @@
+"""From the run directory that a user names to the arguments that a stage needs."""
+
+import os
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidrec.errors import ConfigError, ContradictionError, RunError
+from sidrec.runs.directory import RunDirectory
+
+_FLAG = "--from"
+_FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "t5")  # may name one
+_KNOWN_PACKAGES = ("sidrec", "lightning", "torch.optim", "torchmetrics")
+
+
+def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Split ``--from FOLDER`` (or ``--from=FOLDER``) off a command line.
+
+    Returns:
+        The folder, or None when the flag is absent, and the other arguments in their order.
+
+    Raises:
+        ConfigError: If the flag has no value.
+    """
+    rest = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{_FLAG}="):
+            del rest[place]
+            return Path(argument.removeprefix(f"{_FLAG}=")), rest
+        if argument == _FLAG:
+            if place + 1 == len(arguments):
+                raise ConfigError("--from needs the folder of a run, e.g. --from runs/enc.")
+            del rest[place : place + 2]
+            return Path(arguments[place + 1]), rest
+    return None, rest
+
+
+def arguments_from_run(command: str, arguments: list[str]) -> list[str]:
+    """Replace ``--from RUN`` by what the stage reads from that run; explicit flags win.
+
+    ``fit`` (generator, quantizer) takes the run's corpus, its Semantic IDs and its encoder; of a
+    quantizer's run the encoder is the one that it was trained on. The other commands take the
+    run's own resolved configuration.
+
+    Raises:
+        RunError: If the run is missing, unfinished, or made by the wrong stage.
+    """
+    source, rest = take_from(arguments)
+    if source is None:
+        return rest
+    run = RunDirectory(source)
+    run.finished_checkpoint()
+    if command != "fit":
+        return ["--config", str(run.config), "--run_dir", str(source), *rest]
+    stage = run.stage()
+    if stage not in ("encoder", "quantizer"):
+        raise RunError(
+            f"{source} was made by stage '{stage}'; `sidrec fit --from` needs an encoder run, or "
+            "a quantizer's."
+        )
+    config = read_config(run.config)
+    encoder = source if stage == "encoder" else config["model"]["init_args"]["encoder_run"]
+    wanted = {
+        "--data.corpus": config["data"]["init_args"]["corpus"],
+        "--model.semantic_ids": run.semantic_ids,
+        "--model.encoder_run": encoder,
+    }
+    given = {argument.split("=")[0].replace(".init_args.", ".") for argument in rest}
+    missing = [flag for flag, value in wanted.items() if value is not None and flag not in given]
+    extra = [word for flag in missing for word in (flag, str(wanted[flag]))]
+    return [*rest, *extra]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a resolved configuration as plain types.
+
+    Raises:
+        RunError: If it is missing or is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read ({type(error).__name__}); train again.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is no mapping; train again in a new run directory.")
+    return content
+
+
+def absolute_paths(config: Any) -> Any:  # noqa: ANN401
+    """Write the folders that model and data read as absolute paths, in place; return ``config``.
+
+    A run is read later, from any working directory. Hub names and ``package:`` names stay.
+
+    Args:
+        config: Mapping or namespace with ``model`` and ``data``, each with ``init_args``.
+    """
+    for part in ("model", "data"):
+        settings = (config.get(part) or {}).get("init_args") or {}
+        for name in _FOLDERS:
+            value = settings.get(name)
+            if isinstance(value, str) and Path(value).is_dir():
+                settings[name] = str(Path(value).absolute())
+    return config
+
+
+def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose model, data or seed were set otherwise when it began.
+
+    Trainer settings (devices, steps, precision, logging) may change between the two.
+
+    Raises:
+        ContradictionError: Names every setting that differs, given and stored.
+    """
+    if not (run.last_checkpoint.exists() and run.config.exists()):
+        return
+    stored = _as_of_now(absolute_paths(read_config(run.config)), resolved)
+    kept = ("seed_everything", "model", "data")
+    before = dict(_leaves({key: stored.get(key) for key in kept}))
+    now = dict(_leaves({key: resolved.get(key) for key in kept}))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        table = "; ".join(f"{k}: given {now.get(k)}, in run {before.get(k)}" for k in differing)
+        raise ContradictionError(
+            f"{run.root} was begun with other settings ({table}); "
+            "use a new --run_dir, or the settings it began with."
+        )
+
+
+def is_finished_with(run: RunDirectory, resolved: dict[str, Any]) -> bool:
+    """Return whether the run has finished, with exactly these settings."""
+    if run.state() != "finished" or not run.config.exists():
+        return False
+    return _as_of_now(absolute_paths(read_config(run.config)), resolved) == resolved
+
+
+def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+    """Give a stored configuration the defaults of options that came after it, in place."""
+    for part in ("model", "data"):
+        before, now = stored.get(part) or {}, resolved.get(part) or {}
+        if "class_path" not in now or before.get("class_path") != now["class_path"]:
+            continue
+        module, _, name = now["class_path"].rpartition(".")
+        given = now.get("init_args") or {}
+        for option, known in signature(getattr(import_module(module), name)).parameters.items():
+            if option in given and given[option] == known.default:
+                before.setdefault("init_args", {}).setdefault(option, known.default)
+    return stored
+
+
+def allow_known_classes_only() -> None:
+    """Let YAML and command line name classes of these packages only.
+
+    A configuration is text from anywhere, and a ``class_path`` imports and calls what it names.
+    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas. A package
+    that imports another does not let it through: where an object is defined counts as well.
+
+    Raises:
+        ConfigError: If the installed jsonargparse cannot do this.
+    """
+    from jsonargparse import set_parsing_settings
+
+    named = os.environ.get("SIDREC_ALLOW_IMPORTS", "").replace(",", " ").split()
+    try:
+        set_parsing_settings(
+            import_path_denylist=["*"], import_path_allowlist=[*_KNOWN_PACKAGES, *named]
+        )
+    except TypeError:
+        raise ConfigError(
+            "jsonargparse before 4.53 would let a configuration call anything; "
+            "pip install 'jsonargparse>=4.53,<5'."
+        ) from None
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:  # noqa: ANN401
+    if isinstance(tree, dict):
+        return [pair for k, v in tree.items() for pair in _leaves(v, f"{prefix}{k}.")]
+    return [(prefix.rstrip("."), tree)]

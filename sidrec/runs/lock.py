@@ -1,0 +1,202 @@
+"""One process works on a run at a time; a lock names it, and a dead owner's lock is taken over."""
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sidrec.console import say
+from sidrec.errors import RunError
+from sidrec.runs.directory import RunDirectory
+
+HEARTBEAT_S = 30.0
+SILENT_S = 300.0  # without a sign of life for so long an owner on another machine counts as gone
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that holds a run.
+
+    Attributes:
+        host: Host name, for people; it may change while a process runs.
+        machine: Boot id and process namespace: where ``pid`` means something.
+        pid: Process id.
+        process_started: Clock ticks since boot, so that a reused ``pid`` is no mistake.
+        since: When it took the run, for people.
+        job: Slurm job, or empty. A requeued job keeps its number.
+        token: Tells two locks apart.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    process_started: str
+    since: str
+    job: str
+    token: str
+
+    @classmethod
+    def this_process(cls) -> "Owner":
+        """Describe the process that asks."""
+        return cls(
+            host=platform.node(),
+            machine=_machine(),
+            pid=os.getpid(),
+            process_started=_process_started(os.getpid()),
+            since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            job=os.environ.get("SLURM_JOB_ID", ""),
+            token=uuid.uuid4().hex,
+        )
+
+    def __str__(self) -> str:
+        job = f", Slurm job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host} (since {self.since}{job})"
+
+
+@contextmanager
+def locked(run: RunDirectory) -> Iterator[None]:
+    """Hold the run while the block runs; a thread gives a sign of life every half minute.
+
+    Raises:
+        RunError: If another process works on it; names that process. Or if nothing can be written.
+    """
+    own = Owner.this_process()
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        while not _create(run.lock, own):
+            _take_over_or_refuse(run.lock, own)
+    except OSError as error:
+        raise RunError(
+            f"{run.root} cannot be written ({error.strerror or error}); give a --run_dir where "
+            "you may write, or make room."
+        ) from error
+    over = threading.Event()
+    threading.Thread(target=_give_signs, args=(run.lock, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        found = read_owner(run.lock)
+        if found is not None and found.token == own.token:
+            run.lock.unlink(missing_ok=True)
+
+
+def read_owner(lock: Path) -> Owner | None:
+    """Return who holds the lock; None when nobody does, or when it cannot be read."""
+    try:
+        return Owner(**json.loads(lock.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def why_gone(lock: Path, owner: Owner | None, own: Owner) -> str | None:
+    """Return why the owner of a lock no longer works on the run; None while it may.
+
+    Args:
+        lock: The file, whose time of change is the last sign of life.
+        owner: What it says.
+        own: The process that asks.
+    """
+    if owner is None:
+        return "its lock cannot be read"
+    if owner.machine == own.machine:
+        alive = owner.process_started == _process_started(owner.pid) != ""
+        return None if alive else "it has ended"
+    if owner.job and owner.job == own.job:
+        return "the job was requeued"
+    silent_s = _silent_s(lock)
+    return f"no sign of life for {silent_s:.0f} s" if silent_s > SILENT_S else None
+
+
+def _create(lock: Path, own: Owner) -> bool:
+    """Make the lock if there is none; return whether it was made."""
+    spare = lock.with_name(f".{lock.name}.{own.token}.part")
+    try:
+        spare.write_text(json.dumps(asdict(own), indent=2) + "\n")
+        return _give_name(spare, lock)
+    finally:
+        spare.unlink(missing_ok=True)
+
+
+def _give_name(spare: Path, lock: Path) -> bool:
+    """Name the file ``lock`` unless that exists: of two processes one succeeds."""
+    try:
+        os.link(spare, lock)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here: the second best
+        try:
+            with lock.open("x") as stream:
+                stream.write(spare.read_text())
+        except FileExistsError:
+            return False
+    return True
+
+
+def _take_over_or_refuse(lock: Path, own: Owner) -> None:
+    owner = read_owner(lock)
+    if owner is None and not lock.exists():
+        return  # given back in this moment
+    reason = why_gone(lock, owner, own)
+    if reason is None:
+        raise RunError(
+            f"{lock.parent} is in use by {owner}, last sign of life {_silent_s(lock):.0f} s ago; "
+            "wait for it, stop it, or give another --run_dir."
+        )
+    aside = lock.with_name(f".{lock.name}.{own.token}.old")
+    try:
+        lock.replace(aside)
+    except FileNotFoundError:
+        return  # somebody else took it over: ask again
+    if read_owner(aside) != owner:  # a third process was faster, and this is its lock
+        os.link(aside, lock)
+    else:
+        say(f"{lock.parent}: taking over from {owner or 'an unknown process'}: {reason}")
+    aside.unlink()
+
+
+def _give_signs(lock: Path, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_S):
+        try:
+            os.utime(lock)
+        except OSError:
+            continue  # a file server may be away for a while; training shall not end for that
+
+
+def _silent_s(lock: Path) -> float:
+    """Return seconds since the last sign of life, by the clock of the lock's file system."""
+    probe = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}.part")
+    try:
+        probe.touch()
+        os.utime(probe)
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return max(0.0, now - lock.stat().st_mtime)
+    except OSError:
+        return max(0.0, time.time() - lock.stat().st_mtime) if lock.exists() else 0.0
+
+
+def _machine() -> str:
+    """Return what makes a process id meaningful, whatever the host is called."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return platform.node()
+
+
+def _process_started(pid: int) -> str:
+    """Return the 22nd field of ``/proc/PID/stat``; empty when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    state, *fields = text.rpartition(")")[2].split()
+    return "" if state in ("Z", "X") else fields[18]

@@ -1,0 +1,1 @@
+"""Semantic IDs on disk: write, read, append, compare."""

@@ -1,0 +1,153 @@
+"""New items for an old bundle: frozen codebooks, and not one ID of the old items changes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidrec.console import say
+from sidrec.errors import ConfigError, DataError, RunError, SidrecError
+from sidrec.runs.directory import RunDirectory
+from sidrec.runs.from_run import read_config
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from sidrec.semantic_ids.bundle.storage import DESCRIPTION, digest_of_strings, digest_of_tensors
+from sidrec.semantic_ids.bundle.vector_reader import stacked_rows
+from sidrec.semantic_ids.collisions.policies import Resolution
+from sidrec.semantic_ids.collisions.sinkhorn import load_policy
+from sidrec.semantic_ids.quality.id_metrics import quality_of
+from sidrec.semantic_ids.quality.purity import Attribute, attributes_of_items
+from sidrec.semantic_ids.quantizers.registry import load_quantizer
+from sidrec.types import ItemEmbeddings, SemanticIdTable
+
+
+def stored_bundle(folder: Path) -> SemanticIdBundle:
+    """Return the bundle in a folder, or that of a finished run.
+
+    Raises:
+        RunError: If the folder is an unfinished run or holds no bundle.
+        DataError: If the bundle is damaged.
+    """
+    if not (folder / DESCRIPTION).exists():  # not a bundle itself
+        run = RunDirectory(folder)
+        run.finished_checkpoint()
+        folder = run.semantic_ids
+        if not folder.exists():
+            raise RunError(f"{run.root} holds no semantic_ids; give --from an encoder run.")
+    return SemanticIdBundle.load(folder)
+
+
+def attributes_of_run(folder: Path, corpus_fingerprint: str) -> list[Attribute]:
+    """Return attributes of the items of a run's corpus; none where that is not at hand.
+
+    Args:
+        folder: Run directory, or the bundle in it.
+        corpus_fingerprint: Of the bundle; a corpus that has changed since is left alone.
+    """
+    run = RunDirectory(folder if (folder / "config.yaml").exists() else folder.parent)
+    if not run.config.exists():
+        return []
+    from sidrec.corpus.store import Corpus  # late: it imports datasets
+
+    try:
+        corpus = Corpus.load(read_config(run.config)["data"]["init_args"]["corpus"])
+    except (SidrecError, KeyError, TypeError):
+        say("No purity figures: the corpus of the run is not at hand.")
+        return []
+    if corpus.fingerprint != corpus_fingerprint:
+        say("No purity figures: the corpus of the run has changed since.")
+        return []
+    return attributes_of_items(corpus.items.data.table)
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device for ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    if name.startswith("cuda") and not has_cuda:
+        raise ConfigError("--device cuda: no GPU is visible; use --device cpu.")
+    return torch.device(name)
+
+
+def append_items(
+    bundle: SemanticIdBundle,
+    vectors: Float[Tensor, "item dim"],
+    *,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+    device: torch.device,
+    attributes: Sequence[Attribute] = (),
+) -> SemanticIdBundle:
+    """Return a bundle of the old items, as they are, and behind them the new ones.
+
+    New items are encoded with the bundle's codebooks and placed by its collision policy among the
+    IDs in use. The bundle has a hash and a corpus fingerprint of its own, so that a generator
+    trained on the old one refuses it. Its quality figures are of all items; ``…_before`` are of
+    codes that the frozen codebooks give them.
+
+    Args:
+        bundle: Old items.
+        vectors: Float32, of the encoder that made the old vectors: only the width is checked.
+        item_ids: New ids, row by row.
+        titles: Titles, row by row.
+        source: Where the new vectors come from (plain JSON types).
+        device: Where to compute.
+        attributes: Attributes of all items, for the purity figures.
+
+    Raises:
+        DataError: If an id is not new or repeats, or the width differs.
+        ConfigError: If the policy has no room for so many items.
+    """
+    _refuse_known(bundle, item_ids)
+    old = bundle.embeddings.vectors
+    if vectors.shape[1] != old.shape[1]:
+        raise DataError(
+            f"The new vectors have {vectors.shape[1]} dimensions, those of the bundle "
+            f"{old.shape[1]}; use the encoder that the bundle was made with."
+        )
+    codebooks = {name: tensor.to(device) for name, tensor in bundle.codebooks.items()}
+    fitted = load_quantizer(bundle.quantizer["name"], codebooks)
+    placed = load_policy(bundle.policy).resolve(
+        vectors, fitted.encode(vectors).cpu(), fitted, in_use=bundle.table.codes
+    )
+    codes = torch.cat([bundle.table.codes, placed.codes])
+    both = stacked_rows([old, vectors], len(codes), old.shape[1])
+    sizes = bundle.table.codebook_sizes
+    fingerprint = digest_of_strings(
+        [bundle.corpus_fingerprint, digest_of_tensors({"embeddings": vectors}), *item_ids]
+    )
+    before = fitted.encode(both).cpu()
+    return SemanticIdBundle(
+        table=SemanticIdTable(codes, sizes),
+        embeddings=ItemEmbeddings(both, bundle.embeddings.encoder_hash, fingerprint),
+        item_ids=bundle.item_ids + item_ids,
+        titles=bundle.titles + titles,
+        codebooks=bundle.codebooks,
+        quantizer=bundle.quantizer,
+        policy=bundle.policy,
+        source=_with_addition(bundle.source, source | {"num_items": len(item_ids)}),
+        quality=quality_of(both, before, Resolution(codes, sizes), fitted, attributes=attributes),
+    )
+
+
+def _refuse_known(bundle: SemanticIdBundle, item_ids: list[str]) -> None:
+    known = set(bundle.item_ids)
+    for row, item_id in enumerate(item_ids):
+        if item_id in known:
+            raise DataError(
+                f"item_id '{item_id}' (row {row} of the new items, counted from 0) is in the "
+                "bundle already, or occurs twice; append items that are new."
+            )
+        known.add(item_id)
+
+
+def _with_addition(source: dict[str, Any], addition: dict[str, Any]) -> dict[str, Any]:
+    return source | {"appended": [*source.get("appended", []), addition]}

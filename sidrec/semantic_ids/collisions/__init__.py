@@ -1,0 +1,1 @@
+"""Codes -> unique codes: collision policies."""

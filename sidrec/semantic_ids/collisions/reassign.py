@@ -1,0 +1,101 @@
+"""Move items to codes with room: within their prefix, and upwards only where that is full."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sidrec.errors import ConfigError
+from sidrec.semantic_ids.collisions.capacitated_assignment import Reprice, spread
+from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
+from sidrec.semantic_ids.quantizers.base import FittedQuantizer
+
+
+def reassign(
+    vectors: Float[Tensor, "item dim"],
+    codes: Int[Tensor, "item level"],
+    quantizer: FittedQuantizer,
+    *,
+    capacity: int,
+    in_use: Int[Tensor, "held level"] | None = None,
+    reprice: Reprice | None = None,
+) -> Int[Tensor, "item level"]:
+    """Return codes of which no more than ``capacity`` items share all levels.
+
+    Level by level, coarse first: no code may have more items than the levels after it can hold.
+    Items that have to move are encoded anew from there on.
+
+    Args:
+        vectors: One row per item; may be memory-mapped, it is read in parts.
+        codes: What the quantizer made of the items.
+        quantizer: Judges other codes.
+        capacity: Items on one ID, ``>= 1``.
+        in_use: IDs of items that stay where they are.
+        reprice: Costs of the last level in place of squared errors (see ``spread``).
+
+    Raises:
+        ConfigError: If there are more items than places.
+    """
+    sizes = quantizer.codebook_sizes
+    held = codes.new_zeros((0, len(sizes))).cpu() if in_use is None else in_use.cpu().to(codes)
+    held = _at_most(held, capacity)
+    _refuse_too_many(len(codes), len(held), sizes, capacity)
+    codes = torch.cat([held, codes.cpu()])
+    groups = torch.zeros(len(codes), dtype=torch.int64)
+    for level, size in enumerate(sizes):
+
+        def errors(rows: Tensor, prefix: Tensor = codes[:, :level]) -> Tensor:
+            parts = [
+                quantizer.candidate_errors(vectors[part - len(held)], prefix[part]).cpu()
+                for part in torch.split(rows, CHUNK_ROWS)
+            ]
+            return torch.cat(parts)
+
+        placed = spread(
+            groups,
+            codes[:, level],
+            errors,
+            num_codes=size,
+            capacity=min(capacity * math.prod(sizes[level + 1 :]), len(codes)),
+            num_fixed=len(held),
+            reprice=reprice if level + 1 == len(sizes) else None,
+        )
+        moved = (placed != codes[:, level]).nonzero().flatten()
+        codes[moved, level] = placed[moved]
+        if level + 1 < len(sizes):
+            for rows in torch.split(moved, CHUNK_ROWS):
+                part = vectors[rows - len(held)]
+                codes[rows] = quantizer.complete(part, codes[rows, : level + 1]).cpu()
+        groups = torch.unique(groups * size + codes[:, level], return_inverse=True)[1]
+    return codes[len(held) :]
+
+
+def refuse_no_capacity(capacity: int) -> None:
+    """Raise ConfigError unless an ID may hold at least one item."""
+    if capacity < 1:
+        raise ConfigError(f"capacity is {capacity}, expected at least 1 item per Semantic ID.")
+
+
+def _at_most(held: Tensor, capacity: int) -> Tensor:
+    """Drop rows beyond ``capacity`` equal ones: they take no place from others."""
+    if len(held) == 0:
+        return held
+    groups = torch.unique(held, dim=0, return_inverse=True)[1]
+    order = groups.argsort(stable=True)
+    sizes = torch.bincount(groups)
+    starts = sizes.cumsum(dim=0) - sizes
+    place = torch.arange(len(groups)) - starts[groups[order]]
+    return held[order[place < capacity].sort().values]
+
+
+def _refuse_too_many(num_items: int, num_held: int, sizes: tuple[int, ...], capacity: int) -> None:
+    num_ids = math.prod(sizes)
+    if num_items <= capacity * num_ids - num_held:
+        return
+    in_use = f", {num_held} places are in use" if num_held else ""
+    shared = f" for {capacity} items each" if capacity > 1 else ""
+    raise ConfigError(
+        f"{num_items} items do not fit into codebook_sizes {list(sizes)} with {num_ids} distinct "
+        f"IDs{shared}{in_use}; add a level, or raise the sizes or the policy's capacity."
+    )

@@ -1,0 +1,183 @@
+"""Collisions as a transport problem: prices on crowded codes, found by Sinkhorn's iterations."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sidrec.errors import ConfigError, DataError
+from sidrec.semantic_ids.collisions.policies import (
+    CollisionPolicy,
+    ExtraLevel,
+    KeepCollisions,
+    ReassignLastLevel,
+    Resolution,
+)
+from sidrec.semantic_ids.collisions.reassign import reassign, refuse_no_capacity
+from sidrec.semantic_ids.quantizers.base import FittedQuantizer
+
+Array = npt.NDArray[Any]
+
+_LEAST_SCALE = 1e-30  # float32: below it a code is priced out
+_STANDSTILL = 0.01  # a group is done when no scale changes by more than this fraction
+_WORTH_CUTTING = 0.7  # share of moving groups below which the others are cut out
+
+
+@dataclass(frozen=True, slots=True)
+class SinkhornLastLevel(CollisionPolicy):
+    """Policy ``sinkhorn``: optimal transport from the colliding items of a prefix to its codes.
+
+    Entropic transport puts a price on each crowded code; then each item takes the code that is
+    cheapest for it, error plus price, with room left (rounds as in ``ReassignLastLevel``, which
+    also handles overfull prefixes, upwards). So IDs are unique with a capacity of 1, items with
+    identical embeddings included.
+
+    Attributes:
+        epsilon: Entropy's weight, as a fraction of the mean excess error of a prefix's codes;
+            ``> 0``. Smaller is nearer to the best assignment and needs more iterations.
+        num_iterations: Most Sinkhorn iterations, ``>= 1``; a prefix whose prices stand still stops.
+        capacity: Items that may share one ID, ``>= 1``.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+
+    Source:
+        LC-Rec, sec. III-B (https://arxiv.org/abs/2311.09049); inequality as in Benamou et al.
+        2015 (https://arxiv.org/abs/1412.5154). Differs: a code holds at most ``capacity`` items
+        where LC-Rec asks for equal shares, since prefixes have fewer items than codes; and the
+        plan is rounded to an assignment, where LC-Rec takes each item's largest entry, which
+        cannot part identical items and leaves collisions.
+    """
+
+    epsilon: float
+    num_iterations: int
+    capacity: int = 1
+
+    def __post_init__(self) -> None:
+        refuse_no_capacity(self.capacity)
+        if not self.epsilon > 0:
+            raise ConfigError(f"epsilon is {self.epsilon}, expected more than 0, e.g. 0.05.")
+        if self.num_iterations < 1:
+            raise ConfigError(f"num_iterations is {self.num_iterations}, expected at least 1.")
+
+    def settings(self) -> dict[str, Any]:
+        """Return name and settings."""
+        return {
+            "name": "sinkhorn",
+            "epsilon": self.epsilon,
+            "num_iterations": self.num_iterations,
+            "capacity": self.capacity,
+        }
+
+    def resolve(
+        self,
+        vectors: Float[Tensor, "item dim"],
+        codes: Int[Tensor, "item level"],
+        quantizer: FittedQuantizer,
+        *,
+        in_use: Int[Tensor, "held held_level"] | None = None,
+    ) -> Resolution:
+        """Return codes whose last level was assigned by price where items collided."""
+
+        def reprice(errors: Array, group: Array, room: Array) -> Array:
+            return priced(
+                errors, group, room, epsilon=self.epsilon, num_iterations=self.num_iterations
+            )
+
+        placed = reassign(
+            vectors, codes, quantizer, capacity=self.capacity, in_use=in_use, reprice=reprice
+        )
+        return Resolution(placed, quantizer.codebook_sizes)
+
+
+def priced(
+    errors: Float[np.ndarray, "row code"],
+    group: Int[np.ndarray, " row"],
+    room: Int[np.ndarray, "group code"],
+    *,
+    epsilon: float,
+    num_iterations: int,
+) -> Float[np.ndarray, "row code"]:
+    """Return each error plus the price of its code.
+
+    Every row is transported whole; a code of a group takes at most its room. The price of a code
+    is its dual variable: 0 where there is room enough.
+
+    Args:
+        errors: Squared errors, ``>= 0``.
+        group: Group of each row, dense from 0, ascending.
+        room: Items that each code of each group can take.
+        epsilon: Weight of the entropy over the mean excess error of the group.
+        num_iterations: Most Sinkhorn iterations.
+    """
+    sizes = np.bincount(group)
+    starts = sizes.cumsum() - sizes
+    has_room = room > 0
+    errors = errors.astype(np.float32)
+    least = np.where(has_room[group], errors, np.inf).min(axis=1, keepdims=True)
+    excess = np.maximum(errors - least, 0)
+    mean = np.add.reduceat(excess.mean(axis=1), starts) / sizes
+    unit = (epsilon * np.where(mean > 0, mean, 1)).astype(np.float32)[:, None]  # [group, 1]
+    kernel = np.exp(-excess / unit[group]) * has_room[group]
+    limits = np.maximum(room, 0).astype(np.float32)
+    scales = np.ones_like(limits)
+    for size in np.unique(sizes):  # groups of one size are one batch of matrix products
+        alike = np.flatnonzero(sizes == size)
+        rows = starts[alike, None] + np.arange(size)
+        scales[alike] = _scales(kernel[rows], limits[alike], num_iterations)
+    prices: Array = (errors - unit[group] * np.log(scales)[group]).astype(np.float32)
+    return prices
+
+
+def _scales(kernel: Array, limits: Array, num_iterations: int) -> Array:
+    """Return the factor of each code, [group, code], in (0, 1]; groups at rest drop out.
+
+    ``kernel`` is [group, row, code].
+    """
+    scales: Array = np.ones_like(limits)
+    left, moving = np.arange(len(limits)), np.ones(len(limits), dtype=bool)
+    for _ in range(num_iterations):
+        before = scales[left]
+        rows = 1 / np.maximum(kernel @ before[:, :, None], _LEAST_SCALE)
+        load = (rows.transpose(0, 2, 1) @ kernel)[:, 0]
+        now = np.clip(limits[left] / np.maximum(load, _LEAST_SCALE), _LEAST_SCALE, 1)
+        scales[left[moving]] = now[moving]
+        moving &= (np.abs(now - before) > _STANDSTILL * before).any(axis=1)
+        if not moving.any():
+            break
+        if moving.mean() < _WORTH_CUTTING:
+            kernel, left = kernel[moving], left[moving]
+            moving = np.ones(len(left), dtype=bool)
+    return scales
+
+
+_CLASSES: dict[str, type[CollisionPolicy]] = {
+    "none": KeepCollisions,
+    "extra_level": ExtraLevel,
+    "reassign_last_level": ReassignLastLevel,
+    "sinkhorn": SinkhornLastLevel,
+}
+
+
+def load_policy(settings: dict[str, Any]) -> CollisionPolicy:
+    """Build the policy whose ``settings()`` are given.
+
+    Raises:
+        DataError: If this sidrec knows no policy of that name, or not these settings of it.
+    """
+    name, values = settings.get("name"), {k: v for k, v in settings.items() if k != "name"}
+    if name not in _CLASSES:
+        raise DataError(
+            f"The bundle's collision policy is '{name}', expected one of "
+            f"{', '.join(sorted(_CLASSES))}; make the bundle again with `sidrec ids`."
+        )
+    try:
+        return _CLASSES[name](**values)
+    except TypeError:
+        raise DataError(
+            f"The collision policy '{name}' does not take the stored settings {values}; "
+            "make the bundle again with `sidrec ids`."
+        ) from None

@@ -1,0 +1,1 @@
+"""Rows on one or many ranks -> centroids."""

@@ -1,0 +1,189 @@
+"""k-means of rows that may be spread over ranks: Lloyd's iterations with repair of empty codes."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sidrec.distributed import from_rank_zero, gather_rows, sum_over_ranks
+from sidrec.kernels.nearest import (
+    Rounding,
+    codes_by_float32,
+    nearest_codes,
+    rounding_of,
+    screen_of,
+    screen_pays,
+    screened,
+)
+from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS, Rows, grid_unit
+
+GRID_BITS = 34  # a chunk's sum keeps as many bits; float64 then adds 2^18 chunks without error
+_WORTHLESS_FRACTION = 0.4  # with more rows in doubt, float32 products from the start cost less
+
+
+class KMeans(NamedTuple):
+    """Result of one run.
+
+    Attributes:
+        centroids: float32.
+        objectives: Mean squared distance of a row to its nearest centroid, once per iteration,
+            before that iteration moved the centroids; never rises.
+    """
+
+    centroids: Float[Tensor, "code dim"]
+    objectives: list[float]
+
+
+class _Kept(NamedTuple):
+    """What is kept of this rank's rows between iterations; made before the first."""
+
+    codes: Tensor  # [local row] int16
+    rounding: Rounding  # [local row] each
+
+
+class _Pass(NamedTuple):
+    sums: Tensor  # [code, dim] float64, exact
+    counts: Tensor  # [code] int64
+    num_in_doubt: int
+
+
+def nearest(
+    rows: Float[Tensor, "row dim"], centroids: Float[Tensor, "code dim"]
+) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
+    """Return the squared distance to the nearest centroid and its code; ties: the lowest code."""
+    codes = nearest_codes(rows, centroids)
+    return _distances(rows, centroids, codes), codes
+
+
+def k_means(
+    rows: Rows,
+    start: Float[Tensor, "code dim"],
+    *,
+    num_iterations: int,
+    tolerance: float,
+) -> KMeans:
+    """Improve ``start`` by Lloyd's iterations over the rows of all ranks.
+
+    Chunks hold the same rows for any number of ranks; each chunk's sums are rounded to a grid on
+    which float64 adds them without error, so every number of ranks gives the same centroids. A
+    code that no row chose moves to a row that lies farthest from its centroid, which cannot raise
+    the objective.
+
+    Args:
+        rows: This rank's block of rows.
+        start: Centroids to begin with; rank 0's are used.
+        num_iterations: Upper limit, ``>= 1``.
+        tolerance: Stop when an iteration lowers the objective by less than this fraction,
+            ``>= 0``; 0 goes on until nothing changes.
+
+    Source:
+        Lloyd 1982 (https://doi.org/10.1109/TIT.1982.1056489); repair as in scikit-learn.
+    """
+    centroids = from_rank_zero(start.float())
+    kept = _Kept(
+        torch.empty(rows.num_local, dtype=torch.int16, device=centroids.device),
+        Rounding(centroids.new_empty(rows.num_local), centroids.new_empty(rows.num_local)),
+    )
+    is_screened = screen_pays(centroids)
+    squares = _first_look(rows, kept, centroids, is_screened=is_screened)
+    objectives: list[float] = []
+    for _ in range(num_iterations):
+        result = _assign(rows, centroids, kept, is_screened=is_screened)
+        is_screened = is_screened and result.num_in_doubt < _WORTHLESS_FRACTION * rows.num_rows
+        objectives.append(_objective(squares, centroids, result) / max(rows.num_rows, 1))
+        if len(objectives) > 1 and objectives[-2] - objectives[-1] <= tolerance * objectives[-2]:
+            break
+        centroids = _moved(rows, centroids, result, kept.codes)
+    return KMeans(centroids, objectives)
+
+
+def sums_by_code(
+    rows: Float[Tensor, "row dim"], codes: Int[Tensor, " row"], num_codes: int
+) -> tuple[Float[Tensor, "code dim"], Int[Tensor, " code"]]:
+    """Return per code the sum of its rows, added in their order, and their number."""
+    order = codes.argsort(stable=True)
+    counts = torch.bincount(codes, minlength=num_codes)
+    first = counts.cumsum(dim=0) - counts
+    return F.embedding_bag(order, rows, first, mode="sum"), counts
+
+
+def _first_look(rows: Rows, kept: _Kept, centroids: Tensor, *, is_screened: bool) -> float:
+    """Return the sum of squares over all ranks; where rows are screened, keep their rounding."""
+    total = torch.zeros((), dtype=torch.float64, device=centroids.device)
+    unit = grid_unit(rows.largest * rows.largest * rows.dim * CHUNK_ROWS, GRID_BITS)
+    for block, chunk in _blocks(rows):
+        total += (chunk.square().sum(dim=1).sum(dtype=torch.float64) / unit).round_()
+        if is_screened:
+            found = rounding_of(chunk)
+            kept.rounding.lengths[block], kept.rounding.errors[block] = found
+    return sum_over_ranks(total).item() * unit
+
+
+def _assign(rows: Rows, centroids: Tensor, kept: _Kept, *, is_screened: bool) -> _Pass:
+    """Look at all rows once.
+
+    Nothing small is made to last while chunks come and go: it would settle where the last chunk
+    was, and the next one would need new memory.
+    """
+    num_codes, num_in_doubt = len(centroids), 0
+    sums = torch.zeros_like(centroids, dtype=torch.float64)
+    counts = torch.zeros(num_codes + 1, dtype=torch.int64, device=centroids.device)
+    unit = grid_unit(rows.largest * CHUNK_ROWS, GRID_BITS)
+    screen = screen_of(centroids) if is_screened else None
+    for block, chunk in _blocks(rows):
+        if screen is not None:
+            rounding = Rounding(kept.rounding.lengths[block], kept.rounding.errors[block])
+            codes, in_doubt = screened(chunk, screen, rounding)
+            num_in_doubt += in_doubt
+        else:
+            codes = codes_by_float32(chunk, centroids)
+        kept.codes[block] = codes
+        chunk_sums, chunk_counts = sums_by_code(chunk, codes, num_codes)
+        sums += chunk_sums.double().div_(unit).round_()
+        counts[:-1] += chunk_counts
+    counts[-1] = num_in_doubt
+    counts = sum_over_ranks(counts)
+    return _Pass(sum_over_ranks(sums) * unit, counts[:-1], int(counts[-1]))
+
+
+def _objective(squares: float, centroids: Tensor, result: _Pass) -> float:
+    """Return the sum of squared distances, from sums: ``|x - c|^2 = |x|^2 - 2 x c + |c|^2``."""
+    centers = centroids.double()
+    moved = result.counts.double() @ centers.square().sum(dim=1)
+    return max(squares + (moved - 2 * (centers * result.sums).sum()).item(), 0.0)
+
+
+def _moved(rows: Rows, centroids: Tensor, result: _Pass, codes: Tensor) -> Tensor:
+    means = (result.sums / result.counts.clamp(min=1).unsqueeze(1)).float()
+    empty = (result.counts == 0).nonzero().flatten()
+    moved = torch.where((result.counts > 0).unsqueeze(1), means, centroids)
+    if len(empty):
+        distances = centroids.new_empty(rows.num_local)
+        for block, chunk in _blocks(rows):
+            distances[block] = _distances(chunk, centroids, codes[block])
+        far = _farthest(rows, distances, len(empty))
+        moved[empty[: len(far)]] = rows.take(far.sort().values)
+    return moved
+
+
+def _distances(rows: Tensor, centroids: Tensor, codes: Tensor) -> Tensor:
+    return (rows - F.embedding(codes.long(), centroids)).square_().sum(dim=1)
+
+
+def _farthest(rows: Rows, distances: Tensor, count: int) -> Tensor:
+    """Return the numbers of the rows with the largest distances above 0, over all ranks."""
+    order = distances.sort(descending=True, stable=True).indices[:count]
+    gathered = gather_rows(distances[order])
+    numbers = gather_rows(order + rows.start)
+    best = gathered.sort(descending=True, stable=True).indices[:count]
+    return numbers[best][gathered[best] > 0]
+
+
+def _blocks(rows: Rows) -> Iterator[tuple[slice, Tensor]]:
+    start = 0
+    for chunk in rows.chunks():
+        yield slice(start, start + len(chunk)), chunk
+        start += len(chunk)

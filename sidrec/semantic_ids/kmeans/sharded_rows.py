@@ -1,0 +1,245 @@
+"""The rows of one k-means problem: read in fixed chunks, spread over ranks."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sidrec.distributed import gather_objects, gather_rows, rank_and_world_size, sum_over_ranks
+from sidrec.errors import ConfigError, DataError
+
+
+def checked_sizes(
+    vectors: Float[Tensor, "item dim"], codebook_sizes: tuple[int, ...], *, shrink: bool
+) -> tuple[int, ...]:
+    """Return how many codes each level gets; collective, so that all ranks raise or none does.
+
+    Args:
+        vectors: This rank's rows.
+        codebook_sizes: Codes per level that were asked for.
+        shrink: With fewer items than codes, use as many codes as items instead of refusing.
+
+    Raises:
+        DataError: If a value is not finite (names rows of the whole), or there are no rows.
+        ConfigError: If there are fewer items than codes.
+    """
+    bad = [
+        start + int(row)
+        for start in range(0, len(vectors), CHUNK_ROWS)
+        for row in (~torch.isfinite(vectors[start : start + CHUNK_ROWS]).all(dim=1)).nonzero()
+    ]
+    facts: list[tuple[int, list[int]]] = gather_objects((len(vectors), bad))
+    first_rows = [sum(n for n, _ in facts[:rank]) for rank in range(len(facts))]
+    named = [
+        first + row for first, (_, rows) in zip(first_rows, facts, strict=True) for row in rows
+    ]
+    if named:
+        raise DataError(
+            f"{len(named)} vectors hold NaN or infinity (first rows: {named[:5]}); "
+            "remove those items or encode them again."
+        )
+    num_items = sum(n for n, _ in facts)
+    if num_items == 0:
+        raise DataError("There are no vectors to fit on; the catalogue is empty.")
+    if shrink:
+        return tuple(min(size, num_items) for size in codebook_sizes)
+    if num_items < max(codebook_sizes):
+        raise ConfigError(
+            f"The catalogue has {num_items} items, fewer than the {max(codebook_sizes)} codes of "
+            f"codebook_sizes {list(codebook_sizes)}; choose smaller sizes, e.g. about the square "
+            f"root of the number of items, or set shrink: true to use at most {num_items} codes "
+            "a level."
+        )
+    return codebook_sizes
+
+
+def training_block(
+    vectors: Float[Tensor, "item dim"], *, num_rows: int | None, seed: int
+) -> Float[Tensor, "row dim"]:
+    """Return this rank's block of ``num_rows`` rows of all ranks, drawn without replacement.
+
+    Collective. The rows and their order do not depend on the number of ranks. Where the ranks hold
+    no more than ``num_rows``, or it is None, the block is ``vectors`` itself, not copied.
+    """
+    counts: list[int] = gather_objects(len(vectors))
+    if num_rows is None or sum(counts) <= num_rows:
+        return vectors
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(sum(counts), generator=generator)[:num_rows].sort().values
+    chosen -= sum(counts[: rank_and_world_size()[0]])
+    own = chosen[(chosen >= 0) & (chosen < len(vectors))]
+    rows = gather_rows(vectors[own.to(vectors.device)].float())
+    start, stop = block_of_rank(len(rows))
+    return rows[start:stop]
+
+
+CHUNK_ROWS = 4096
+_CACHE_BYTES = 1 << 30
+
+Chunk = Float[Tensor, "row dim"]
+
+
+def block_of_rank(num_rows: int) -> tuple[int, int]:
+    """Return ``(start, stop)``: the rows that this rank works on.
+
+    Blocks are cut at multiples of ``CHUNK_ROWS``, so that every chunk holds the same rows, and
+    every matrix product the same bits, whatever the number of ranks.
+    """
+    rank, world_size = rank_and_world_size()
+    num_chunks = -(-num_rows // CHUNK_ROWS)
+    cuts = [num_chunks * r // world_size * CHUNK_ROWS for r in (rank, rank + 1)]
+    return min(cuts[0], num_rows), min(cuts[1], num_rows)
+
+
+class Rows:
+    """This rank's block of rows and the size of the whole.
+
+    Up to 1 GiB a rank the rows are read once and kept; larger blocks are read again in every pass,
+    so that a memory-mapped file larger than memory can be clustered.
+
+    Args:
+        read: ``read(start, stop)`` returns rows of the block as float32, always the same.
+        num_local: Rows of this rank's block; a multiple of ``CHUNK_ROWS`` on all ranks but the
+            last one that holds any.
+        dim: Width of a row.
+
+    Attributes:
+        num_rows: Rows of all ranks; this rank's begin at ``start``.
+        largest: Largest magnitude of all ranks' numbers, the scale of ``grid_unit``.
+
+    Raises:
+        ValueError: If the blocks were not cut by ``block_of_rank``.
+    """
+
+    def __init__(self, read: Callable[[int, int], Chunk], num_local: int, dim: int) -> None:
+        self._read, self.num_local, self.dim = read, num_local, dim
+        counts: list[int] = gather_objects(num_local)
+        rank, _ = rank_and_world_size()
+        self.start, self.num_rows = sum(counts[:rank]), sum(counts)
+        _check_blocks(counts)
+        self._cache: list[Tensor] | None = None
+        if num_local * dim * 4 <= _CACHE_BYTES:
+            self._cache = [read(a, b) for a, b in self._cuts()]
+        largest = max((_magnitude(chunk) for chunk in self.chunks()), default=0.0)
+        self.largest: float = max(gather_objects(largest))
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the block's rows in order, ``CHUNK_ROWS`` at a time."""
+        if self._cache is not None:
+            yield from self._cache
+            return
+        for start, stop in self._cuts():
+            yield self._read(start, stop)
+
+    def take(self, indices: Int[Tensor, " taken"]) -> Float[Tensor, "taken dim"]:
+        """Return rows of all ranks by their number in the whole, in the order given.
+
+        Every rank passes the same ``indices``, ascending.
+        """
+        local = indices.cpu() - self.start
+        local = local[(local >= 0) & (local < self.num_local)]
+        taken = self._read(0, 0).new_empty((len(local), self.dim), dtype=torch.float32)
+        for number in sorted(set((local // CHUNK_ROWS).tolist())):
+            chunk, here = self._chunk(number), local // CHUNK_ROWS == number
+            inside = (local[here] - number * CHUNK_ROWS).to(chunk.device)
+            taken[here.to(chunk.device)] = chunk[inside]
+        return gather_rows(taken)
+
+    def _cuts(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, self.num_local, CHUNK_ROWS):
+            yield start, min(start + CHUNK_ROWS, self.num_local)
+
+    def _chunk(self, number: int) -> Tensor:
+        if self._cache is not None:
+            return self._cache[number]
+        start = number * CHUNK_ROWS
+        return self._read(start, min(start + CHUNK_ROWS, self.num_local))
+
+
+def grid_unit(largest: float, bits: int) -> float:
+    """Return the power of two of which ``largest`` holds about ``2 ** bits``."""
+    if largest == 0:
+        return 1.0
+    return math.ldexp(1.0, max(math.frexp(largest)[1] - bits, -120))
+
+
+def _magnitude(chunk: Tensor) -> float:
+    least, most = chunk.aminmax()
+    return max(abs(least.item()), abs(most.item()))
+
+
+def _check_blocks(counts: list[int]) -> None:
+    *before, _ = [n for n in counts if n] or [0]
+    if any(n % CHUNK_ROWS for n in before):
+        raise ValueError(
+            f"ranks hold {counts} rows, expected multiples of {CHUNK_ROWS} on all but the last; "
+            "cut them with block_of_rank."
+        )
+
+
+def rows_to_fit(vectors: Float[Tensor, "row dim"]) -> Rows:
+    """Return this rank's block as ``Rows``, once every rank's numbers have been looked at.
+
+    Collective: every rank passes its block (cut by ``rows.block_of_rank``), and raises if one does.
+
+    Raises:
+        DataError: If no rank holds a row, or a value is not finite (names rows of the whole).
+    """
+    bad = [start + row for start, chunk in _cut(vectors) for row in _not_finite(chunk)]
+    facts: list[tuple[int, list[int]]] = gather_objects((len(vectors), bad))
+    before, named = 0, []
+    for num_rows, rows in facts:
+        named += [before + row for row in rows]
+        before += num_rows
+    _refuse(named)
+    if before == 0:
+        raise DataError("There are no vectors to fit on; the catalogue is empty.")
+    return Rows(lambda a, b: vectors[a:b].float(), len(vectors), vectors.shape[1])
+
+
+def chunks_of(
+    vectors: Float[Tensor, "row _"], *, dim: int, device: torch.device
+) -> Iterator[tuple[slice, Float[Tensor, "chunk dim"]]]:
+    """Yield where a chunk lies and its rows, float32 on ``device``.
+
+    Raises:
+        DataError: If the width is not ``dim``, or a value is not finite (names rows).
+    """
+    if vectors.shape[1] != dim:
+        raise DataError(
+            f"Vectors have {vectors.shape[1]} dimensions but the codebooks {dim}; "
+            "use the encoder that the codebooks were fitted on."
+        )
+    for start, part in _cut(vectors):
+        chunk = part.to(device, torch.float32)
+        _refuse([start + row for row in _not_finite(chunk)])
+        yield slice(start, start + len(chunk)), chunk
+
+
+def exact_mean(rows: Rows) -> Float[Tensor, " dim"]:
+    """Return the mean row of all ranks; the same bits for any number of ranks."""
+    device = rows.take(torch.zeros(0, dtype=torch.int64)).device
+    total = torch.zeros(rows.dim, dtype=torch.float64, device=device)
+    for chunk in rows.chunks():
+        total += chunk.sum(dim=0, dtype=torch.float64)
+    return (sum_over_ranks(total) / rows.num_rows).float()
+
+
+def _cut(vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        yield start, vectors[start : start + CHUNK_ROWS]
+
+
+def _not_finite(chunk: Tensor) -> list[int]:
+    rows: list[int] = (~torch.isfinite(chunk).all(dim=1)).nonzero().flatten().tolist()
+    return rows
+
+
+def _refuse(rows: list[int]) -> None:
+    if rows:
+        raise DataError(
+            f"{len(rows)} vectors hold NaN or infinity (first rows: {rows[:5]}); "
+            "remove those items or encode them again."
+        )

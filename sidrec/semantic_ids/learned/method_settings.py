@@ -1,0 +1,191 @@
+"""Settings of the quantizers that are networks: what they are, not how long they train."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sidrec.errors import ConfigError
+from sidrec.semantic_ids.learned.vector_quantization import LfqCore, VqCore
+from sidrec.semantic_ids.quantizers.base import check_equal_powers_of_two, check_sizes
+
+
+class LearnedMethod(ABC):
+    """An autoencoder with codes in the middle; YAML files name its subclasses."""
+
+    codebook_sizes: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
+    standardize: bool
+    name: str
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width of a latent vector."""
+
+    @property
+    @abstractmethod
+    def starts_from_data(self) -> bool:
+        """Whether the core's ``start`` is called before the first step."""
+
+    @abstractmethod
+    def core(self, *, synchronize: bool) -> VqCore | LfqCore:
+        """Return the untrained quantizer of latent vectors."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return name and settings as plain JSON types."""
+        plain: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        lists = {key: list(value) for key, value in plain.items() if isinstance(value, tuple)}
+        return {"name": self.name} | plain | lists
+
+
+@dataclass(frozen=True)
+class RqVae(LearnedMethod):
+    """RQ-VAE with what it takes to use all its codes.
+
+    Trained on raw embeddings from random codebooks it collapses: a handful of codes serve the
+    whole catalogue. ``standardize``, ``init: k-means`` and ``dead_code_share`` prevent that.
+
+    Attributes:
+        codebook_sizes: Codes per level, coarse first, each in [2, 32768].
+        hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        latent_dim: Width of what is quantized.
+        standardize: Give every dimension mean 0 and variance 1 first.
+        init: Where codebooks start: ``k-means`` on the untrained encoder's output, or ``random``.
+        ema_decay: Of the codebooks' moving averages, per step, in [0, 1).
+        dead_code_share: A code used less than this share of an even share moves to a row of the
+            batch; 0: never.
+        commitment_weight: Factor of the distance between latent vectors and their codes.
+        diversity_weight: Factor of the entropy of the codes' mean use; 0 switches it off.
+        diversity_temperature: Of that entropy, in squared latent distances, ``> 0``.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+
+    Source:
+        Zeghidour et al. 2021, alg. 1 (https://arxiv.org/abs/2107.03312), in TIGER
+        (https://arxiv.org/abs/2305.05065). Even use as an aim: LETTER
+        (https://arxiv.org/abs/2405.07314). Differs: codebooks are moving averages, which LETTER's
+        contrast between clusters of codes could not move; hence the entropy.
+    """
+
+    codebook_sizes: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
+    latent_dim: int
+    standardize: bool
+    init: Literal["k-means", "random"]
+    ema_decay: float
+    dead_code_share: float
+    commitment_weight: float
+    diversity_weight: float
+    diversity_temperature: float
+
+    name = "rq_vae"
+
+    def __post_init__(self) -> None:
+        check_sizes(self.codebook_sizes)
+        _check_widths(self.hidden_sizes, self.latent_dim)
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}, expected a number in [0, 1).")
+        _check_weights(self, "dead_code_share", "commitment_weight", "diversity_weight")
+        _check_temperature(self.diversity_temperature, "diversity_temperature")
+
+    @property
+    def width(self) -> int:
+        """Width of a latent vector."""
+        return self.latent_dim
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether codebooks start from k-means."""
+        return self.init == "k-means"
+
+    def core(self, *, synchronize: bool) -> VqCore:
+        """Return the untrained codebooks."""
+        return VqCore(
+            self.codebook_sizes,
+            dim=self.latent_dim,
+            decay=self.ema_decay,
+            dead_code_share=self.dead_code_share,
+            commitment_weight=self.commitment_weight,
+            diversity_weight=self.diversity_weight,
+            diversity_temperature=self.diversity_temperature,
+            synchronize=synchronize,
+        )
+
+
+@dataclass(frozen=True)
+class ResidualLfq(LearnedMethod):
+    """Residual lookup-free quantization: no codebook is learned, a code is a row of signs.
+
+    Attributes:
+        codebook_sizes: Codes per level: one power of two for all; its exponent is the width of
+            what is quantized.
+        hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        standardize: Give every dimension mean 0 and variance 1 first.
+        entropy_weight: Factor of both entropies: rows decided, codes evenly used.
+        diversity_gamma: Factor of even use within them.
+        temperature: Of the entropies' soft assignment, in squared latent distances, ``> 0``.
+        commitment_weight: Factor of the distance between latent vectors and their codes.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+
+    Source:
+        Yu et al. 2023 (https://arxiv.org/abs/2310.05737), residual as ``ResidualLFQ`` of
+        vector-quantize-pytorch.
+    """
+
+    codebook_sizes: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
+    standardize: bool
+    entropy_weight: float
+    diversity_gamma: float
+    temperature: float
+    commitment_weight: float
+
+    name = "residual_lfq"
+
+    def __post_init__(self) -> None:
+        _check_widths(self.hidden_sizes, check_equal_powers_of_two(self.codebook_sizes))
+        _check_weights(self, "entropy_weight", "diversity_gamma", "commitment_weight")
+        _check_temperature(self.temperature, "temperature")
+
+    @property
+    def width(self) -> int:
+        """Bits of a code."""
+        return check_equal_powers_of_two(self.codebook_sizes)
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Signs need no start."""
+        return False
+
+    def core(self, *, synchronize: bool) -> LfqCore:
+        """Return the quantizer by signs."""
+        del synchronize
+        return LfqCore(
+            num_levels=len(self.codebook_sizes),
+            num_bits=self.width,
+            entropy_weight=self.entropy_weight,
+            diversity_gamma=self.diversity_gamma,
+            temperature=self.temperature,
+            commitment_weight=self.commitment_weight,
+        )
+
+
+def _check_widths(hidden_sizes: tuple[int, ...], latent_dim: int) -> None:
+    if any(size < 1 for size in (*hidden_sizes, latent_dim)):
+        raise ConfigError(
+            f"hidden_sizes {list(hidden_sizes)} and latent_dim {latent_dim} must be 1 or more."
+        )
+
+
+def _check_weights(method: LearnedMethod, *names: str) -> None:
+    for name in names:
+        if not getattr(method, name) >= 0:
+            raise ConfigError(f"{name} is {getattr(method, name)}, expected at least 0.")
+
+
+def _check_temperature(value: float, name: str) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name} is {value}, expected more than 0.")

@@ -1,0 +1,1 @@
+"""Two embedding spaces -> Semantic IDs of each task, or of fused vectors."""

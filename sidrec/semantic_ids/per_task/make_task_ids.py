@@ -1,0 +1,290 @@
+"""Makes the Semantic IDs of which each task has its own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sidrec.encoder.fusion import fused_concat, fused_svd
+from sidrec.errors import ConfigError, DataError
+from sidrec.semantic_ids.bundle.append import stored_bundle
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from sidrec.semantic_ids.collisions.policies import CollisionPolicy
+from sidrec.semantic_ids.per_task.prefix_share import PrefixShareSettings, fit_prefix_share
+from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.quality.id_metrics import quality_of
+from sidrec.semantic_ids.quantizers.base import Quantizer
+from sidrec.semantic_ids.quantizers.rq_codebooks import FittedRqKMeans
+from sidrec.types import TASKS, ItemEmbeddings, SemanticIdTable, Task
+
+Fusion = Literal["none", "concat", "svd_sum", "svd_concat"]
+
+
+def fuse_ids(
+    run: Path,
+    other: Path | None,
+    *,
+    fusion: Fusion,
+    dim: int | None,
+    reader: Path | None,
+    out: Path,
+    quantizer: Quantizer,
+    policy: CollisionPolicy,
+    device: torch.device,
+) -> SemanticIdBundle:
+    """Make and write a bundle whose codes come from fused vectors.
+
+    Args:
+        run: Encoder run or bundle.
+        other: The second one; None with fusion ``none``.
+        fusion: ``none`` quantizes ``run`` alone.
+        dim: Dimensions that truncated SVD keeps; None for the other ways.
+        reader: Run or bundle whose vectors the bundle shall hold in place of the fused ones: what
+            a generator reads as items, in one space with the queries. Its codes then differ from
+            strategy to strategy and nothing else does. None keeps the fused vectors.
+        out: Folder to write.
+        quantizer: How codes are made.
+        policy: What happens where items share codes.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: If the arguments contradict each other.
+        DataError: If the runs belong to different corpora.
+        RunError: If a run has not finished or holds no embeddings.
+    """
+    _check(other, fusion, dim)
+    folders = [folder for folder in (run, other, reader) if folder is not None]
+    bundles = {folder: stored_bundle(folder) for folder in folders}
+    check_one_corpus(bundles)
+    vectors = bundles[run].embeddings
+    if other is not None:
+        fused = _fused(vectors, bundles[other].embeddings, fusion=fusion, dim=dim)
+        vectors = ItemEmbeddings(fused, vectors.encoder_hash, vectors.corpus_fingerprint)
+    source: dict[str, Any] = {
+        "fusion": fusion,
+        "dim": dim,
+        "bundles": [bundle.hash for folder, bundle in bundles.items() if folder != reader],
+        "reader": bundles[reader].hash if reader is not None else None,
+    }
+    bundle = make_semantic_ids(
+        vectors,
+        quantizer=quantizer,
+        policy=policy,
+        item_ids=bundles[run].item_ids,
+        titles=bundles[run].titles,
+        source=source,
+        device=device,
+    )
+    if reader is not None:
+        bundle = replace(bundle, embeddings=bundles[reader].embeddings)
+    bundle.save(out)
+    return bundle
+
+
+def _fused(
+    first: ItemEmbeddings, second: ItemEmbeddings, *, fusion: Fusion, dim: int | None
+) -> torch.Tensor:
+    if fusion == "concat":
+        return fused_concat(first.vectors, second.vectors)
+    return fused_svd(
+        first.vectors,
+        second.vectors,
+        dim=dim or 0,
+        combine="sum" if fusion == "svd_sum" else "concat",
+    )
+
+
+def _check(other: Path | None, fusion: Fusion, dim: int | None) -> None:
+    if (other is None) != (fusion == "none"):
+        raise ConfigError(
+            f"--fusion {fusion} with {'one run' if other is None else 'two runs'}: give --and RUN "
+            "with concat, svd_sum or svd_concat, and leave it out with none."
+        )
+    if (dim is None) == fusion.startswith("svd"):
+        raise ConfigError(f"--fusion {fusion}: --dim belongs to svd_sum and svd_concat.")
+
+
+def check_one_corpus(bundles: dict[Path, SemanticIdBundle]) -> None:
+    """Refuse bundles over different corpora.
+
+    Raises:
+        DataError: Names two folders that do not belong together.
+    """
+    (first, bundle), *rest = bundles.items()
+    for folder, other in rest:
+        if other.corpus_fingerprint != bundle.corpus_fingerprint:
+            raise DataError(
+                f"{folder} belongs to corpus {other.corpus_fingerprint[:12]}, {first} to "
+                f"{bundle.corpus_fingerprint[:12]}; give runs over one corpus."
+            )
+
+
+TaskFusion = Literal["separate", "prefix_share"]
+
+
+def make_task_ids(
+    search: Path,
+    recommendation: Path,
+    *,
+    fusion: TaskFusion,
+    reader: Path | None,
+    out: Path,
+    quantizer: Quantizer | None,
+    prefix_share: PrefixShareSettings | None,
+    policy: CollisionPolicy,
+    device: torch.device,
+) -> TaskBundles:
+    """Make and write Semantic IDs of each task from the vectors of two runs.
+
+    Args:
+        search: Encoder run or bundle whose vectors serve search.
+        recommendation: The same for recommendation.
+        fusion: ``separate``: codebooks of each task's own; ``prefix_share``: the first one shared.
+        reader: Run or bundle as whose vectors a generator reads items, see ``fuse_ids``.
+        out: Folder to write.
+        quantizer: How codes are made; belongs to ``separate``.
+        prefix_share: All that decides the codes; belongs to ``prefix_share``.
+        policy: What happens where items share codes.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: If the arguments contradict each other.
+        DataError: If the runs belong to different corpora.
+        RunError: If a run has not finished or holds no embeddings.
+    """
+    folders = [folder for folder in (search, recommendation, reader) if folder is not None]
+    bundles = {folder: stored_bundle(folder) for folder in folders}
+    check_one_corpus(bundles)
+    vectors: dict[Task, ItemEmbeddings] = {
+        "search": bundles[search].embeddings,
+        "recommendation": bundles[recommendation].embeddings,
+    }
+    first = bundles[search]
+    source: dict[str, Any] = {
+        "fusion": fusion,
+        "bundles": [bundles[folder].hash for folder in (search, recommendation)],
+        "reader": bundles[reader].hash if reader is not None else None,
+    }
+    names = {"item_ids": first.item_ids, "titles": first.titles}
+    if fusion == "separate":
+        if quantizer is None or prefix_share is not None:
+            raise ConfigError(
+                "--fusion separate needs quantizer and no prefix_share; give --config "
+                "configs/ids/default.yaml."
+            )
+        made = separate_ids(
+            vectors, quantizer=quantizer, policy=policy, source=source, device=device, **names
+        )
+    else:
+        if prefix_share is None or quantizer is not None:
+            raise ConfigError(
+                "--fusion prefix_share needs prefix_share and no quantizer; give --config "
+                "configs/ids/task/prefix_share.yaml."
+            )
+        made = prefix_share_ids(vectors, prefix_share, policy=policy, source=source, **names)
+    if reader is not None:
+        made = made.read_as(bundles[reader].embeddings)
+    made.save(out)
+    return made
+
+
+def separate_ids(
+    vectors: dict[Task, ItemEmbeddings],
+    *,
+    quantizer: Quantizer,
+    policy: CollisionPolicy,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+    device: torch.device,
+) -> TaskBundles:
+    """Quantize each task's own vectors with codebooks of its own ("Separate" of the paper).
+
+    ``source`` says where the vectors come from.
+
+    Raises:
+        DataError: If the vectors are not usable, or of different catalogues.
+    """
+    bundles = {
+        task: make_semantic_ids(
+            vectors[task],
+            quantizer=quantizer,
+            policy=policy,
+            item_ids=item_ids,
+            titles=titles,
+            source={**source, "task": task},
+            device=device,
+        )
+        for task in TASKS
+    }
+    return TaskBundles(bundles, num_shared_levels=0)
+
+
+def prefix_share_ids(
+    vectors: dict[Task, ItemEmbeddings],
+    settings: PrefixShareSettings,
+    *,
+    policy: CollisionPolicy,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+) -> TaskBundles:
+    """Give each item a first code that both tasks share and a second one of each task.
+
+    The bundles hold the tasks' own vectors; codebooks and quality figures lie in the latent space.
+    ``source`` says where the vectors come from.
+
+    Raises:
+        ConfigError: If there are fewer items than codes, or the policy would move an item to
+            another prefix.
+        DataError: If the vectors are of different catalogues.
+    """
+    search, recommendation = vectors["search"].vectors, vectors["recommendation"].vectors
+    fitted = fit_prefix_share(search, recommendation, settings)
+    bundles = {
+        task: _bundle(
+            vectors[task],
+            fitted.latents,
+            fitted.quantizers[task],
+            policy,
+            item_ids,
+            titles,
+            {**source, "task": task},
+        )
+        for task in TASKS
+    }
+    for task in TASKS:
+        before = fitted.quantizers[task].encode(fitted.latents)[:, 0]
+        if not torch.equal(bundles[task].table.codes[:, 0].long(), before.cpu()):
+            raise ConfigError(
+                f"{policy.settings()['name']} moved items of {task} to another prefix, which both "
+                "tasks must share; use ExtraLevel or more task_codes."
+            )
+        bundles[task].quality["ids/task_reconstruction_error"] = fitted.errors[task]
+    return TaskBundles(bundles, num_shared_levels=1)
+
+
+def _bundle(
+    vectors: ItemEmbeddings,
+    latents: torch.Tensor,
+    quantizer: FittedRqKMeans,
+    policy: CollisionPolicy,
+    item_ids: list[str],
+    titles: list[str],
+    source: dict[str, Any],
+) -> SemanticIdBundle:
+    codes = quantizer.encode(latents).cpu()
+    resolution = policy.resolve(latents, codes, quantizer)
+    return SemanticIdBundle(
+        table=SemanticIdTable(resolution.codes, resolution.codebook_sizes),
+        embeddings=vectors,
+        item_ids=item_ids,
+        titles=titles,
+        codebooks=quantizer.tensors(),
+        quantizer={"name": "rq_kmeans", "space": "prefix_share"},
+        policy=policy.settings(),
+        source=source,
+        quality=quality_of(latents, codes, resolution, quantizer),
+    )

@@ -1,0 +1,1 @@
+"""Embeddings -> codes: residual k-means and its alternatives."""

@@ -1,0 +1,250 @@
+"""Dictionary encoding: an item's Semantic ID names the few atoms that its vector is made of."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sidrec.distributed import from_rank_zero, rank_and_world_size
+from sidrec.errors import ConfigError
+from sidrec.semantic_ids.kmeans.initialization import uniform_sample
+from sidrec.semantic_ids.kmeans.sharded_rows import chunks_of, exact_mean, rows_to_fit
+from sidrec.semantic_ids.quantizers.base import (
+    FittedQuantizer,
+    Quantizer,
+    check_sizes,
+    refuse_few_items,
+)
+
+_RIDGE = 1e-6  # keeps the projection defined where a prefix names an atom twice
+
+
+@dataclass(frozen=True, slots=True)
+class FittedDictionary:
+    """Fitted atoms. A vector is decoded as the mean plus, per level, a length times a direction.
+
+    All levels choose from the same atoms: the code of a level says which atom, and with ``signed``
+    in which of its two directions. The coefficient of the vector is not part of the code; decoding
+    uses the length that was best for the fitted vectors with that code at that level.
+
+    Attributes:
+        mean: Subtracted before coding.
+        atoms: Of length 1.
+        lengths: ``lengths[l, k]`` multiplies direction ``k`` at level ``l``.
+        signed: Codes ``0 … A - 1`` are the ``A`` atoms and ``A … 2 A - 1`` their opposites;
+            otherwise a code stands for an atom in either direction.
+    """
+
+    mean: Float[Tensor, " dim"]
+    atoms: Float[Tensor, "atom dim"]
+    lengths: Float[Tensor, "level code"]
+    signed: bool
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes at each level, the same for all."""
+        return (self.lengths.shape[1],) * self.lengths.shape[0]
+
+    @property
+    def directions(self) -> Float[Tensor, "code dim"]:
+        """What each code adds for a length of 1."""
+        return torch.cat([self.atoms, -self.atoms]) if self.signed else self.atoms
+
+    def encode(self, vectors: Float[Tensor, "item dim"]) -> Int[Tensor, "item level"]:
+        """Return the atoms that orthogonal matching pursuit takes, in the order it takes them.
+
+        Each level takes the atom that correlates most with what the least-squares fit on the
+        atoms before it leaves over (ties: the lowest code); no atom is taken twice.
+
+        Raises:
+            DataError: If the width differs from the atoms', or a value is not finite.
+
+        Source:
+            Pati et al. 1993 (https://doi.org/10.1109/ACSSC.1993.342465).
+        """
+        return self.complete(vectors, torch.zeros((len(vectors), 0), dtype=torch.int64))
+
+    def complete(
+        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
+    ) -> Int[Tensor, "item level"]:
+        """Return codes that begin with ``prefix``, the pursuit going on from there."""
+        device, num_levels = self.atoms.device, len(self.lengths)
+        codes = torch.zeros((len(vectors), num_levels), dtype=torch.int64, device=device)
+        codes[:, : prefix.shape[1]] = prefix.to(device)
+        for rows, chunk in chunks_of(vectors, dim=len(self.mean), device=device):
+            part = codes[rows]
+            for level in range(prefix.shape[1], num_levels):
+                part[:, level] = self._best(chunk - self.mean, part[:, :level])
+        return codes
+
+    def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
+        """Return the vectors that the codes, or their first levels alone, stand for."""
+        codes = codes.to(self.atoms.device, torch.int64)
+        total = self.mean.repeat(len(codes), 1)
+        directions = self.directions
+        for level, column in enumerate(codes.unbind(dim=1)):
+            total += self.lengths[level][column].unsqueeze(1) * directions[column]
+        return total
+
+    def candidate_errors(
+        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
+    ) -> Float[Tensor, "item code"]:
+        """Return the squared error of the decoded vector for each code after ``prefix``."""
+        left = vectors.to(self.atoms.device, torch.float32) - self.decode(prefix)
+        lengths = self.lengths[prefix.shape[1]]
+        cross = left @ self.directions.T * lengths
+        return (left.square().sum(dim=1, keepdim=True) - 2 * cross + lengths.square()).clamp_(min=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return ``mean``, ``atoms``, ``lengths`` and ``signed``."""
+        named = {"mean": self.mean, "atoms": self.atoms, "lengths": self.lengths}
+        return named | {"signed": torch.tensor(self.signed)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedDictionary":
+        """Build the quantizer from what ``tensors`` returned."""
+        named = {name: tensors[name] for name in ("mean", "atoms", "lengths")}
+        return cls(**named, signed=bool(tensors["signed"]))
+
+    def _best(self, centered: Tensor, prefix: Tensor) -> Tensor:
+        """Return the code that correlates most with what the projection on ``prefix`` leaves."""
+        scores = self._left(centered, prefix) @ self.atoms.T  # [row, atom]
+        scores = torch.cat([scores, -scores], dim=1) if self.signed else scores.abs()
+        taken = prefix % len(self.atoms)
+        if self.signed:
+            taken = torch.cat([taken, taken + len(self.atoms)], dim=1)
+        best: Tensor = scores.scatter(1, taken, -torch.inf).argmax(dim=1)
+        return best
+
+    def _left(self, centered: Tensor, prefix: Tensor) -> Tensor:
+        if prefix.shape[1] == 0:
+            return centered
+        chosen = self.directions[prefix]  # [row, prefix, dim]
+        gram = chosen @ chosen.mT + _RIDGE * torch.eye(prefix.shape[1], device=chosen.device)
+        products = chosen @ centered.unsqueeze(2)  # [row, prefix, 1]
+        fit: Tensor = chosen.mT @ torch.linalg.solve(gram, products)  # [row, dim, 1]
+        return centered - fit.squeeze(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionary(Quantizer):
+    """Sparse coding on scikit-learn's ``MiniBatchDictionaryLearning``.
+
+    One dictionary serves all levels; codes are the atoms of an orthogonal matching pursuit with as
+    many non-zero coefficients as there are levels, in the order in which it takes them, which is
+    the order in which they explain the vector. That is nearly the order of their coefficients,
+    but unlike it makes the first levels independent of the later ones. Levels are coarse to fine;
+    a prefix is a coarser description, but equal codes at different levels name the same atom.
+
+    Attributes:
+        codebook_sizes: Codes per level, the same for all; even if ``signed``.
+        signed: Half as many atoms, each with a code for either direction. Otherwise the sign of
+            the coefficient is lost, and vectors on opposite sides of an atom share a code.
+        alpha: Weight of the L1 penalty while atoms are learned, ``>= 0``.
+        max_iter: Most passes over the sample, ``>= 1``.
+        batch_size: Rows per update of the atoms, ``>= 1``.
+        fit_algorithm: ``cd`` (coordinate descent) or ``lars``.
+        sample_rows: Atoms and lengths are learned from at most this many rows.
+        seed: Seed of all draws.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+
+    Source:
+        Mairal et al. 2009 (https://doi.org/10.1145/1553374.1553463), compared for Semantic IDs
+        in https://arxiv.org/abs/2508.10478, which does not say how codes are ordered or signed.
+    """
+
+    codebook_sizes: tuple[int, ...]
+    signed: bool
+    alpha: float
+    max_iter: int
+    batch_size: int
+    fit_algorithm: Literal["cd", "lars"]
+    sample_rows: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self.codebook_sizes)
+        sizes = list(self.codebook_sizes)
+        if len(set(sizes)) > 1 or (self.signed and sizes[0] % 2):
+            raise ConfigError(
+                f"codebook_sizes is {sizes}, expected one size for every level, even where codes "
+                "are signed: all levels choose from the same atoms."
+            )
+        if len(sizes) > self.num_atoms:
+            raise ConfigError(
+                f"{len(sizes)} levels cannot name {self.num_atoms} atoms once each; raise "
+                "codebook_sizes or drop a level."
+            )
+        for name, least in (("alpha", 0), ("max_iter", 1), ("batch_size", 1), ("sample_rows", 2)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}.")
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms of the dictionary."""
+        return self.codebook_sizes[0] // (2 if self.signed else 1)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as plain JSON types."""
+        return {"name": "dictionary"} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
+
+    def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
+        """Learn atoms on rank 0 from a sample of all ranks' rows; all get the same result.
+
+        Raises:
+            DataError: If a value is not finite (names rows).
+            ConfigError: If there are fewer items than atoms.
+        """
+        rows = rows_to_fit(vectors)
+        refuse_few_items(min(rows.num_rows, self.sample_rows), (self.num_atoms,))
+        mean = exact_mean(rows)
+        generator = torch.Generator().manual_seed(self.seed)
+        sample = uniform_sample(rows, sample_rows=self.sample_rows, generator=generator) - mean
+        atoms = sample.new_zeros((self.num_atoms, rows.dim))
+        if rank_and_world_size()[0] == 0:
+            atoms = F.normalize(self._learn(sample).to(sample), dim=1)
+        atoms = from_rank_zero(atoms)
+        blank = sample.new_ones((len(self.codebook_sizes), self.codebook_sizes[0]))
+        lengths = _lengths(
+            sample, FittedDictionary(torch.zeros_like(mean), atoms, blank, self.signed)
+        )
+        return FittedDictionary(mean, atoms, from_rank_zero(lengths), self.signed)
+
+    def _learn(self, sample: Tensor) -> Tensor:
+        import warnings
+
+        from sklearn.decomposition import MiniBatchDictionaryLearning
+        from sklearn.exceptions import ConvergenceWarning
+
+        learner = MiniBatchDictionaryLearning(
+            n_components=self.num_atoms,
+            alpha=self.alpha,
+            max_iter=self.max_iter,
+            batch_size=min(self.batch_size, len(sample)),
+            fit_algorithm=self.fit_algorithm,
+            random_state=self.seed,
+        )
+        with warnings.catch_warnings():  # a rough sparse code is enough for the next update
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            learner.fit(sample.double().cpu().numpy())
+        return torch.from_numpy(learner.components_)
+
+
+def _lengths(sample: Tensor, fitted: FittedDictionary) -> Tensor:
+    """Return per level and code the length that decodes best, given the levels before."""
+    codes, directions = fitted.encode(sample), fitted.directions
+    left = sample.clone()
+    lengths = torch.zeros_like(fitted.lengths)
+    for level, column in enumerate(codes.unbind(dim=1)):
+        products = (left * directions[column]).sum(dim=1, dtype=torch.float64)
+        sums = products.new_zeros(lengths.shape[1]).index_add_(0, column, products)
+        counts = torch.bincount(column, minlength=lengths.shape[1])
+        means = torch.where(counts > 0, sums / counts.clamp(min=1), products.mean())
+        lengths[level] = means.float()
+        left -= lengths[level][column].unsqueeze(1) * directions[column]
+    return lengths

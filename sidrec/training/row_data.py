@@ -1,0 +1,121 @@
+"""What data modules over one kind of rows share."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+from torch.utils.data import DataLoader
+
+from sidrec.errors import ConfigError
+from sidrec.training.counter_rng import key_of, permute
+from sidrec.training.numbered_batches import BatchNumber
+from sidrec.training.resumable_data import CorpusDataModule
+
+
+@dataclass(frozen=True, slots=True)
+class RowSchedule:
+    """Everything that decides an epoch's batches, for all ranks.
+
+    Every row is seen in every epoch. Ranks hold neighboring slices of one global batch; what the
+    last one lacks is filled up with the first rows of the same shuffle, so that all batches of
+    all ranks have the same size.
+
+    Attributes:
+        num_rows: Rows to show.
+        batch_size: Rows per rank.
+        world_size: Number of ranks.
+        seed: Chooses the shuffles.
+
+    Raises:
+        ConfigError: If there is no row, or a setting is out of range.
+    """
+
+    num_rows: int
+    batch_size: int
+    world_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.world_size < 1:
+            raise ConfigError(
+                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be 1 or more"
+            )
+        if self.num_rows < 1:
+            raise ConfigError("Nothing to train on: no user has train interactions.")
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_rows / (self.batch_size * self.world_size))
+
+    def rows(self, step: int, *, epoch: int, rank: int) -> Int64[np.ndarray, " row"]:
+        """Return the rows of batch ``step`` of ``epoch`` for ``rank``.
+
+        Raises:
+            IndexError: If ``step`` or ``rank`` is out of range.
+        """
+        if not (0 <= step < len(self) and 0 <= rank < self.world_size):
+            raise IndexError(f"step {step} of {len(self)}, rank {rank} of {self.world_size}")
+        first = (step * self.world_size + rank) * self.batch_size
+        places = np.arange(first, first + self.batch_size, dtype=np.int64) % self.num_rows
+        return permute(places, size=self.num_rows, key=key_of(self.seed, epoch, "shuffle"))
+
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+@runtime_checkable
+class RowBatches(Protocol[Batch]):
+    """Batch by number, for one rank; a dataset that a loader takes."""
+
+    @property
+    def schedule(self) -> RowSchedule:
+        """Which rows a batch holds."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: BatchNumber) -> Batch: ...
+
+
+class RowDataModule(CorpusDataModule[RowBatches[Batch]], Generic[Batch]):
+    """Rows of one corpus, each once an epoch; validation and test are one step each.
+
+    Args:
+        corpus: Corpus directory, as ``sidrec prepare`` writes it.
+        batch_size: Rows per rank.
+        seed: Of shuffles; dropout follows it too.
+        num_workers: Processes that make batches; 0 makes them in the training process.
+    """
+
+    def __init__(self, corpus: str, batch_size: int, seed: int, num_workers: int) -> None:
+        super().__init__(corpus, num_workers)
+        self.batch_size, self.seed = batch_size, seed
+
+    @abstractmethod
+    def lay_out(self, rank: int, world_size: int) -> RowBatches[Batch]:
+        """Return the training batches of a rank."""
+
+    def other_settings(self) -> dict[str, Any]:
+        """Return settings beside seed and sizes that decide the batches; plain types."""
+        return {}
+
+    def val_dataloader(self) -> DataLoader[str]:
+        """Return one step that names the split: the model ranks the whole catalogue in it."""
+        return DataLoader(["valid"], batch_size=None)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[str]:
+        """Return one step that names the split."""
+        return DataLoader(["test"], batch_size=None)  # type: ignore[arg-type]
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what decides the batches."""
+        schedule = self.batches.schedule
+        return {
+            "corpus": self.corpus.fingerprint,
+            "num_rows": schedule.num_rows,
+            "batch_size": schedule.batch_size,
+            "world_size": schedule.world_size,
+            "seed": schedule.seed,
+            **self.other_settings(),
+        }

@@ -1,0 +1,48 @@
+"""Learning curves from logs, by hand: resumed runs, one task, nothing logged."""
+
+import re
+
+from sidrec.comparison.report.plots import curves_svg, learning_curve
+
+BOTH = "step,val/search/recall@30,val/recommendation/recall@30,train/search/loss\n"
+
+
+def log(folder, version, text):
+    place = folder / "logs" / f"version_{version}"
+    place.mkdir(parents=True)
+    (place / "metrics.csv").write_text(text)
+
+
+def test_curve_of_a_resumed_run(tmp_path):
+    log(tmp_path, 9, BOTH + "9,0.1,0.2,\n10,,,3.5\n19,0.9,0.9,\n")
+    log(tmp_path, 10, BOTH + "19,0.3,0.4,\n29,0.5,0.6,\n")
+    curve = learning_curve(tmp_path)
+    assert curve.steps == [10, 20, 30]
+    assert curve.recalls == {"search": [0.1, 0.3, 0.5], "recommendation": [0.2, 0.4, 0.6]}
+
+
+def test_one_task(tmp_path):
+    log(tmp_path, 0, "step,val/recommendation/recall@30\n4,0.5\n")
+    assert learning_curve(tmp_path).recalls == {"recommendation": [0.5]}
+
+
+def test_a_task_that_was_not_trained_has_no_curve(tmp_path):
+    log(tmp_path, 0, BOTH + "9,0.1,0.2,\n")
+    (tmp_path / "config.yaml").write_text("data: {init_args: {search_share: 0.0}}")
+    assert learning_curve(tmp_path).recalls == {"recommendation": [0.2]}
+
+
+def test_no_curve(tmp_path):
+    assert learning_curve(tmp_path) is None
+    log(tmp_path, 0, "step,train/search/loss\n0,3.0\n")
+    assert learning_curve(tmp_path) is None
+
+
+def test_drawing_names_every_system():
+    curve = {"steps": [1, 2], "recalls": {"search": [0.1, 0.2], "recommendation": [0.3, 0.2]}}
+    one = {"steps": [1, 2], "recalls": {"recommendation": [0.3, 0.2]}}
+    drawing = curves_svg(["multi$task", "<rec>"], [curve, one])
+    text = re.sub(r"\s+", " ", drawing)
+    assert "multi$task" in text
+    assert "&lt;rec&gt;" in text
+    assert drawing == curves_svg(["multi$task", "<rec>"], [curve, one])

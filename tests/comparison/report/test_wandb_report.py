@@ -1,0 +1,58 @@
+"""W&B gets one run with tables and plot; without it, or when it fails, a line is all there is."""
+
+import sys
+
+import pytest
+
+from sidrec.comparison.plan.settings import WandbSettings
+from sidrec.comparison.report.wandb_report import log_report
+
+OFFLINE = WandbSettings(project="tiny", offline=True)
+FIGURE = {"mean": 0.5, "deviation": None, "values": [0.5], "interval": [0.4, 0.6]}
+REPORT = {
+    "title": "tiny",
+    "hypervolume": 0.25,
+    "systems": [
+        {
+            "name": "multitask",
+            "kind": "strategy",
+            "figures": {f"{task}/recall@30": FIGURE for task in ("search", "recommendation")},
+            "tests": {},
+            "harmonic_mean": {"mean": 0.5, "deviation": None},
+            "on_front": True,
+            "front_share": 1.0,
+            "seeds": [1],
+            "missing": {},
+        }
+    ],
+}
+
+
+def test_without_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    log_report(REPORT, OFFLINE, tmp_path)
+    said = capsys.readouterr().err
+    assert said.startswith("not logged to Weights & Biases: ")
+    assert said.endswith("the report's files are complete\n")
+
+
+def test_a_failure_inside_is_said(tmp_path, monkeypatch, capsys):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", unreachable)
+    log_report(REPORT, OFFLINE, tmp_path)
+    assert "Weights & Biases: no route to host; the report's" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_one_offline_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log_report(REPORT, OFFLINE, tmp_path)
+    assert "not logged" not in capsys.readouterr().err
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    media = {file.name.split("_")[0] for file in run.rglob("media/**/*") if file.is_file()}
+    assert {"systems", "tests", "pareto"} <= media

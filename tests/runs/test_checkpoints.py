@@ -1,0 +1,143 @@
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from sidrec.errors import RunError
+from sidrec.runs.checkpoints import (
+    checked,
+    damage_of,
+    keep_previous,
+    newest_whole_checkpoint,
+    set_aside_damaged,
+    write_checkpoint,
+)
+from sidrec.runs.directory import RunDirectory
+
+CONTENT = {"global_step": 7, "state_dict": {"w": torch.arange(500.0)}, "text": "x" * 100}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two whole checkpoints, of steps 7 and 8."""
+    run = RunDirectory(tmp_path)
+    write_checkpoint(CONTENT, run.last_checkpoint)
+    keep_previous(run)
+    write_checkpoint(CONTENT | {"global_step": 8}, run.last_checkpoint)
+    return run
+
+
+def flip(file, place, bit=0):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def test_the_newest_is_taken(run, capsys):
+    assert newest_whole_checkpoint(run) == run.last_checkpoint
+    assert capsys.readouterr().err == ""
+    assert torch.load(run.previous_checkpoint, weights_only=True)["global_step"] == 7
+
+
+def test_a_new_run_has_none(tmp_path):
+    assert newest_whole_checkpoint(RunDirectory(tmp_path)) is None
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def flip_a_weight(file):
+    flip(file, file.read_bytes().index(torch.arange(500.0).numpy().tobytes()[400:480]))
+
+
+def replace_by_text(file):
+    file.write_text("no checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (truncate, "truncated or damaged"),
+        (halve, "truncated or damaged"),
+        (empty, "empty"),
+        (flip_a_weight, "wrong checksum in"),
+        (replace_by_text, "not a zip file"),
+    ],
+)
+def test_a_damaged_newest_gives_way_to_the_one_before(run, capsys, damage, why):
+    damage(run.last_checkpoint)
+    chosen = newest_whole_checkpoint(run)
+    assert chosen == run.previous_checkpoint
+    (line,) = capsys.readouterr().err.splitlines()
+    assert why in line
+    assert "is left out" in line
+    set_aside_damaged(run, chosen)
+    keep_previous(run)  # what comes before the next checkpoint: the whole one stays
+    assert damage_of(run.previous_checkpoint) is None
+    with pytest.raises(RunError, match=r"last\.damaged cannot be read"):
+        checked(run.last_checkpoint.with_suffix(".damaged"))
+
+
+def test_no_whole_checkpoint_is_one_clear_error(run):
+    empty(run.last_checkpoint)
+    truncate(run.previous_checkpoint)
+    with pytest.raises(RunError, match=r"last\.ckpt: empty; .*previous\.ckpt: truncated.*to begin"):
+        newest_whole_checkpoint(run)
+
+
+def test_a_missing_newest_gives_way_too(run):
+    run.last_checkpoint.unlink()
+    assert newest_whole_checkpoint(run) == run.previous_checkpoint
+
+
+def test_any_flipped_bit_is_found_or_harmless(tmp_path):
+    file = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, file)
+    whole = file.read_bytes()
+    draw = np.random.default_rng(0)
+    num_found = 0
+    for place in draw.choice(len(whole), size=400, replace=False).tolist():
+        file.write_bytes(whole)
+        flip(file, place, bit=int(draw.integers(8)))
+        if damage_of(file) is not None:
+            num_found += 1
+            continue
+        loaded = torch.load(file, weights_only=True)
+        assert loaded["global_step"] == 7, place
+        assert torch.equal(loaded["state_dict"]["w"], CONTENT["state_dict"]["w"]), place
+        assert loaded["text"] == CONTENT["text"], place
+    assert num_found > 150  # the rest lies in padding and in fields that nobody reads
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    file = tmp_path / "a.ckpt"
+    torch.save({"global_step": 1, "hook": print}, file)
+    assert damage_of(file).startswith("damaged: UnpicklingError")
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(run):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"last\.ckpt cannot be written .*GB free.*Make room"):
+            write_checkpoint(CONTENT | {"global_step": 9}, run.last_checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 8
+    assert sorted(file.name for file in run.last_checkpoint.parent.iterdir()) == [
+        "last.ckpt",
+        "last.previous.ckpt",
+    ]

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from sidrec.errors import ConfigError, RunError
+from sidrec.training.nan_guard import LossGuard, finite_mean
+from tests.ranks import run_on_ranks
+
+IDS = [f"i{number}" for number in range(20)]
+
+
+def look(guard, loss, items=(3, 4)):
+    return guard.mean(
+        torch.tensor(loss), where="epoch 0, step 7", items=torch.tensor(items), item_ids=lambda: IDS
+    )
+
+
+def test_a_good_loss_passes():
+    assert look(LossGuard(0), 1.5) == 1.5
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_bad_loss_names_step_and_items(loss):
+    with pytest.raises(RunError, match=r"The loss is -?\w+ at epoch 0, step 7.*'i3', 'i4'; lower"):
+        look(LossGuard(0), loss)
+    items = (3, 3, -1, 4, 5, 6, 7, 8, 9)
+    with pytest.raises(RunError, match="items 'i3', 'i4', 'i5', 'i6', 'i7' and 2 more; lower"):
+        look(LossGuard(0), loss, items)
+
+
+def test_without_a_guard_a_bad_loss_ends_the_run():
+    assert finite_mean(torch.tensor(1.5), where="epoch 0, step 7", remedy="lower it") == 1.5
+    with pytest.raises(RunError, match=r"^The loss is nan at epoch 0, step 7; lower it\.$"):
+        finite_mean(torch.tensor(float("nan")), where="epoch 0, step 7", remedy="lower it")
+
+
+def test_so_many_are_skipped_and_then_no_more(capsys):
+    guard, weight = LossGuard(2), torch.nn.Parameter(torch.ones(1))
+    for number in (1, 2):
+        weight.grad = torch.full((1,), float("nan"))
+        look(guard, float("nan"))
+        guard.drop_bad_gradients([weight])
+        assert weight.grad is None
+        assert (
+            f"skipped the batch with items 'i3', 'i4' ({number} so far)" in capsys.readouterr().err
+        )
+    weight.grad = torch.ones(1)
+    look(guard, 1.0)
+    guard.drop_bad_gradients([weight])  # a good step keeps its gradient
+    assert weight.grad == 1
+    with pytest.raises(RunError, match=r"\(now 2\)"):
+        look(guard, float("nan"))
+
+
+def test_less_than_none_is_refused():
+    with pytest.raises(ConfigError, match="skip_bad_losses must be 0 or more, got -1"):
+        LossGuard(-1)
+
+
+def only_rank_one_is_bad(rank, world_size, tmp_path):
+    with pytest.raises(RunError) as caught:
+        look(LossGuard(0), float("nan") if rank == 1 else 1.0)
+    assert ("a batch of another rank" in str(caught.value)) == (rank == 0)
+    guard = LossGuard(1)
+    look(guard, float("nan") if rank == 1 else 1.0)
+    assert guard.num_skipped == 1
+
+
+def test_all_ranks_decide_alike(tmp_path):
+    run_on_ranks(only_rank_one_is_bad, tmp_path)

@@ -1,0 +1,64 @@
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+from sidrec.training.optimizer import adamw_with_schedule, optimizer_of
+
+
+class OneWeight(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return 1e6 * self.linear(batch[0]).square().mean()  # a gradient worth clipping
+
+    def configure_optimizers(self):
+        return adamw_with_schedule(
+            self.parameters(),
+            learning_rate=0.1,
+            weight_decay=0.0,
+            total_steps=2,
+            warmup_fraction=0.0,
+            decay="constant",
+        )
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_can_be_clipped(tmp_path, precision):
+    module, rows = OneWeight(), torch.utils.data.TensorDataset(torch.ones(8, 2))
+    before = module.linear.weight.detach().clone()
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=2,
+        precision=precision,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=4))
+    assert not torch.equal(module.linear.weight, before)
+
+
+def test_a_module_gets_the_schedule_of_its_whole_training():
+    module = OneWeight()
+    module.trainer = SimpleNamespace(  # 3 epochs of 4 batches, two of them a step
+        max_steps=-1, max_epochs=3, limit_train_batches=None, accumulate_grad_batches=2
+    )
+    settings = SimpleNamespace(
+        learning_rate=0.6, weight_decay=0.1, warmup_fraction=0.0, decay="linear"
+    )
+    found = optimizer_of(module, settings, batches_per_epoch=4)
+    weights, biases = found["optimizer"].param_groups
+    assert (weights["weight_decay"], biases["weight_decay"]) == (0.1, 0.0)
+    rates = []
+    for _ in range(7):
+        rates += found["lr_scheduler"]["scheduler"].get_last_lr()[:1]
+        found["optimizer"].step()
+        found["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
