@@ -33,8 +33,7 @@ from sidrec.generator.decoding.beam_search import (
     follow,
     over_children,
 )
-from sidrec.generator.decoding.bitmap import PackedItems
-from sidrec.generator.decoding.item_filters import AllItemsBut, allowed_in_children
+from sidrec.generator.decoding.item_filters import AllItemsBut, SharedItems, SharedSet, allowed_in_children
 from sidrec.generator.decoding.transitions import ChildList
 from sidrec.generator.decoding.trie import SemanticIdTrie, pack
 from sidrec.types import SemanticIdTable
@@ -138,7 +137,7 @@ def step_costs(trie: SemanticIdTrie, rounds: int) -> dict[str, dict[str, float]]
     gone = torch.randint(trie.num_items, (REQUESTS, 30), generator=generator)
     every, but = AllItemsBut.of(trie, gone[:, :0]), AllItemsBut.of(trie, gone)
     stock = torch.rand(1, trie.num_items, generator=generator) < 0.5
-    some = PackedItems.of(trie, stock, gone.new_zeros(REQUESTS))
+    some = SharedItems.of(trie, SharedSet.of(trie, stock[0]), gone[:, :0])
     even = torch.arange(trie.num_items + 1).double().expand(REQUESTS, -1)
     bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
     counts = allowed_in_children(every, trie, bounds, level=level)
@@ -146,7 +145,7 @@ def step_costs(trie: SemanticIdTrie, rounds: int) -> dict[str, dict[str, float]]
     chosen = best_columns(scored, BEAMS)
     parent, codes, scores = chosen // size, chosen % size, scored.gather(1, chosen)
 
-    def masked(allowed: AllItemsBut | PackedItems) -> torch.Tensor:
+    def masked(allowed: AllItemsBut | SharedItems) -> torch.Tensor:
         ends = trie.child_bounds(beams.lo, beams.hi, level=level)
         inside = allowed_in_children(allowed, trie, ends, level=level)
         return candidate_scores(beams.scores, says, inside)
@@ -157,7 +156,7 @@ def step_costs(trie: SemanticIdTrie, rounds: int) -> dict[str, dict[str, float]]
     parts: dict[str, Callable[[], object]] = {
         "mask_step": lambda: masked(every),
         "mask_step_30_excluded": lambda: masked(but),
-        "mask_step_bitmap": lambda: masked(some),
+        "mask_step_shared": lambda: masked(some),
         "bounds": lambda: trie.child_bounds(beams.lo, beams.hi, level=level),
         "counts": lambda: allowed_in_children(every, trie, bounds, level=level),
         "add_scores_and_close": lambda: candidate_scores(beams.scores, says, counts),

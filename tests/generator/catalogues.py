@@ -1,12 +1,16 @@
 """Small catalogues, tiny T5s and slow but obvious searches to hold the engine against."""
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from jaxtyping import Bool, Int
+from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
+from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.types import SemanticIdTable
 
 PAD, END, FIRST_CODE = 0, 1, 7
@@ -99,3 +103,36 @@ def exhaustive(score, table, popularity, excluded, top_k):
     items = [item for item in range(len(ids)) if item not in excluded]
     items.sort(key=lambda item: (-score(ids[item]), ids[item], -popularity[item], item))
     return items[:top_k]
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyItems:
+    """Any subset per request, counted naively: the reference for the filters of the package.
+
+    Attributes:
+        counts: ``counts[r, p]`` allowed items of request ``r`` stand before position ``p``;
+            one column more than there are items.
+    """
+
+    counts: Int[Tensor, "request bound"]
+
+    @classmethod
+    def of(cls, trie: SemanticIdTrie, allowed: Bool[Tensor, "request item"]) -> "OnlyItems":
+        """Look the items up in the trie.
+
+        Args:
+            trie: The catalogue.
+            allowed: True at the item_index that the request may get.
+        """
+        counts = allowed.new_zeros((len(allowed), trie.num_items + 1), dtype=torch.int32)
+        counts[:, 1:] = allowed[:, trie.items].cumsum(dim=1)
+        return cls(counts)
+
+    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
+        """Return how many allowed items stand before each position."""
+        return self.counts.gather(1, position.flatten(1).long()).view(position.shape)
+
+    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
+        """Return the position of the allowed item that has ``count`` allowed ones before it."""
+        first = torch.searchsorted(self.counts, count.int(), right=True, out_int32=True) - 1
+        return first.clamp(max=self.counts.shape[1] - 2)

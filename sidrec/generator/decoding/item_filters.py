@@ -37,11 +37,8 @@ class AllowedItems(Protocol):
     Which to take, by what a request may get:
 
     - all but a few: ``AllItemsBut``;
-    - any subset, given as booleans: ``OnlyItems``; one for a group of requests, in bits:
-      ``bitmap.PackedItems``;
-    - a short list: ``subsets.ListedItems``;
-    - a large set that all requests share, less a few each: ``subsets.SharedItems``; any of the
-      sets here less a few: ``bitmap.AllowedBut``.
+    - a short list: ``ListedItems``;
+    - a large set that all requests share, less a few each: ``SharedItems``.
     """
 
     def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
@@ -115,39 +112,6 @@ class AllItemsBut:
         )
         skipped = torch.searchsorted(allowed_before, count.int(), right=True, out_int32=True)
         return count + skipped
-
-
-@dataclass(frozen=True, slots=True)
-class OnlyItems:
-    """A subset per request, such as what is in stock where the user lives.
-
-    Attributes:
-        counts: ``counts[r, p]`` allowed items of request ``r`` stand before position ``p``;
-            one column more than there are items.
-    """
-
-    counts: Int[Tensor, "request bound"]
-
-    @classmethod
-    def of(cls, trie: SemanticIdTrie, allowed: Bool[Tensor, "request item"]) -> "OnlyItems":
-        """Look the items up in the trie.
-
-        Args:
-            trie: The catalogue.
-            allowed: True at the item_index that the request may get.
-        """
-        counts = allowed.new_zeros((len(allowed), trie.num_items + 1), dtype=torch.int32)
-        counts[:, 1:] = allowed[:, trie.items].cumsum(dim=1)
-        return cls(counts)
-
-    def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
-        """Return how many allowed items stand before each position."""
-        return self.counts.gather(1, position.flatten(1).long()).view(position.shape)
-
-    def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
-        """Return the position of the allowed item that has ``count`` allowed ones before it."""
-        first = torch.searchsorted(self.counts, count.int(), right=True, out_int32=True) - 1
-        return first.clamp(max=self.counts.shape[1] - 2)
 
 
 def allowed_in_children(

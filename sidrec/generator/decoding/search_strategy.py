@@ -22,7 +22,7 @@ _PREFIXES_AT_ONCE = 128  # of the exact mode; no result depends on it
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """A way to search; what is drawn at random (``gumbel.py``) is no answer and stays out.
+    """Search mode of the decoder.
 
     Attributes:
         mode: ``beam``; ``diverse``, groups of beams that avoid each other's codes; or ``exact``,

@@ -7,10 +7,16 @@ from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError
 from sidrec.generator.decoding.beam_search import beam_search, best_columns, search_allowed
-from sidrec.generator.decoding.item_filters import OnlyItems
 from sidrec.generator.decoding.trie import SemanticIdTrie, pack
 from sidrec.types import SemanticIdTable
-from tests.generator.catalogues import TableSteps, catalogues, exhaustive, table_of, unhurried
+from tests.generator.catalogues import (
+    OnlyItems,
+    TableSteps,
+    catalogues,
+    exhaustive,
+    table_of,
+    unhurried,
+)
 
 NOTHING = torch.zeros((1, 0), dtype=torch.long)
 

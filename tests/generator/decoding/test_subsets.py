@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from sidrec.generator.decoding.item_filters import (
     AllItemsBut,
     ListedItems,
-    OnlyItems,
     Restriction,
     SharedItems,
     SharedSet,
@@ -16,7 +15,7 @@ from sidrec.generator.decoding.item_filters import (
 )
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.types import SemanticIdTable
-from tests.generator.catalogues import catalogues, table_of, unhurried
+from tests.generator.catalogues import OnlyItems, catalogues, table_of, unhurried
 
 CODES = torch.tensor([[1, 1], [0, 0], [0, 1], [0, 0]])  # in the trie: items 1, 3, 2, 0
 
