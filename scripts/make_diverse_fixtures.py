@@ -3,7 +3,7 @@
 Runs with transformers 4.56.2, the last release that has it, in an environment of its own:
 
     python -m venv oracle && oracle/bin/pip install torch transformers==4.56.2
-    oracle/bin/python scripts/make_diverse_fixtures.py tests/generator/decoding/fixtures/diverse.json
+    oracle/bin/python scripts/make_diverse_fixtures.py FILE
 
 The model is a table: raw logits of every prefix, drawn once, rounded and stored beside the answers,
 so that the fixtures do not depend on how some release draws or multiplies numbers. They have five
