@@ -62,6 +62,8 @@ def make_vectors(num_items: int, seed: int) -> Tensor:
 def fit(vectors: Tensor) -> FittedQuantizer:
     """Return codebooks fitted on the first rows."""
     settings = RqKMeans(
+        refine_rounds=0,
+        train_rows_per_code=None,
         codebook_sizes=SIZES,
         num_iterations=8,
         tolerance=0.0,

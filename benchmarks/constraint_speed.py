@@ -33,7 +33,12 @@ from sidrec.generator.decoding.beam_search import (
     follow,
     over_children,
 )
-from sidrec.generator.decoding.item_filters import AllItemsBut, SharedItems, SharedSet, allowed_in_children
+from sidrec.generator.decoding.item_filters import (
+    AllItemsBut,
+    SharedItems,
+    SharedSet,
+    allowed_in_children,
+)
 from sidrec.generator.decoding.transitions import ChildList
 from sidrec.generator.decoding.trie import SemanticIdTrie, pack
 from sidrec.types import SemanticIdTable

@@ -10,6 +10,7 @@ from sidrec.generator.decoding.beam_search import over_children
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary
 from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.generator_settings import GeneratorTaskSettings, HistorySettings
 from sidrec.generator.model.request_embedder import HistoryInput, InputSettings
 from sidrec.generator.model.t5 import t5_from_config, train_tokenizer
 from sidrec.generator.training.datamodule import GeneratorDataModule
@@ -42,17 +43,10 @@ def data_of(arguments: argparse.Namespace) -> GeneratorDataModule:
     """Both tasks by halves, lengths sorted in pools."""
     return GeneratorDataModule(
         corpus=str(arguments.corpus),
+        tasks=GeneratorTaskSettings(indexing_share=0.0),
+        histories=HistorySettings(max_history_items=arguments.history, targets_per_user=None),
         batch_size=arguments.batch,
-        eval_batch_size=64,
-        search_share=0.5,
-        recommendation_share=0.5,
-        indexing_share=0.0,
-        max_history_items=arguments.history,
-        target_window=1,
-        history_dropout=0.0,
-        exclude_history=True,
-        pool_batches=arguments.pool_batches,
-        valid_requests=None,
+        bucket_batches=arguments.pool_batches,
         seed=1,
     )
 

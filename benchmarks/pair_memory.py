@@ -56,19 +56,12 @@ def memory_mib() -> dict[str, float]:
 def draw(folder: str, encoder: str, num_batches: int) -> None:
     """Set up the data module and draw; print memory before and after as JSON."""
     from sidrec.pairs.datamodule import PairDataModule
+    from sidrec.pairs.pair_settings import PairTaskSettings, TokenSettings
 
     data = PairDataModule(
         corpus=folder,
-        encoder=encoder,
-        batch_size=512,
-        max_query_tokens=24,
-        max_item_tokens=48,
-        query_item_share=1.0,
-        item_item_share=4.0,
-        query_rows="query",
-        window=5,
-        cap=100,
-        weighting="uniform",
+        tokens=TokenSettings(encoder=encoder, max_query_tokens=24, max_item_tokens=48),
+        tasks=PairTaskSettings(item_item_share=4.0),
         seed=0,
     )
     data.prepare_data()

@@ -50,7 +50,7 @@ def trained(folder: Path, num_items: int) -> Path:
     made["quantizer"]["init_args"]["codebook_sizes"] = [256, 256]
     made["policy"]["init_args"]["num_codes"] = 256
     second = generator_settings()
-    second["model"]["init_args"] |= {"num_beams": 30, "top_k": 30}
+    second["model"]["init_args"]["search"] = {"num_beams": 30, "top_k": 30}
     runs = folder / "runs"
     configs = [
         write_yaml(folder / f"{name}.yaml", one) for name, one in (("enc", first), ("gen", second))

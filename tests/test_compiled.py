@@ -17,13 +17,13 @@ from tests.tiny import encoder_settings, generator_settings, sidrec, write_yaml
 def test_a_run_compiles_only_if_asked_to(stage, asked, tiny, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(torch, "compile", lambda f, **options: calls.append(options) or f)
-    settings, source = encoder_settings(tiny.corpus, tiny.encoder), ()
+    settings, source, group = encoder_settings(tiny.corpus, tiny.encoder), (), "tower"
     del settings["trainer"]["callbacks"]
     if stage == "generator":
-        settings, source = generator_settings(), ("--from", tiny.encoder_run)
+        settings, source, group = generator_settings(), ("--from", tiny.encoder_run), "t5"
     fit = ("fit", "--config", write_yaml(tmp_path / "c.yaml", settings), *source)
     steps = ("--trainer.max_steps", 1, "--run_dir", tmp_path / "run")
-    assert sidrec(*fit, *steps, "--model.torch_compile", asked) == 0
+    assert sidrec(*fit, *steps, f"--model.{group}.torch_compile", asked) == 0
     expected = {"encoder": 1, "generator": 2}[stage] if asked else 0  # T5's two halves
     assert calls == [{"dynamic": True}] * expected
 

@@ -116,7 +116,7 @@ def test_the_papers_run_in_small(tmp_path):
     encoder, generator = tmp_path / "enc", tmp_path / "gen"
     small = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.num_workers=0"]
     small += ["--trainer.check_val_every_n_epoch=null", "--data.batch_size=8"]
-    few = ["--data.valid_requests=4"]
+    few = ["--data.evaluation.valid_requests=4"]
     corpus_flags = ["--data.corpus", corpus.folder]
     paper = CONFIGS / "paper"
     fit_encoder = ["fit", "--config", paper / "encoder.yaml", *corpus_flags, *small]
@@ -140,8 +140,8 @@ def test_the_papers_run_in_small(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert {f"{ENCODER}/model.safetensors", f"{T5}/model.safetensors"} <= set(hub.fetched)
     written = read_config(encoder / "config.yaml"), read_config(generator / "config.yaml")
-    assert written[0]["model"]["init_args"]["encoder"] == ENCODER
-    assert written[1]["model"]["init_args"]["t5"] == T5
+    assert written[0]["model"]["init_args"]["tower"]["encoder"] == ENCODER
+    assert written[1]["model"]["init_args"]["t5"]["pretrained"] == T5
     bundle = SemanticIdBundle.load(encoder / "semantic_ids", corpus_fingerprint=corpus.fingerprint)
     assert bundle.table.codebook_sizes == (256, 256)
     assert bundle.table.codes.equal(SemanticIdBundle.load(tmp_path / "ids").table.codes)

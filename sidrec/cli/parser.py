@@ -15,10 +15,15 @@ _UNKNOWN_KEY = re.compile(
     r"|unrecognized arguments: -*([\w.]+)"
     r"|No action for key ['\"]([\w.]+)['\"]"
 )
+_GROUP = re.compile(r"Group ['\"]([\w.]+)['\"] does not accept")
 _UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NOISE = (
     (re.compile(r"\s*Does not validate against any of the Union subtypes.*?Errors:\s*-", re.S), ""),
     (re.compile(r"- Expected a <class 'NoneType'>"), ""),
+    (
+        re.compile(r"\d+ validation error for \S+|\[type=\w+, input.*?(?:pydantic.dev\S*|$)", re.S),
+        "",
+    ),
     (re.compile(r"Given value type: .*", re.S), ""),
     (re.compile(r"<class '(?:\w+\.)*(\w+)'>"), r"\1"),
     (
@@ -111,7 +116,9 @@ def _nearest_key(message: str, valid: Iterable[str]) -> str | None:
     unknown = _UNKNOWN_KEY.search(message)
     if unknown is None:
         return None
-    return nearest(next(filter(None, unknown.groups())), list(valid))
+    name = next(filter(None, unknown.groups()))
+    group = _GROUP.search(message)
+    return nearest(f"{group.group(1)}.{name}" if group else name, list(valid))
 
 
 def _nearest_class(message: str) -> str | None:

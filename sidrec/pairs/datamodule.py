@@ -1,8 +1,8 @@
-"""Training pairs of both tasks for Lightning: where batches come from and where they go on."""
+"""Lightning data module of training pairs of both tasks."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -11,10 +11,12 @@ from sidrec.corpus.leakage import check_train_only, check_train_queries_only
 from sidrec.corpus.memmap_cache import derived_folder
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.batches import PairBatches
-from sidrec.pairs.item_item import ItemItemPairs, Weighting, item_item_pairs, log_popularity
+from sidrec.pairs.item_item import ItemItemPairs, item_item_pairs, log_popularity
+from sidrec.pairs.pair_settings import ItemPairSettings, PairTaskSettings, TokenSettings
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
 from sidrec.pairs.schedule import PairSchedule
 from sidrec.pairs.token_store import TokenStore, load_tokenizer, tokenize_once
+from sidrec.settings import PositiveInt
 from sidrec.training.resumable_data import CorpusDataModule
 
 _TEXTS_AT_ONCE = 4_096
@@ -25,60 +27,36 @@ class PairDataModule(CorpusDataModule[PairBatches]):
 
     Args:
         corpus: Corpus directory, as ``sidrec prepare`` writes it.
-        encoder: Whose tokenizer cuts the texts: hub name, folder, or ``package:NAME/FOLDER``.
-        revision: Of the encoder on the hub: branch, tag or commit.
+        tokens: Tokenizer and lengths of the texts.
+        tasks: Shares of both tasks in the batches.
+        item_pairs: How item-item pairs are drawn.
         batch_size: Pairs per rank.
-        max_query_tokens: Longer queries are cut; special tokens count.
-        max_item_tokens: Longer item texts are cut; special tokens count.
-        query_item_share: Share of the batches that are query–item, any scale; 0 switches the
-            task off.
-        item_item_share: Share of the batches that are item–item; 0 switches the task off. The
-            task that runs short is seen whole in an epoch, the other one sampled.
-        query_rows: ``query``: every query once an epoch, with one of its items; ``pair``: every
-            (query, item) once.
-        window: How many interactions a pair of items stands apart, at most.
-        cap: Anchors that one user gives in an epoch, at most.
-        weighting: How partners are drawn from the window: ``uniform`` or ``inverse_distance``.
-        seed: Of shuffles and draws; dropout follows it too.
+        seed: Seed of shuffles, draws and dropout.
         num_workers: Processes that make batches; 0 makes them in the training process.
-        cache: Folder for tokenized texts; None puts them beside the corpus, or under the user's
-            cache folder where the corpus cannot be written.
     """
 
     def __init__(
         self,
         corpus: str,
-        encoder: str,
-        batch_size: int,
-        max_query_tokens: int,
-        max_item_tokens: int,
-        query_item_share: float,
-        item_item_share: float,
-        query_rows: Literal["query", "pair"],
-        window: int,
-        cap: int,
-        weighting: Weighting,
-        seed: int,
+        *,
+        tokens: TokenSettings = TokenSettings(),
+        tasks: PairTaskSettings = PairTaskSettings(),
+        item_pairs: ItemPairSettings = ItemPairSettings(),
+        batch_size: PositiveInt = 512,
+        seed: int = 1234,
         num_workers: int = 0,
-        revision: str | None = None,
-        cache: str | None = None,
     ) -> None:
         super().__init__(corpus, num_workers)
-        if min(query_item_share, item_item_share) < 0:
-            raise ConfigError("query_item_share and item_item_share must be 0 or more.")
-        self.encoder, self.revision = encoder, revision
+        self.tokens, self.tasks, self.item_pairs = tokens, tasks, item_pairs
+        self.shares = (tasks.query_item_share, tasks.item_item_share)
         self.batch_size, self.seed = batch_size, seed
-        self.max_query_tokens, self.max_item_tokens = max_query_tokens, max_item_tokens
-        self.shares = (query_item_share, item_item_share)
-        self.query_rows, self.window, self.cap, self.weighting = query_rows, window, cap, weighting
-        self.cache = Path(cache) if cache else None
 
     def prepare_data(self) -> None:
         """Tokenize on one process per machine; the others then find the files."""
         self._token_stores()
 
     def setup(self, stage: str) -> None:
-        """Lay out the batches before training begins: what is wrong with them is said first."""
+        """Lay out the batches before training begins, so that their errors come first."""
         if stage == "fit":
             _ = self.batches
 
@@ -111,6 +89,11 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         """Return one step that names the split."""
         return DataLoader(["test"], batch_size=None)  # type: ignore[arg-type]
 
+    def predict_dataloader(self) -> DataLoader[str]:
+        """Return the item texts, in the order of the catalogue."""
+        texts: Any = self.corpus.item_texts()
+        return DataLoader(texts, batch_size=self.batch_size)
+
     def fixed_settings(self) -> dict[str, Any]:
         """Return what decides the batches."""
         schedule = self.batches.schedule
@@ -127,37 +110,43 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         query_item = item_item = None
         if self.shares[0] > 0:
             check_train_queries_only(self.corpus, train_query_rows(self.corpus), "query-item pairs")
-            query_item = query_item_pairs(self.corpus, rows=self.query_rows)
+            query_item = query_item_pairs(self.corpus, rows=self.tasks.query_rows)
             if not len(query_item):
                 raise DataError(
                     f"{self.corpus_folder}/queries.parquet has no train query; run `sidrec "
-                    "prepare` with --queries, or set data.query_item_share to 0."
+                    "prepare` with --queries, or set data.tasks.query_item_share to 0."
                 )
         if self.shares[1] > 0:
             train = self.corpus.train_interactions()
             check_train_only(self.corpus, train, "item-item pairs")
+            chosen = self.item_pairs
             item_item = item_item_pairs(
-                train, window=self.window, cap=self.cap, weighting=self.weighting
+                train,
+                window=chosen.window_size,
+                cap=chosen.max_anchors_per_user,
+                weighting=chosen.weighting,
             )
         return query_item, item_item
 
     def _token_stores(self) -> tuple[TokenStore | None, TokenStore]:
-        corpus, tokenizer = self.corpus, load_tokenizer(self.encoder, revision=self.revision)
+        corpus, tokens = self.corpus, self.tokens
+        tokenizer = load_tokenizer(tokens.encoder, revision=tokens.revision)
         for name in ("max_query_tokens", "max_item_tokens"):
-            if not 3 <= getattr(self, name) <= tokenizer.model_max_length:
+            if getattr(tokens, name) > tokenizer.model_max_length:
                 raise ConfigError(
-                    f"data.{name} must lie in [3, {tokenizer.model_max_length}] for "
-                    f"'{self.encoder}', got {getattr(self, name)}."
+                    f"data.tokens.{name} is {getattr(tokens, name)}, but '{tokens.encoder}' reads "
+                    f"at most {tokenizer.model_max_length}; lower it."
                 )
+        cache = derived_folder(corpus.folder, corpus.fingerprint) / "tokens"
         same = {
             "tokenizer": tokenizer,
             "corpus_fingerprint": corpus.fingerprint,
-            "cache": self.cache or derived_folder(corpus.folder, corpus.fingerprint) / "tokens",
+            "cache": cache if tokens.cache is None else Path(tokens.cache),
         }
         item_tokens = tokenize_once(
             _texts(corpus.items, None),
             num_texts=corpus.num_items,
-            max_tokens=self.max_item_tokens,
+            max_tokens=tokens.max_item_tokens,
             what="items",
             **same,
         )
@@ -167,7 +156,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         query_tokens = tokenize_once(
             _texts(corpus.queries, rows),
             num_texts=len(rows),
-            max_tokens=self.max_query_tokens,
+            max_tokens=tokens.max_query_tokens,
             what="train queries",
             **same,
         )

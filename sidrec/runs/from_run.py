@@ -12,7 +12,8 @@ from sidrec.errors import ConfigError, ContradictionError, RunError
 from sidrec.runs.directory import RunDirectory
 
 _FLAG = "--from"
-_FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "t5")  # may name one
+_FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name one
+_GROUPS = ("tower", "tokens", "t5")  # settings that hold such a name
 _KNOWN_PACKAGES = ("sidrec", "lightning", "torch.optim", "torchmetrics")
 
 
@@ -99,10 +100,11 @@ def absolute_paths(config: Any) -> Any:  # noqa: ANN401
     """
     for part in ("model", "data"):
         settings = (config.get(part) or {}).get("init_args") or {}
-        for name in _FOLDERS:
-            value = settings.get(name)
-            if isinstance(value, str) and Path(value).is_dir():
-                settings[name] = str(Path(value).absolute())
+        for group in (settings, *(settings.get(name) or {} for name in _GROUPS)):
+            for name in _FOLDERS:
+                value = group.get(name)
+                if isinstance(value, str) and Path(value).is_dir():
+                    group[name] = str(Path(value).absolute())
     return config
 
 

@@ -17,12 +17,14 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.bundle.quality_report import quality_table, save_picture
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
-from sidrec.semantic_ids.collisions.policies import CollisionPolicy
+from sidrec.semantic_ids.collisions.policies import CollisionPolicy, ReassignLastLevel
 from sidrec.semantic_ids.learned.module import QuantizerModule
 from sidrec.semantic_ids.learned.quantizer import Trained
 from sidrec.semantic_ids.pipeline import make_semantic_ids
 from sidrec.semantic_ids.quality.purity import attributes_of_items
 from sidrec.semantic_ids.quantizers.base import Quantizer
+from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
+from sidrec.settings import NonNegativeInt, PositiveInt
 
 
 class LearnedIdsCallback(L.Callback):
@@ -34,7 +36,7 @@ class LearnedIdsCallback(L.Callback):
         policy: What happens where items share codes.
     """
 
-    def __init__(self, policy: CollisionPolicy) -> None:
+    def __init__(self, policy: CollisionPolicy = ReassignLastLevel()) -> None:
         self.policy = policy
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: QuantizerModule) -> None:
@@ -77,7 +79,12 @@ class SemanticIdCallback(L.Callback):
     """
 
     def __init__(
-        self, quantizer: Quantizer, policy: CollisionPolicy, max_item_tokens: int, batch_size: int
+        self,
+        quantizer: Quantizer = RqKMeans(),
+        policy: CollisionPolicy = ReassignLastLevel(),
+        *,
+        max_item_tokens: NonNegativeInt = 128,
+        batch_size: PositiveInt = 256,
     ) -> None:
         self.quantizer, self.policy = quantizer, policy
         self.max_item_tokens, self.batch_size = max_item_tokens, batch_size

@@ -1,4 +1,4 @@
-"""What happens to a batch whose loss is NaN or infinite: the run ends, or the batch is skipped."""
+"""Guard against NaN and infinite losses: end the run, or skip the batch."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from sidrec.console import say
 from sidrec.distributed import rank_and_world_size, sum_over_ranks
-from sidrec.errors import ConfigError, RunError
+from sidrec.errors import RunError
 
 _NAMED_ITEMS = 5
 
 
 class LossGuard:
-    """Look at every loss, on all ranks alike; a bad one changes no weight.
+    """Check every loss, on all ranks alike; a NaN or infinite one changes no weight.
 
     Args:
         skip_at_most: Bad batches that a run may skip; 0 ends it at the first. A skipped step
@@ -25,8 +25,6 @@ class LossGuard:
     """
 
     def __init__(self, skip_at_most: int) -> None:
-        if skip_at_most < 0:
-            raise ConfigError(f"model.skip_bad_losses must be 0 or more, got {skip_at_most}.")
         self.skip_at_most, self.num_skipped = skip_at_most, 0
         self._skips_step = False
 
@@ -35,15 +33,15 @@ class LossGuard:
         loss: Float[Tensor, ""],
         *,
         where: str,
-        items: Int[Tensor, " row"],
-        item_ids: Callable[[], list[str]],
+        items: Int[Tensor, " row"] | None = None,
+        item_ids: Callable[[], list[str]] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the mean of the losses of all ranks.
 
         Args:
             loss: Of this rank.
             where: Task, epoch and step, for the message.
-            items: item_index of the batch's rows.
+            items: item_index of the batch's rows, for the message.
             item_ids: The user's ids by item_index; only called for the message.
 
         Raises:
@@ -55,11 +53,14 @@ class LossGuard:
             return mean
         culprit = "a batch of another rank"
         if not torch.isfinite(loss):
-            culprit = f"the batch with items {_names(items, item_ids())}"
+            culprit = "the batch"
+            if items is not None and item_ids is not None:
+                culprit += f" with items {_names(items, item_ids())}"
         if self.num_skipped >= self.skip_at_most:
             raise RunError(
-                f"The loss is {mean.item()} at {where}, for {culprit}; lower model.learning_rate, "
-                "use precision bf16-mixed or 32, or let model.skip_bad_losses batches pass "
+                f"The loss is {mean.item()} at {where}, for {culprit}; lower "
+                "model.optimizer.learning_rate, use precision bf16-mixed or 32, or let "
+                "model.optimizer.skip_bad_losses batches pass "
                 f"(now {self.skip_at_most})."
             )
         self.num_skipped += 1
@@ -73,23 +74,6 @@ class LossGuard:
             self._skips_step = False
             for parameter in parameters:
                 parameter.grad = None
-
-
-def finite_mean(loss: Float[Tensor, ""], *, where: str, remedy: str) -> Float[Tensor, ""]:
-    """Return the mean of the losses of all ranks, for a training that skips no batch.
-
-    Args:
-        loss: Of this rank.
-        where: Epoch and step, for the message.
-        remedy: What the message says to do.
-
-    Raises:
-        RunError: If the mean is no number, on all ranks alike.
-    """
-    mean = _mean_over_ranks(loss)
-    if not torch.isfinite(mean):
-        raise RunError(f"The loss is {mean.item()} at {where}; {remedy}.")
-    return mean
 
 
 def _mean_over_ranks(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -147,10 +147,12 @@ def test_a_failed_run_says_so_and_other_settings_are_refused(config, tmp_path, c
     assert sidrec(*fit, *stop) == 1
     assert last_line(capsys) == "sidrec: FloatingPointError: error (--debug shows where)"
     assert run.state() == "failed"
-    assert sidrec(*fit, "--model.temperature", "0.2", "--data.window", "2") == 2
+    assert (
+        sidrec(*fit, "--model.loss.temperature", "0.2", "--data.item_pairs.window_size", "2") == 2
+    )
     line = last_line(capsys)
-    assert "data.init_args.window: given 2, in run 3" in line
-    assert "model.init_args.temperature: given 0.2, in run 0.1" in line
+    assert "data.init_args.item_pairs.window_size: given 2, in run 3" in line
+    assert "model.init_args.loss.temperature: given 0.2, in run 0.1" in line
     assert sidrec(*fit, "--trainer.max_steps", "3") == 0
 
 
@@ -198,12 +200,16 @@ def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
         (["fit", "--config", "CONFIG"], 2, "`sidrec fit` needs --run_dir FOLDER"),
         (["fit", "--config", "CONFIG", "--run_dir", "r", "--trainer.max_step=3"], 2, "max_steps'?"),
         (["fit", "--config", "CONFIG", "--rundir", "r"], 2, "did you mean 'run_dir'?"),
-        (["fit", "--config", "CONFIG", "--model.temprature", "1"], 2, "mean 'temperature'?"),
-        (["fit", "--config", "CONFIG", "--model.temperature", "hot"], 2, "Expected a float"),
         (
-            ["fit", "--config", "CONFIG", "--run_dir", "r", "--model.temperature", "-1"],
+            ["fit", "--config", "CONFIG", "--model.loss.temprature", "1"],
             2,
-            "temperature and learning_rate must be positive, got -1.0 and 0.001.",
+            "mean 'loss.temperature'?",
+        ),
+        (["fit", "--config", "CONFIG", "--model.loss.temperature", "hot"], 2, "valid number"),
+        (
+            ["fit", "--config", "CONFIG", "--run_dir", "r", "--model.loss.temperature", "-1"],
+            2,
+            'loss.temperature": Input should be greater than 0 Got value: -1.',
         ),
         (
             ["fit", "--config", "CONFIG", "--model", "os.system"],
@@ -296,7 +302,7 @@ def test_a_run_may_be_read_from_another_folder(tiny, tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("path", "wrong", "right"),
     [
-        (("model", "init_args"), "temprature", "temperature"),
+        (("model", "init_args", "loss"), "temprature", "loss.temperature"),
         (("data", "init_args"), "bach_size", "batch_size"),
         (("trainer",), "max_step", "trainer.max_steps"),
         (

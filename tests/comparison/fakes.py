@@ -49,8 +49,12 @@ class FakeLauncher:
             run.last_checkpoint.write_bytes(b"weights")
             if stage.kind == "embeddings":
                 bundle_of(self.corpus, seed).save(run.semantic_ids)
-            data = {flag[7:]: float(value) for flag, value in stage.options if "_share" in flag}
-            run.config.write_text(yaml.safe_dump({"data": {"init_args": data}}))
+            shares = {
+                flag.rsplit(".", 1)[1]: float(value)
+                for flag, value in stage.options
+                if "_share" in flag
+            }
+            run.config.write_text(yaml.safe_dump({"data": {"init_args": {"tasks": shares}}}))
             run.write_manifest(state="finished", corpus_fingerprint=self.corpus.fingerprint)
             return 0
         write_answers(folder, self.corpus, seed=seed, tasks=self.tasks)

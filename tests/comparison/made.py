@@ -8,7 +8,7 @@ from sidrec.cli.compare import main
 from sidrec.comparison.plan.stages import Stage
 from sidrec.files import read_json
 from tests.pairs.made import make_corpus, make_encoder
-from tests.tiny import TRAINER, encoder_settings, generator_settings, sidrec, write_yaml
+from tests.tiny import OPTIMIZER, TRAINER, encoder_settings, generator_settings, sidrec, write_yaml
 
 IDS = {
     "quantizer": {
@@ -20,9 +20,9 @@ IDS = {
             "num_redo": 1,
             "init": "progressive",
             "sample_rows_per_code": 256,
-            "normalize_residuals": False,
             "seed": 1,
-            "shrink": False,
+            "refine_rounds": 0,
+            "train_rows_per_code": None,
         },
     },
     "policy": {
@@ -51,11 +51,7 @@ def enmf_settings(corpus: Path) -> dict:
                 "dim": 12,
                 "dropout": 0.1,
                 "negative_weight": 0.2,
-                "popularity_exponent": 0.0,
-                "learning_rate": 0.05,
-                "weight_decay": 0.0,
-                "warmup_fraction": 0.0,
-                "decay": "constant",
+                "optimizer": OPTIMIZER | {"learning_rate": 0.05},
             },
         },
         "data": {
@@ -78,11 +74,7 @@ def sasrec_settings(corpus: Path) -> dict:
                 "num_heads": 2,
                 "max_history_items": 8,
                 "dropout": 0.1,
-                "learning_rate": 0.01,
-                "weight_decay": 0.0,
-                "warmup_fraction": 0.0,
-                "decay": "constant",
-                "top_k": 30,
+                "optimizer": OPTIMIZER | {"learning_rate": 0.01},
             },
         },
         "data": {
@@ -113,7 +105,7 @@ def make_comparison(folder: Path, **changed: object) -> Path:
             "keep": KEEP,
         }.items()
     }
-    one_task = {"data.item_item_share": 0.0}
+    one_task = {"data.tasks.item_item_share": 0.0}
     settings = {
         "corpus": str(folder / "corpus"),
         "out": str(folder / "out"),

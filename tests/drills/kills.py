@@ -24,11 +24,14 @@ from pathlib import Path
 
 import sidrec.cli.train
 from sidrec.cli.main import main
+from sidrec.encoder.enmf.module import Enmf
 from sidrec.runs.checkpoints import damage_of
 from sidrec.runs.directory import RunDirectory
+from sidrec.settings import as_plain
 from tests.encoder.test_enmf import MODEL as ENMF
 from tests.pairs.made import make_corpus, make_encoder
 from tests.semantic_ids.learned.test_run import tiny_settings as rq_vae_settings
+from tests.settings import grouped
 from tests.tiny import encoder_settings, generator_settings, write_yaml
 
 KILLS_PER_STAGE = 3
@@ -176,7 +179,7 @@ def prepare(given: Path) -> None:
     write_yaml(given / "rq_vae.yaml", rq_vae)
     enmf = {
         "class_path": "sidrec.Enmf",
-        "init_args": ENMF | {"warmup_fraction": 0.2},
+        "init_args": as_plain(grouped(Enmf, **(ENMF | {"warmup_fraction": 0.2}))),
     }
     users = {"corpus": str(given / "corpus"), "batch_size": 9, "seed": 1}
     data = {

@@ -16,6 +16,7 @@ from sidrec.training.numbered_batches import BatchNumber
 from sidrec.types import Request
 from tests.encoder.test_module import Stop, equal
 from tests.ranks import run_on_ranks
+from tests.settings import made
 
 MODEL = {
     "dim": 8,
@@ -112,7 +113,7 @@ def test_a_batch_holds_whole_users(corpus):
 
 
 def train(folder, *, epochs=4, stop=None, resume=None, every=None, where=None, **trainer):
-    model, data = Enmf(**MODEL), UserDataModule(str(folder), batch_size=9, seed=2)
+    model, data = made(Enmf, **MODEL), UserDataModule(str(folder), batch_size=9, seed=2)
     callbacks = [Stop(stop)] if stop else []
     if every:
         callbacks.insert(
@@ -185,7 +186,7 @@ def test_item_vectors_are_unit_vectors_of_the_corpus(corpus):
 
 def _gradient(world_size, rank, corpus):
     data = UserDataModule(corpus, batch_size=8 // world_size, seed=2)
-    model = Enmf(**(MODEL | {"dropout": 0.0}))
+    model = made(Enmf, **(MODEL | {"dropout": 0.0}))
     model.trainer = Mock(datamodule=data, current_epoch=0)
     model.log = Mock()
     torch.manual_seed(1)
@@ -211,4 +212,4 @@ def test_two_ranks_have_the_gradient_of_one(corpus, tmp_path):
 )
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
-        Enmf(**(MODEL | {setting: value}))
+        made(Enmf, **(MODEL | {setting: value}))

@@ -15,6 +15,7 @@ from sidrec.pairs.datamodule import PairDataModule
 from sidrec.runs.directory import RunDirectory
 from tests.pairs.test_datamodule import SETTINGS
 from tests.ranks import run_on_ranks
+from tests.settings import made
 
 DATA = SETTINGS | {"batch_size": 12}
 MODEL = {
@@ -26,7 +27,7 @@ MODEL = {
     "query_item_weight": 1.0,
     "item_item_weight": 0.5,
     "symmetric": False,
-    "logq_correction": ["recommendation"],
+    "logq_correction": ("recommendation",),
     "grad_cache_chunk": None,
     "length_groups": 2,
     "dropout": 0.1,
@@ -62,8 +63,9 @@ class WatchWeights(L.Callback):
 
 def train(corpus, encoder, *, folder=None, every=None, stop=None, resume=None, **settings):
     """Train 2 epochs; return the weights. ``every``: checkpoint each so many steps."""
-    model = BiEncoder(**{"encoder": encoder, **MODEL, **settings.pop("model", {})})
-    data = PairDataModule(corpus=corpus, encoder=encoder, **{**DATA, **settings.pop("data", {})})
+    model = made(BiEncoder, **{"encoder": encoder, **MODEL, **settings.pop("model", {})})
+    changes = settings.pop("data", {})
+    data = made(PairDataModule, corpus=corpus, encoder=encoder, **{**DATA, **changes})
     callbacks = [*settings.pop("more_callbacks", []), *([Stop(stop)] if stop else [])]
     if every:
         callbacks.insert(
@@ -226,7 +228,7 @@ def test_training_learns_both_tasks(corpus, encoder):
     settings = {"model": {"learning_rate": 5e-3, "dropout": 0.0}, "max_epochs": 6}
     trainer, model = train(str(corpus.folder), encoder, **settings)
     after = model.dense_recalls("valid")
-    untrained = BiEncoder(encoder=encoder, **MODEL)
+    untrained = made(BiEncoder, encoder=encoder, **MODEL)
     untrained.configure_model()
     untrained.trainer = trainer
     before = untrained.dense_recalls("valid")
@@ -258,7 +260,9 @@ def test_a_bad_batch_can_be_skipped_and_is_remembered(corpus, encoder, tmp_path,
     assert stored["num_skipped_losses"] == 1
     assert all(value.isfinite().all() for value in stored["state_dict"].values())
     bad.add(1)
-    with pytest.raises(RunError, match=r"step 3 .*let model\.skip_bad_losses .*\(now 1\)"):
+    with pytest.raises(
+        RunError, match=r"step 3 .*let model\.optimizer\.skip_bad_losses .*\(now 1\)"
+    ):
         train(str(corpus.folder), encoder, **settings)
 
 
@@ -290,12 +294,13 @@ def test_a_finished_run_loads_without_its_encoder(corpus, encoder, tmp_path, mon
 
 
 def test_refusals(encoder, corpus):
-    with pytest.raises(ConfigError, match=r"model\.encoder is 'other' .* but data\.encoder is"):
+    with pytest.raises(
+        ConfigError, match=r"model\.tower\.encoder is 'other' .* but data\.tokens\.encoder is"
+    ):
         train(str(corpus.folder), encoder, model={"encoder": "other"})
     for changes, message in (
-        ({"temperature": 0.0}, "must be positive, got 0.0"),
-        ({"warmup_fraction": 1.0}, r"lie in \[0, 1\), got 1.0"),
-        ({"logq_correction": ["serch"]}, r"\['serch'\]; tasks are"),
+        ({"temperature": 0.0}, r"temperature is 0\.0, expected above 0"),
+        ({"warmup_fraction": 1.0}, r"is 1\.0, expected at least 0 and below 1"),
     ):
         with pytest.raises(ConfigError, match=message):
-            BiEncoder(**{"encoder": encoder, **MODEL, **changes})
+            made(BiEncoder, **{"encoder": encoder, **MODEL, **changes})

@@ -1,17 +1,30 @@
 """A small joint generator trained by Lightning, for the tests of its loop."""
 
+from dataclasses import fields
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from sidrec.generator.model.generator_settings import T5Settings, T5Shape
 from sidrec.generator.training.datamodule import GeneratorDataModule
 from sidrec.generator.training.module import JointGenerator
 from tests.generator.made import T5
 from tests.generator.test_datamodule import SETTINGS
+from tests.settings import made
+
+
+def shape_of(t5, **changes):
+    """T5 from scratch with arguments of ``T5Config``."""
+    known = {field.name for field in fields(T5Shape)}
+    flat = t5 | changes
+    named = {name: value for name, value in flat.items() if name in known}
+    other = {name: value for name, value in flat.items() if name not in known}
+    return T5Settings(shape=T5Shape(**named, other=other), text_vocabulary_size=120)
+
 
 MODEL = {
-    "t5": T5 | {"dropout_rate": 0.1},
-    "text_vocabulary_size": 120,
+    "t5": shape_of(T5, dropout_rate=0.1),
     "text_input": "tokens",
     "history_input": "items",
     "search_prompt": "search: {query}",
@@ -19,9 +32,7 @@ MODEL = {
     "max_query_tokens": 8,
     "max_history_items": 5,
     "query_token_dropout": 0.1,
-    "prior_scale": None,
-    "prior_half_life_items": 3.0,
-    "codes_from_items": True,
+    "prior": None,
     "learning_rate": 3e-3,
     "weight_decay": 0.01,
     "warmup_fraction": 0.1,
@@ -35,7 +46,11 @@ MODEL = {
 DATA = SETTINGS | {"batch_size": 48, "valid_requests": 10, "history_dropout": 0.2}
 
 
-PLAIN = {"t5": T5, "query_token_dropout": 0.0, "learning_rate": 1e-3}  # dropout differs by rank
+PLAIN = {
+    "t5": shape_of(T5),
+    "query_token_dropout": 0.0,
+    "learning_rate": 1e-3,
+}  # dropout differs by rank
 
 
 class Stop(L.Callback):
@@ -52,8 +67,8 @@ class Stop(L.Callback):
 def make(corpus, semantic_ids, *, model=(), data=()):
     torch.manual_seed(1)
     return (
-        JointGenerator(**{"semantic_ids": semantic_ids, **MODEL, **dict(model)}),
-        GeneratorDataModule(**{"corpus": corpus, **DATA, **dict(data)}),
+        made(JointGenerator, **{"semantic_ids": semantic_ids, **MODEL, **dict(model)}),
+        made(GeneratorDataModule, **{"corpus": corpus, **DATA, **dict(data)}),
     )
 
 

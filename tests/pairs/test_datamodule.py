@@ -6,6 +6,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.pairs.token_store import load_tokenizer
 from sidrec.training.numbered_batches import BatchNumber, BatchNumberSampler
+from tests.settings import made
 
 SETTINGS = {
     "batch_size": 4,
@@ -14,8 +15,8 @@ SETTINGS = {
     "query_item_share": 1.0,
     "item_item_share": 1.0,
     "query_rows": "query",
-    "window": 3,
-    "cap": 50,
+    "window_size": 3,
+    "max_anchors_per_user": 50,
     "weighting": "uniform",
     "seed": 11,
 }
@@ -24,9 +25,8 @@ SETTINGS = {
 @pytest.fixture
 def make(corpus, encoder):
     def build(**changes):
-        return PairDataModule(
-            **{"corpus": str(corpus.folder), "encoder": encoder, **SETTINGS, **changes}
-        )
+        flat = {"corpus": str(corpus.folder), "encoder": encoder, **SETTINGS, **changes}
+        return made(PairDataModule, **flat)
 
     return build
 
@@ -46,7 +46,7 @@ def test_batches_hold_the_texts_of_their_pairs(make, corpus):
     assert len(batches) == module.steps_per_epoch
     assert {batch.task for batch in batches} == {"search", "recommendation"}
     texts, queries = corpus.item_texts(), corpus.queries[:]
-    cut = load_tokenizer(module.encoder, revision=None)
+    cut = load_tokenizer(module.tokens.encoder, revision=None)
     items_of = dict(zip(queries["text"], queries["item_index"], strict=True))
     decoded = {cut.decode(cut(q)["input_ids"][:12]): items for q, items in items_of.items()}
     batch = next(b for b in batches if b.task == "search")
@@ -95,9 +95,9 @@ def test_sampler_begins_where_it_was_told_and_only_in_that_epoch():
 
 
 def test_refusals(make, tmp_path):
-    with pytest.raises(ConfigError, match=r"max_item_tokens must lie in \[3, 64\]"):
+    with pytest.raises(ConfigError, match=r"max_item_tokens is 65, .* reads at most 64"):
         make(max_item_tokens=65).setup("fit")
-    with pytest.raises(ConfigError, match="0 or more"):
+    with pytest.raises(ConfigError, match=r"query_item_share is -1\.0, expected at least 0"):
         make(query_item_share=-1.0)
     with pytest.raises(ConfigError, match="both tasks are switched off"):
         make(query_item_share=0.0, item_item_share=0.0).setup("fit")

@@ -80,7 +80,9 @@ def test_folders_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
     (tmp_path / "films").mkdir()
     monkeypatch.chdir(tmp_path)
     given = {
-        "model": {"init_args": {"encoder": "sentence-transformers/x", "t5": {"d_model": 8}}},
+        "model": {
+            "init_args": {"encoder": "sentence-transformers/x", "t5": {"pretrained": "films"}}
+        },
         "data": {"init_args": {"corpus": "films", "name": "films", "encoder": "package:x/films"}},
         "trainer": {"callbacks": None},
     }
@@ -92,7 +94,7 @@ def test_folders_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
     }
     assert given["model"]["init_args"] == {
         "encoder": "sentence-transformers/x",
-        "t5": {"d_model": 8},
+        "t5": {"pretrained": str(tmp_path / "films")},
     }
     assert absolute_paths({"model": None}) == {"model": None}
 

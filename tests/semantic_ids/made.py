@@ -25,6 +25,8 @@ def random_quantizer(sizes, *, dim=3, seed=0):
 def small_settings(*sizes):
     """Return settings of residual k-means that fit in milliseconds."""
     return RqKMeans(
+        refine_rounds=0,
+        train_rows_per_code=None,
         codebook_sizes=sizes,
         num_iterations=3,
         tolerance=0.0,

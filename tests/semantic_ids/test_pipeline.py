@@ -13,6 +13,8 @@ from tests.ranks import run_on_ranks
 
 NUM_ITEMS = CHUNK_ROWS + 300
 QUANTIZER = RqKMeans(
+    refine_rounds=0,
+    train_rows_per_code=None,
     codebook_sizes=(16, 16, 64),
     num_iterations=3,
     tolerance=0.0,

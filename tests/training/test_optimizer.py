@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from sidrec.training.optimizer import adamw_with_schedule, optimizer_of
+from sidrec.training.optimizer import OptimizerSettings, configure_adamw, total_steps_of
 
 
 class OneWeight(L.LightningModule):
@@ -16,14 +16,10 @@ class OneWeight(L.LightningModule):
         return 1e6 * self.linear(batch[0]).square().mean()  # a gradient worth clipping
 
     def configure_optimizers(self):
-        return adamw_with_schedule(
-            self.parameters(),
-            learning_rate=0.1,
-            weight_decay=0.0,
-            total_steps=2,
-            warmup_fraction=0.0,
-            decay="constant",
+        constant = OptimizerSettings(
+            learning_rate=0.1, weight_decay=0.0, warmup_fraction=0.0, decay="constant"
         )
+        return configure_adamw(self.parameters(), constant, total_steps=2)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -50,10 +46,9 @@ def test_a_module_gets_the_schedule_of_its_whole_training():
     module.trainer = SimpleNamespace(  # 3 epochs of 4 batches, two of them a step
         max_steps=-1, max_epochs=3, limit_train_batches=None, accumulate_grad_batches=2
     )
-    settings = SimpleNamespace(
-        learning_rate=0.6, weight_decay=0.1, warmup_fraction=0.0, decay="linear"
-    )
-    found = optimizer_of(module, settings, batches_per_epoch=4)
+    settings = OptimizerSettings(learning_rate=0.6, weight_decay=0.1, warmup_fraction=0.0)
+    steps = total_steps_of(module.trainer, batches_per_epoch=4)
+    found = configure_adamw(module.parameters(), settings, total_steps=steps)
     weights, biases = found["optimizer"].param_groups
     assert (weights["weight_decay"], biases["weight_decay"]) == (0.1, 0.0)
     rates = []

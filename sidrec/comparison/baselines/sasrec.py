@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,16 +15,16 @@ from sidrec.comparison.baselines.simple import rank_catalogue
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
-from sidrec.distributed import gather_objects, rank_and_world_size
+from sidrec.distributed import gather_objects
 from sidrec.encoder.dense_retrieval import own_slice
 from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.training.predictions import predictions_of_ranked, write_predictions
 from sidrec.metrics import Figures, Prediction, evaluate
 from sidrec.runs.directory import RunDirectory
-from sidrec.training.counter_rng import key_of
-from sidrec.training.nan_guard import finite_mean
-from sidrec.training.optimizer import Decay, optimizer_of
+from sidrec.settings import PositiveInt, Probability
+from sidrec.training.optimizer import OptimizerSettings
+from sidrec.training.stage_module import StageModule
 from sidrec.types import Request
 
 _START_DEVIATION = 0.02
@@ -128,7 +127,7 @@ def next_item_loss(
 _REQUESTS_AT_ONCE = 256
 
 
-class SasRec(L.LightningModule):
+class SasRec(StageModule[WindowDataModule]):
     """Self-attentive sequential recommendation over item_index.
 
     Args:
@@ -137,60 +136,53 @@ class SasRec(L.LightningModule):
         num_heads: Attention heads.
         max_history_items: Most recent items that are read.
         dropout: Probability, everywhere.
-        learning_rate: Peak of AdamW's learning rate.
-        weight_decay: Of AdamW; biases and norms have none.
-        warmup_fraction: Share of all steps over which the learning rate rises from 0.
-        decay: How it falls afterwards: ``linear``, ``cosine`` or ``constant``.
         top_k: Length of the lists.
+        optimizer: AdamW, its schedule, and the losses that it may skip.
     """
 
     stage = "baseline"
+    data_class = WindowDataModule
     model: SasRecModel
 
     def __init__(
         self,
-        dim: int,
-        num_blocks: int,
-        num_heads: int,
-        max_history_items: int,
-        dropout: float,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_fraction: float,
-        decay: Decay,
-        top_k: int,
+        *,
+        dim: PositiveInt = 128,
+        num_blocks: PositiveInt = 2,
+        num_heads: PositiveInt = 2,
+        max_history_items: PositiveInt = 50,
+        dropout: Probability = 0.3,
+        top_k: PositiveInt = 30,
+        optimizer: OptimizerSettings = OptimizerSettings(
+            learning_rate=1e-3, warmup_fraction=0.05, decay="cosine"
+        ),
     ) -> None:
-        super().__init__()
+        shape: dict[str, Any] = {
+            "dim": dim,
+            "num_blocks": num_blocks,
+            "num_heads": num_heads,
+            "max_history_items": max_history_items,
+            "dropout": dropout,
+        }
+        super().__init__(optimizer, top_k=top_k, **shape)
         if dim % num_heads:
             raise ConfigError(f"model.dim ({dim}) must be a multiple of num_heads ({num_heads}).")
-        if not 0 <= dropout < 1 or learning_rate <= 0 or top_k < 1:
+        if not 0 <= dropout < 1 or top_k < 1:
             raise ConfigError(
-                f"dropout {dropout}, learning_rate {learning_rate}, top_k {top_k}: dropout must "
-                "lie in [0, 1), the others must be positive."
+                f"dropout must lie in [0, 1) and top_k be positive, got {dropout} and {top_k}."
             )
-        self.save_hyperparameters()
-        self.settings: Any = self.hparams
+        self.shape, self.top_k = shape, top_k
 
     def configure_model(self) -> None:
         """Make the weights for the corpus's items."""
         if not hasattr(self, "model"):
             self._build(self._data().corpus.num_items)
 
-    def on_train_batch_start(self, batch: WindowBatch, batch_idx: int) -> None:
-        """Make dropout a function of seed, step and rank: a resumed run repeats it exactly."""
-        del batch
-        rank, _ = rank_and_world_size()
-        torch.manual_seed(key_of(self._data().seed, self.current_epoch, batch_idx, rank, "dropout"))
-
     def training_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
         """Return the cross-entropy of what came next, over the whole catalogue."""
         states = self.model(batch.histories)
         loss = next_item_loss(states, self.model.items.weight, batch.targets)
-        mean = finite_mean(
-            loss,
-            where=f"epoch {self.current_epoch}, step {batch_idx}",
-            remedy="lower model.learning_rate, or use precision bf16-mixed or 32",
-        )
+        mean = self._mean_loss(loss, batch_idx)
         self.log("train/recommendation/loss", mean, prog_bar=True, batch_size=1)
         return loss
 
@@ -211,32 +203,28 @@ class SasRec(L.LightningModule):
             write_predictions(run.predictions, predictions)
             write_json(run.metrics, figures)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over all weights, and its schedule by optimizer step."""
-        return optimizer_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make weights of the checkpoint's sizes when there are none yet."""
+        super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "model"):
             self._build(len(checkpoint["state_dict"]["model.items.weight"]))
 
     def _build(self, num_items: int) -> None:
-        names = ("dim", "num_blocks", "num_heads", "max_history_items", "dropout")
-        self.model = SasRecModel(num_items, **{name: self.settings[name] for name in names})
+        self.model = SasRecModel(num_items, **self.shape)
 
     def _answer(self, split: Split) -> tuple[Figures, list[Prediction]]:
         """Answer a split's recommendation requests, each rank its share; all ranks get all."""
         corpus = self._data().corpus
         counts = popularity(corpus.train_interactions(), corpus.num_items)
         requests = own_slice(recommendation_requests(corpus, split))
-        ranked = rank_catalogue(self._scores, requests, counts, top_k=self.settings.top_k)
+        ranked = rank_catalogue(self._scores, requests, counts, top_k=self.top_k)
         own = predictions_of_ranked(requests, ranked, split=split)
         predictions = [one for part in gather_objects(own) for one in part]
         return evaluate(predictions, counts), predictions
 
     @torch.inference_mode()
     def _scores(self, requests: Sequence[Request]) -> Float[np.ndarray, "request item"]:
-        longest = self.settings.max_history_items
+        longest = self.shape["max_history_items"]
         rows = [np.array(one.history[-longest:], np.int64) for one in requests]
         scores = [
             self.model.scores(self._histories(rows[first : first + _REQUESTS_AT_ONCE])).float()
@@ -246,9 +234,3 @@ class SasRec(L.LightningModule):
 
     def _histories(self, rows: list[np.ndarray]) -> Int[Tensor, "user place"]:
         return padded(rows).to(self.device)
-
-    def _data(self) -> WindowDataModule:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, WindowDataModule):
-            raise ConfigError("SasRec trains on data.class_path WindowDataModule only.")
-        return data

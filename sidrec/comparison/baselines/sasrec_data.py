@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from sidrec.corpus.leakage import check_train_only
 from sidrec.errors import ConfigError
+from sidrec.settings import PositiveInt
 from sidrec.training.numbered_batches import BatchNumber
 from sidrec.training.row_data import RowDataModule, RowSchedule
 
@@ -102,7 +103,13 @@ class WindowDataModule(RowDataModule[WindowBatch]):
     """
 
     def __init__(
-        self, corpus: str, batch_size: int, max_history_items: int, seed: int, num_workers: int = 0
+        self,
+        corpus: str,
+        *,
+        batch_size: PositiveInt = 128,
+        max_history_items: PositiveInt = 50,
+        seed: int = 1234,
+        num_workers: int = 0,
     ) -> None:
         super().__init__(corpus, batch_size, seed, num_workers)
         if max_history_items < 1:

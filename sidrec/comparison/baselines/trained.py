@@ -57,12 +57,12 @@ def dense_baseline(
     directory = RunDirectory(run)
     model = load_bi_encoder(directory)
     bundle = SemanticIdBundle.load(directory.semantic_ids, corpus_fingerprint=corpus.fingerprint)
-    items, settings = bundle.embeddings.vectors, model.settings
+    items, settings = bundle.embeddings.vectors, model.validation
     if requests and requests[0].task == "search":
         questions = encode_texts(
             model.tower,
             [request.query for request in requests],
-            max_tokens=_data_settings(directory)["max_query_tokens"],
+            max_tokens=_data_settings(directory)["tokens"]["max_query_tokens"],
             batch_size=settings.encode_batch_size,
         )
     else:

@@ -131,7 +131,7 @@ class _Maker:
         return [*options, *self._seeds(part)] if part.seeded else options
 
     def _seeds(self, part: Part) -> list[tuple[str, str]]:
-        """Set every seed that the configurations have."""
+        """Set every seed that the configurations have, written there or as a default."""
         merged: dict[str, Any] = {}
         for config in part.configs:
             merged = _over(merged, read_yaml(config) or {})
@@ -141,7 +141,11 @@ class _Maker:
             ("--quantizer.init_args.seed", ("quantizer", "init_args", "seed")),
             ("--prefix_share.seed", ("prefix_share", "seed")),
         )
-        return [(flag, str(self.seed)) for flag, path in places if _has(merged, path)]
+        return [
+            (flag, str(self.seed))
+            for flag, path in places
+            if _has(merged, path) or _is_ours(merged.get(path[0]))
+        ]
 
     def _stage(
         self,
@@ -175,6 +179,12 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _over(merged[key], value) if both else value
     return merged
+
+
+def _is_ours(part: Any) -> bool:  # noqa: ANN401
+    """Return whether a class of ours is meant: its seed is a setting even where none is written."""
+    named = part.get("class_path") if isinstance(part, dict) else None
+    return str(named).startswith("sidrec.")
 
 
 def _has(tree: dict[str, Any], path: Sequence[str]) -> bool:

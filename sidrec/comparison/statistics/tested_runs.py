@@ -123,7 +123,7 @@ def trained_tasks(run: RunDirectory) -> set[Task]:
     """Return the tasks with a share of the batches; both where the run knows no shares."""
     config = read_config(run.config) if run.config.exists() else {}
     data = config.get("data") or {}
-    shares = data.get("init_args") or {}
+    shares = (data.get("init_args") or {}).get("tasks") or {}
     return {task for task in TASKS if shares.get(f"{task}_share", 1.0) > 0}
 
 

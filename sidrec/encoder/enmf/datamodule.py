@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.store import Corpus
+from sidrec.settings import PositiveInt
 from sidrec.training.numbered_batches import BatchNumber
 from sidrec.training.row_data import RowDataModule, RowSchedule
 from sidrec.types import Request
@@ -73,7 +74,14 @@ class UserDataModule(RowDataModule[UserBatch]):
         num_workers: Processes that make batches; 0 makes them in the training process.
     """
 
-    def __init__(self, corpus: str, batch_size: int, seed: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        corpus: str,
+        *,
+        batch_size: PositiveInt = 512,
+        seed: int = 1234,
+        num_workers: int = 0,
+    ) -> None:
         super().__init__(corpus, batch_size, seed, num_workers)
 
     def lay_out(self, rank: int, world_size: int) -> UserBatches:

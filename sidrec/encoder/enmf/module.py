@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -12,15 +11,14 @@ from torch.nn.functional import dropout
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
-from sidrec.distributed import rank_and_world_size
 from sidrec.encoder.dense_retrieval import dense_recall, own_slice
 from sidrec.encoder.enmf.datamodule import UserBatch, UserDataModule, users_of
 from sidrec.errors import ConfigError, RunError
 from sidrec.metrics import harmonic_mean
 from sidrec.runs.directory import RunDirectory
-from sidrec.training.counter_rng import key_of
-from sidrec.training.nan_guard import finite_mean
-from sidrec.training.optimizer import Decay, optimizer_of
+from sidrec.settings import PositiveFloat, PositiveInt, Probability
+from sidrec.training.optimizer import OptimizerSettings
+from sidrec.training.stage_module import StageModule
 
 _START_DEVIATION = 0.01
 
@@ -125,7 +123,7 @@ def negative_weights_of(
 KS = (10, 30)
 
 
-class Enmf(L.LightningModule):
+class Enmf(StageModule[UserDataModule]):
     """Efficient neural matrix factorization; its item vectors are the ``rec`` embeddings.
 
     Args:
@@ -133,39 +131,42 @@ class Enmf(L.LightningModule):
         dropout: Probability that a dimension of a user is hidden in training.
         negative_weight: Mean weight of what was not consumed; what was consumed weighs 1.
         popularity_exponent: How the weight grows with the item's popularity; 0: not at all.
-        learning_rate: Peak of AdamW's learning rate.
-        weight_decay: Of AdamW.
-        warmup_fraction: Share of all steps over which the learning rate rises from 0.
-        decay: How it falls afterwards: ``linear``, ``cosine`` or ``constant``.
+        optimizer: AdamW, its schedule, and the losses that it may skip.
 
     Source:
         Chen et al. 2020, https://doi.org/10.1145/3373807. Differs: AdamW in place of Adagrad.
     """
 
     stage = "encoder"
+    data_class = UserDataModule
     tower: FactorTower
 
     def __init__(
         self,
-        dim: int,
-        dropout: float,
-        negative_weight: float,
-        popularity_exponent: float,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_fraction: float,
-        decay: Decay,
+        *,
+        dim: PositiveInt = 256,
+        dropout: Probability = 0.5,
+        negative_weight: PositiveFloat = 0.1,
+        popularity_exponent: float = 0.0,
+        optimizer: OptimizerSettings = OptimizerSettings(
+            learning_rate=1e-3, weight_decay=0.0, warmup_fraction=0.0, decay="constant"
+        ),
     ) -> None:
-        super().__init__()
-        if dim < 1 or learning_rate <= 0 or negative_weight <= 0:
+        super().__init__(
+            optimizer,
+            dim=dim,
+            dropout=dropout,
+            negative_weight=negative_weight,
+            popularity_exponent=popularity_exponent,
+        )
+        if dim < 1 or negative_weight <= 0:
             raise ConfigError(
-                "dim, learning_rate and negative_weight must be positive, got "
-                f"{dim}, {learning_rate} and {negative_weight}."
+                f"dim and negative_weight must be positive, got {dim} and {negative_weight}."
             )
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {dropout}.")
-        self.save_hyperparameters()
-        self.settings: Any = self.hparams
+        self.dim, self.dropout = dim, dropout
+        self.mean_weight, self.popularity_exponent = negative_weight, popularity_exponent
 
     def configure_model(self) -> None:
         """Make the vectors and the weights of the corpus, unless they are there already."""
@@ -176,21 +177,15 @@ class Enmf(L.LightningModule):
             self.negative_weights.copy_(
                 negative_weights_of(
                     counts,
-                    mean_weight=self.settings.negative_weight,
-                    exponent=self.settings.popularity_exponent,
+                    mean_weight=self.mean_weight,
+                    exponent=self.popularity_exponent,
                 )
             )
-
-    def on_train_batch_start(self, batch: UserBatch, batch_idx: int) -> None:
-        """Make dropout a function of seed, step and rank: a resumed run repeats it exactly."""
-        del batch
-        rank, _ = rank_and_world_size()
-        torch.manual_seed(key_of(self._data().seed, self.current_epoch, batch_idx, rank, "dropout"))
 
     def training_step(self, batch: UserBatch, batch_idx: int) -> Tensor:
         """Return the squared error per user of the batch, over the whole catalogue."""
         tower = self.tower
-        users = dropout(tower.users(batch.user_index), self.settings.dropout, training=True)
+        users = dropout(tower.users(batch.user_index), self.dropout, training=True)
         with torch.autocast(self.device.type, enabled=False):  # squares of small numbers
             loss = enmf_loss(
                 users.float(),
@@ -200,8 +195,7 @@ class Enmf(L.LightningModule):
                 positive_item=batch.positive_item,
                 negative_weights=self.negative_weights,
             ) / len(batch.user_index)
-        where = f"epoch {self.current_epoch}, step {batch_idx}"
-        mean = finite_mean(loss, where=where, remedy="lower model.learning_rate")
+        mean = self._mean_loss(loss, batch_idx)
         self.log("train/recommendation/loss", mean, prog_bar=True, batch_size=1)
         return loss
 
@@ -213,18 +207,15 @@ class Enmf(L.LightningModule):
         """Rank the whole catalogue for the test requests."""
         self._log_recalls("test", split)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over all vectors, and its schedule by optimizer step."""
-        return optimizer_of(self, self.settings, batches_per_epoch=self._data().steps_per_epoch)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make vectors of the checkpoint's sizes when there are none yet."""
+        super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "tower"):
             stored = checkpoint["state_dict"]
             self._build(len(stored["tower.users.weight"]), len(stored["tower.items.weight"]))
 
     def _build(self, num_users: int, num_items: int) -> None:
-        self.tower = FactorTower(num_users, num_items, self.settings.dim)
+        self.tower = FactorTower(num_users, num_items, self.dim)
         self.register_buffer("negative_weights", torch.ones(num_items))
 
     def _log_recalls(self, prefix: str, split: Split) -> None:
@@ -237,12 +228,6 @@ class Enmf(L.LightningModule):
         recalls["recall_harmonic_mean"] = harmonic_mean(at_best)  # of the one task that it answers
         self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
 
-    def _data(self) -> UserDataModule:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, UserDataModule):
-            raise ConfigError("Enmf trains on data.class_path UserDataModule only.")
-        return data
-
 
 def load_enmf(run: RunDirectory) -> Enmf:
     """Return the best ENMF of a finished run, on the CPU, in evaluation mode.
@@ -254,13 +239,4 @@ def load_enmf(run: RunDirectory) -> Enmf:
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     if "tower.users.weight" not in checkpoint["state_dict"]:
         raise RunError(f"{file} is no ENMF; give the folder of a run of configs/enmf.yaml.")
-    arguments = {
-        name: value
-        for name, value in checkpoint["hyper_parameters"].items()
-        if not name.startswith("_")
-    }
-    model = Enmf(**arguments)
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.eval()
-    return model
+    return Enmf.from_checkpoint(checkpoint)

@@ -53,7 +53,8 @@ class Decoding:
         """
         if not 1 <= top_k <= num_beams:
             raise ConfigError(
-                f"model.num_beams ({num_beams}) must be at least model.top_k ({top_k}); raise it."
+                f"model.search.num_beams ({num_beams}) must be at least model.search.top_k "
+                f"({top_k}); raise it."
             )
         if self.mode == "diverse":
             penalty = self.diversity_penalty

@@ -1,4 +1,4 @@
-"""Put a joint generator together: new for training, or from what its checkpoint holds."""
+"""Factory of joint generators: new for training, or from a checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary, vocabularies_of
 from sidrec.generator.model.codebook_prior import CodebookPrior, code_means
 from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.generator_settings import PriorSettings, T5Settings
 from sidrec.generator.model.request_embedder import InputSettings
 from sidrec.generator.model.t5 import (
     load_tokenizer_of,
@@ -33,13 +34,11 @@ _QUIET_HEAD = 0.1  # factor of the new codes' logits: the prior leads at first, 
 
 
 def new_generator(
-    t5: str | dict[str, Any],
+    settings: T5Settings,
     *,
-    revision: str | None,
     texts: Callable[[], list[str]],
-    text_vocabulary_size: int,
-    codes_from_items: bool,
     inputs: InputSettings,
+    prior: PriorSettings | None,
     ids: TaskBundles,
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
@@ -47,12 +46,10 @@ def new_generator(
     """Return a generator to be trained; all ranks call it and get the same tokenizer.
 
     Args:
-        t5: Hub name or folder of a pretrained T5, or settings of ``transformers.T5Config``.
-        revision: Of ``t5`` on the hub.
-        texts: What a new tokenizer is trained on; only called for a T5 from scratch.
-        text_vocabulary_size: Tokens of a new tokenizer, at most.
-        codes_from_items: Start the codes' embeddings from the item embeddings, not at random.
-        inputs: How requests become positions.
+        settings: T5, pretrained or from scratch.
+        texts: Returns the training texts of a new tokenizer; only called for a T5 from scratch.
+        inputs: Encoder input of a request.
+        prior: Initial values of the prior; None: T5 decides alone.
         ids: Semantic IDs of each task, and item embeddings.
         popularity: Train interactions of each item.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
@@ -61,27 +58,27 @@ def new_generator(
         ConfigError: If the T5 cannot be made or loaded, or does not fit ``inputs``.
         RunError: If the encoder run is not a finished one.
     """
-    if isinstance(t5, str):
-        tokenizer = load_tokenizer_of(t5, revision=revision)
+    name, revision = settings.pretrained, settings.revision
+    if name is not None:
+        tokenizer = load_tokenizer_of(name, revision=revision)
     else:
-        trained = on_rank_zero(
-            lambda: train_tokenizer(texts(), vocabulary_size=text_vocabulary_size).to_str()
-        )
+        size = settings.text_vocabulary_size
+        trained = on_rank_zero(lambda: train_tokenizer(texts(), vocabulary_size=size).to_str())
         tokenizer = Tokenizer.from_str(trained)
     vocabularies = _vocabularies(tokenizer, ids)
     widest = vocabularies[TASKS[-1]]  # its tokens are the last
-    if isinstance(t5, str):
-        model = t5_from_hub(t5, revision=revision, vocabulary=widest)
+    if name is not None:
+        model = t5_from_hub(name, revision=revision, vocabulary=widest)
     else:
-        model = t5_from_config(t5, vocabulary=widest)
-    if codes_from_items:
+        model = t5_from_config(settings.shape.arguments(), vocabulary=widest)
+    if settings.codes_from_items:
         for task, vocabulary in vocabularies.items():
             codes = ids.bundles[task].table.codes
             start_codes_from_items(model, vocabulary, codes, ids.item_vectors, seed=0)
     is_tied = model.lm_head.weight is model.shared.weight
-    if inputs.prior_scale is not None and not is_tied:
+    if prior is not None and not is_tied:
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
-    return _together(model, tokenizer, inputs, ids, popularity, encoder_run)
+    return _together(model, tokenizer, inputs, prior, ids, popularity, encoder_run)
 
 
 def parts_of(model: GeneratorModel) -> dict[str, Any]:
@@ -97,6 +94,7 @@ def generator_from(
     parts: dict[str, Any],
     *,
     inputs: InputSettings,
+    prior: PriorSettings | None,
     ids: TaskBundles,
     encoder_run: str | None,
 ) -> GeneratorModel:
@@ -105,6 +103,7 @@ def generator_from(
     Args:
         parts: From ``parts_of``.
         inputs: As in training.
+        prior: As in training.
         ids: As in training.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
 
@@ -113,13 +112,14 @@ def generator_from(
     """
     tokenizer = Tokenizer.from_str(parts["tokenizer"])
     t5 = t5_from_snapshot(parts["t5"])
-    return _together(t5, tokenizer, inputs, ids, parts["popularity"], encoder_run)
+    return _together(t5, tokenizer, inputs, prior, ids, parts["popularity"], encoder_run)
 
 
 def _together(
     t5: Any,  # noqa: ANN401 (transformers is untyped)
     tokenizer: Tokenizer,
     inputs: InputSettings,
+    prior: PriorSettings | None,
     ids: TaskBundles,
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
@@ -131,8 +131,8 @@ def _together(
             spaces[task] = spaces[TASKS[0]]
             continue
         table = ids.bundles[task].table
-        prior = _prior(table, ids.item_vectors, inputs, popularity)
-        spaces[task] = CodeSpace(vocabulary, table, popularity, prior)
+        own = _prior(table, ids.item_vectors, inputs, prior, popularity)
+        spaces[task] = CodeSpace(vocabulary, table, popularity, own)
     return GeneratorModel(t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower)
 
 
@@ -150,17 +150,18 @@ def _prior(
     table: SemanticIdTable,
     item_vectors: Float[Tensor, "item dim"],
     inputs: InputSettings,
+    prior: PriorSettings | None,
     popularity: Int[Tensor, " item"],
 ) -> CodebookPrior | None:
-    if inputs.prior_scale is None:
+    if prior is None:
         return None
     order = SemanticIdTrie.from_table(table, popularity).items
     return CodebookPrior(
         code_means(table.codes, item_vectors, table.codebook_sizes),
         table.codes[order],
-        scale=inputs.prior_scale,
+        scale=prior.scale,
         max_history_items=inputs.max_history_items,
-        half_life_items=inputs.prior_half_life_items,
+        half_life_items=prior.half_life_items,
     )
 
 

@@ -15,6 +15,7 @@ from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.code_space import CodeSpace
 from sidrec.generator.model.query_state_cache import TextStates
 from sidrec.generator.model.t5 import END
+from sidrec.settings import PositiveInt, Probability, Settings
 from sidrec.types import Task, TextTokens
 
 TextInput = Literal["tokens", "encoder_states"]
@@ -37,66 +38,43 @@ class Reading(NamedTuple):
     vector: Float[Tensor, "request _"] | None
 
 
-@dataclass(frozen=True, slots=True)
-class InputSettings:
-    """How requests become positions.
+@dataclass(frozen=True, kw_only=True)
+class InputSettings(Settings):
+    """Encoder input of a request.
 
     Attributes:
         search_prompt: Template with ``{query}``.
         recommendation_prompt: Template with ``{history}``.
-        text_input: ``tokens``: T5's own tokens of the query; ``encoder_states``: what the trained
-            bi-encoder makes of the query, one position for its embedding, one for each token.
+        text_input: ``tokens``: T5's own tokens of the query; ``encoder_states``: the trained
+            bi-encoder's output for the query, one position for its embedding, one per token.
         history_input: ``codes``: every code of every item is a position (TIGER); ``items``: an
             item is one position, the sum of its codes' embeddings, its projected bi-encoder
             embedding and an embedding of how long ago it was.
-        max_query_tokens: Longer queries are cut.
-        max_history_items: Only the most recent items are read.
-        query_token_dropout: Probability in training that a query token is not seen.
-        prior_scale: Start of the factor of ``CodebookPrior``, about 1 / temperature of the
-            bi-encoder; None: T5 decides alone. Needs ``encoder_states``.
-        prior_half_life_items: Start of the prior's weights of a history: halved every so many
-            items.
+        max_query_tokens: Tokens of a query that are read, at most.
+        max_history_items: Most recent items that are read; at least the data module's.
+        query_token_dropout: Probability in [0, 1) that a query token is hidden in training.
 
     Raises:
-        ConfigError: If a template lacks its place holder, or a number is out of range.
+        ConfigError: If a template lacks its placeholder, or a number is out of range.
     """
 
-    search_prompt: str
-    recommendation_prompt: str
-    text_input: TextInput
-    history_input: HistoryInput
-    max_query_tokens: int
-    max_history_items: int
-    query_token_dropout: float
-    prior_scale: float | None = None
-    prior_half_life_items: float = 3.0
+    search_prompt: str = "search: {query}"
+    recommendation_prompt: str = "recommend: {history}"
+    text_input: TextInput = "encoder_states"
+    history_input: HistoryInput = "items"
+    max_query_tokens: PositiveInt = 32
+    max_history_items: PositiveInt = 30
+    query_token_dropout: Probability = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, holder in (("search_prompt", "{query}"), ("recommendation_prompt", "{history}")):
             template = getattr(self, name)
             if template.count(holder) != 1:
-                raise ConfigError(f"model.{name} must hold {holder} once, got '{template}'.")
-        if min(self.max_query_tokens, self.max_history_items) < 1:
-            raise ConfigError(
-                "model.max_query_tokens and model.max_history_items must be 1 or more, got "
-                f"{self.max_query_tokens} and {self.max_history_items}."
-            )
-        if self.prior_scale is not None and self.text_input != "encoder_states":
-            raise ConfigError(
-                "model.prior_scale needs model.text_input encoder_states: without the bi-encoder a "
-                "query has no vector; set prior_scale to null."
-            )
-        if self.prior_half_life_items <= 0:
-            raise ConfigError(
-                f"model.prior_half_life_items must be positive, got {self.prior_half_life_items}."
-            )
-        if not 0 <= self.query_token_dropout < 1:
-            raise ConfigError(
-                f"model.query_token_dropout must lie in [0, 1), got {self.query_token_dropout}."
-            )
+                raise ConfigError(f"model.inputs.{name} must hold {holder} once, got '{template}'.")
 
     def around(self, task: Task) -> tuple[str, str]:
-        """Return the text before and after the place holder."""
+        """Return the text before and after the placeholder."""
         if task == "search":
             before, after = self.search_prompt.split("{query}")
         else:

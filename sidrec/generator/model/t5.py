@@ -115,7 +115,8 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
     unknown = sorted(set(settings) - set(T5Config().to_dict()) | set(settings) & set(own))
     if unknown:
         raise ConfigError(
-            f"model.t5 has settings that T5Config does not know or sidrec makes itself: {unknown}."
+            "model.t5.shape has settings that T5Config does not know or sidrec makes itself: "
+            f"{unknown}."
         )
     try:
         config = T5Config(**own, **settings)

@@ -116,8 +116,8 @@ class Retriever:
             generator,
             device=device_named(device),
             bf16=bf16,
-            max_history_items=data["max_history_items"],
-            exclude_history=data["exclude_history"],
+            max_history_items=data["histories"]["max_history_items"],
+            exclude_history=data["evaluation"]["exclude_history"],
         )
 
     def search(
@@ -269,7 +269,7 @@ class Retriever:
         trie = self._trie(batch.task)
         allowed = allowed_items(trie, restrictions, shared)
         length = min(top_k, len(self._rows))
-        width = max(length, self.generator.settings.num_beams)
+        width = max(length, self.generator.search.num_beams)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             decoded: Decoded = model.answer(
                 batch._replace(**tensors), num_beams=width, top_k=length, allowed=allowed

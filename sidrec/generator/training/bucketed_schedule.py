@@ -65,12 +65,12 @@ class BucketedSchedule:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.world_size, self.pool_batches) < 1:
             raise ConfigError(
-                f"data.batch_size and data.pool_batches must be 1 or more, got {self.batch_size} "
+                f"data.batch_size and data.bucket_batches must be 1 or more, got {self.batch_size} "
                 f"and {self.pool_batches} on {self.world_size} ranks."
             )
         if min(self.mix) < 0 or max(self.mix) <= 0:
             raise ConfigError(
-                "data.search_share and data.recommendation_share must be 0 or more, one of them "
+                "data.tasks: search_share and recommendation_share must be 0 or more, one of them "
                 f"above 0, got {self.mix[0]} and {self.mix[1]}."
             )
         for task, share, rows in zip(TASKS, self.mix, self.num_rows, strict=True):

@@ -1,8 +1,8 @@
-"""Training examples and evaluation requests of both tasks for Lightning."""
+"""Lightning data module of training examples and evaluation requests of both tasks."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,11 @@ from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.distributed import rank_and_world_size
 from sidrec.errors import ConfigError, DataError
 from sidrec.generator.model.batch import GeneratorBatch, batch_of_requests
+from sidrec.generator.model.generator_settings import (
+    EvaluationSettings,
+    GeneratorTaskSettings,
+    HistorySettings,
+)
 from sidrec.generator.training.bucketed_schedule import BucketedSchedule
 from sidrec.generator.training.examples import (
     GeneratorBatches,
@@ -22,6 +27,7 @@ from sidrec.generator.training.examples import (
     SearchExamples,
 )
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
+from sidrec.settings import PositiveInt
 from sidrec.training.resumable_data import CorpusDataModule
 from sidrec.types import TASKS, Request, Task
 
@@ -33,57 +39,31 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
 
     Args:
         corpus: Corpus directory; ``--from`` gives the encoder run's.
+        tasks: Shares of both tasks in the batches.
+        histories: Histories that are read, and their training targets.
+        evaluation: Evaluation requests.
         batch_size: Training examples per rank.
-        eval_batch_size: Requests decoded together on a rank.
-        search_share: Share of the batches that are search; 0 switches the task off.
-        recommendation_share: Share of the batches that are recommendation.
-        indexing_share: Share of the search examples that are item texts → their own IDs.
-        max_history_items: Only the most recent items of a history are read.
-        target_window: A training target is drawn from the next so many interactions.
-        history_dropout: Probability with which an item of a training history is left out.
-        targets_per_user: Only the last so many interactions of a user are training targets, so
-            that long histories do not outweigh the others; null takes all.
-        exclude_history: Leave the user's own items out of recommendation lists.
-        pool_batches: Batches sorted by length together; 1 switches bucketing off.
-        valid_requests: Validation requests per task, spread evenly over all; None: all.
-        seed: Of shuffles and draws.
-        num_workers: Processes that make batches.
+        bucket_batches: Batches sorted by length together; 1 switches bucketing off.
+        seed: Seed of shuffles, draws and dropout.
+        num_workers: Processes that make batches; 0 makes them in the training process.
     """
 
     def __init__(
         self,
         corpus: str,
-        batch_size: int,
-        eval_batch_size: int,
-        search_share: float,
-        recommendation_share: float,
-        indexing_share: float,
-        max_history_items: int,
-        target_window: int,
-        history_dropout: float,
-        exclude_history: bool,
-        pool_batches: int,
-        valid_requests: int | None,
-        seed: int,
+        *,
+        tasks: GeneratorTaskSettings = GeneratorTaskSettings(),
+        histories: HistorySettings = HistorySettings(),
+        evaluation: EvaluationSettings = EvaluationSettings(),
+        batch_size: PositiveInt = 128,
+        bucket_batches: PositiveInt = 20,
+        seed: int = 1234,
         num_workers: int = 0,
-        targets_per_user: int | None = None,
     ) -> None:
         super().__init__(corpus, num_workers)
-        if not 0 <= indexing_share < 1:
-            raise ConfigError(f"data.indexing_share must lie in [0, 1), got {indexing_share}.")
-        for name, value in (
-            ("eval_batch_size", eval_batch_size),
-            ("valid_requests", valid_requests),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} must be 1 or more, got {value}.")
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.mix = (search_share, recommendation_share)
-        self.indexing_share, self.max_history_items = indexing_share, max_history_items
-        self.target_window, self.history_dropout = target_window, history_dropout
-        self.targets_per_user = targets_per_user
-        self.exclude_history, self.pool_batches = exclude_history, pool_batches
-        self.valid_requests, self.seed = valid_requests, seed
+        self.tasks, self.histories, self.evaluation = tasks, histories, evaluation
+        self.mix = (tasks.search_share, tasks.recommendation_share)
+        self.batch_size, self.bucket_batches, self.seed = batch_size, bucket_batches, seed
         self._requests: dict[Split, list[Sequence[Request]]] = {}
 
     @property
@@ -117,7 +97,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
 
     def val_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return this rank's validation requests, one loader per task."""
-        return self._loaders("valid", self.valid_requests)
+        return self._loaders("valid", self.evaluation.valid_requests)
 
     def test_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return this rank's test requests, one loader per task."""
@@ -137,10 +117,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
             "batch_size": schedule.batch_size,
             "world_size": schedule.world_size,
             "pool_batches": schedule.pool_batches,
-            "max_history_items": self.max_history_items,
-            "target_window": self.target_window,
-            "history_dropout": self.history_dropout,
-            "targets_per_user": self.targets_per_user,
+            **asdict(self.histories),
             "seed": schedule.seed,
         }
 
@@ -157,7 +134,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
             mix=self.mix,
             batch_size=self.batch_size,
             world_size=world_size,
-            pool_batches=self.pool_batches,
+            pool_batches=self.bucket_batches,
             seed=self.seed,
         )
         return GeneratorBatches(schedule, rank, search, recommendation)
@@ -167,21 +144,16 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         if not len(pairs):
             raise DataError(
                 f"{self.corpus_folder}/queries.parquet has no train query; run `sidrec prepare` "
-                "with --queries, or set data.search_share to 0."
+                "with --queries, or set data.tasks.search_share to 0."
             )
-        num_indexing = round(len(pairs) * self.indexing_share / (1 - self.indexing_share))
+        share = self.tasks.indexing_share
+        num_indexing = round(len(pairs) * share / (1 - share))
         return SearchExamples(pairs, self.train_queries(), self.corpus.item_texts(), num_indexing)
 
     def _recommendation_examples(self) -> RecommendationExamples:
         train = self.corpus.train_interactions()
         check_train_only(self.corpus, train, "generator training")
-        return RecommendationExamples.of(
-            train,
-            max_history_items=self.max_history_items,
-            target_window=self.target_window,
-            history_dropout=self.history_dropout,
-            targets_per_user=self.targets_per_user,
-        )
+        return RecommendationExamples.of(train, **asdict(self.histories))
 
     def _loaders(self, split: Split, limit: int | None) -> list[DataLoader[GeneratorBatch]]:
         pairs = zip(TASKS, self.requests(split), strict=True)
@@ -194,7 +166,12 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         if limit is not None and limit < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
         batches = RequestBatches(
-            task, requests, rows, self.eval_batch_size, self.max_history_items, self.exclude_history
+            task,
+            requests,
+            rows,
+            self.evaluation.batch_size,
+            self.histories.max_history_items,
+            self.evaluation.exclude_history,
         )
         rank, world_size = rank_and_world_size()
         first, end = (len(batches) * r // world_size for r in (rank, rank + 1))

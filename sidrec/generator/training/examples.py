@@ -120,15 +120,15 @@ class RecommendationExamples:
         """
         if max_history_items < 1 or target_window < 1 or not 0 <= history_dropout < 1:
             raise ConfigError(
-                "data.max_history_items and data.target_window must be 1 or more and "
-                "data.history_dropout in [0, 1), got "
+                "data.histories: max_history_items and target_window must be 1 or more and "
+                "history_dropout in [0, 1), got "
                 f"{max_history_items}, {target_window}, {history_dropout}."
             )
         rows = np.maximum(np.diff(interactions.user_starts) - 1, 0)
         if targets_per_user is not None:
             if targets_per_user < 1:
                 raise ConfigError(
-                    f"data.targets_per_user must be 1 or more, got {targets_per_user}."
+                    f"data.histories.targets_per_user must be 1 or more, got {targets_per_user}."
                 )
             rows = np.minimum(rows, targets_per_user)
         row_starts = np.concatenate([[0], np.cumsum(rows)])

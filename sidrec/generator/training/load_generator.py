@@ -22,17 +22,7 @@ def load_generator(run: RunDirectory) -> JointGenerator:
     checkpoint = read_checkpoint(file)
     if "bundle_hash" not in checkpoint:
         raise RunError(f"{file} is no generator; give --from the folder of a generator run.")
-    arguments = checkpoint["hyper_parameters"].items()
-    generator = JointGenerator(**{k: v for k, v in arguments if not k.startswith("_")})
-    generator.on_load_checkpoint(checkpoint)
-    try:
-        generator.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError:  # torch lists every tensor
-        raise RunError(
-            f"{file} does not fit the model that its own settings describe; it was written by "
-            "another version of sidrec: use that version, or train again."
-        ) from None
-    return generator
+    return JointGenerator.from_checkpoint(checkpoint)
 
 
 def device_named(name: str) -> torch.device:

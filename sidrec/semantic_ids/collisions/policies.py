@@ -93,7 +93,7 @@ class ExtraLevel(CollisionPolicy):
         TIGER, sec. 3.1 (https://arxiv.org/abs/2305.05065).
     """
 
-    num_codes: int
+    num_codes: int = 256
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_codes <= MAX_CODEBOOK_SIZE:

@@ -52,8 +52,8 @@ class SinkhornLastLevel(CollisionPolicy):
         cannot part identical items and leaves collisions.
     """
 
-    epsilon: float
-    num_iterations: int
+    epsilon: float = 0.05
+    num_iterations: int = 30
     capacity: int = 1
 
     def __post_init__(self) -> None:

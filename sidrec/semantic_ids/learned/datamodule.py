@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.item_item import ItemItemPairs, item_item_pairs
+from sidrec.pairs.pair_settings import ItemPairSettings
+from sidrec.settings import NonNegativeInt, PositiveInt
 from sidrec.training.counter_rng import key_of, permute
 from sidrec.training.numbered_batches import BatchNumber
 from sidrec.training.resumable_data import ResumableDataModule
@@ -108,27 +110,24 @@ class VectorDataModule(ResumableDataModule[VectorBatches]):
         seed: Of shuffles and draws; dead codes follow it too.
         corpus: Corpus directory, for pairs of items; ``--from`` gives the encoder run's.
         pairs_per_batch: Pairs of items per rank, where the module asks for pairs.
-        window: How many interactions a pair of items stands apart, at most.
-        cap: Anchors that one user gives in an epoch, at most.
-        weighting: How partners are drawn from the window: ``uniform`` or ``inverse_distance``.
+        item_pairs: How pairs of items are drawn.
     """
 
     def __init__(
         self,
-        batch_size: int,
-        seed: int,
+        *,
+        batch_size: PositiveInt = 512,
+        seed: int = 1234,
         corpus: str | None = None,
-        pairs_per_batch: int = 0,
-        window: int = 5,
-        cap: int = 100,
-        weighting: Literal["uniform", "inverse_distance"] = "uniform",
+        pairs_per_batch: NonNegativeInt = 256,
+        item_pairs: ItemPairSettings = ItemPairSettings(),
     ) -> None:
         super().__init__(num_workers=0)  # the vectors lie in memory
         if batch_size < 1:
             raise ConfigError(f"data.batch_size is {batch_size}, expected 1 or more.")
         self.corpus_folder = None if corpus is None else Path(corpus)
         self.batch_size, self.seed, self.pairs_per_batch = batch_size, seed, pairs_per_batch
-        self.window, self.cap, self.weighting = window, cap, weighting
+        self.item_pairs = item_pairs
         self._loaded: Corpus | None = None
 
     @property
@@ -193,7 +192,13 @@ class VectorDataModule(ResumableDataModule[VectorBatches]):
             )
         train = corpus.train_interactions()
         check_train_only(corpus, train, "item-item pairs")
-        return item_item_pairs(train, window=self.window, cap=self.cap, weighting=self.weighting)
+        chosen = self.item_pairs
+        return item_item_pairs(
+            train,
+            window=chosen.window_size,
+            cap=chosen.max_anchors_per_user,
+            weighting=chosen.weighting,
+        )
 
     def _trainer(self) -> Any:  # noqa: ANN401 (Lightning's)
         if self.trainer is None:

@@ -68,16 +68,16 @@ class RqVae(LearnedMethod):
         contrast between clusters of codes could not move; hence the entropy.
     """
 
-    codebook_sizes: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    latent_dim: int
-    standardize: bool
-    init: Literal["k-means", "random"]
-    ema_decay: float
-    dead_code_share: float
-    commitment_weight: float
-    diversity_weight: float
-    diversity_temperature: float
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    hidden_sizes: tuple[int, ...] = (256,)
+    latent_dim: int = 64
+    standardize: bool = True
+    init: Literal["k-means", "random"] = "k-means"
+    ema_decay: float = 0.95
+    dead_code_share: float = 0.1
+    commitment_weight: float = 0.25
+    diversity_weight: float = 0.0
+    diversity_temperature: float = 1.0
 
     name = "rq_vae"
 
@@ -135,13 +135,13 @@ class ResidualLfq(LearnedMethod):
         vector-quantize-pytorch.
     """
 
-    codebook_sizes: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    standardize: bool
-    entropy_weight: float
-    diversity_gamma: float
-    temperature: float
-    commitment_weight: float
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    hidden_sizes: tuple[int, ...] = (256,)
+    standardize: bool = True
+    entropy_weight: float = 0.1
+    diversity_gamma: float = 1.0
+    temperature: float = 0.01
+    commitment_weight: float = 0.25
 
     name = "residual_lfq"
 

@@ -1,5 +1,6 @@
 """Training loop of quantizers that are networks."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,26 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
 from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer, layers_of, perceptron
-from sidrec.semantic_ids.learned.datamodule import PairedVectors, VectorBatch
+from sidrec.semantic_ids.learned.datamodule import PairedVectors, VectorBatch, VectorDataModule
 from sidrec.semantic_ids.learned.method_settings import LearnedMethod
 from sidrec.semantic_ids.quantizers.base import refuse_few_items
+from sidrec.settings import NonNegativeFloat, PositiveFloat
 from sidrec.training.counter_rng import key_of
-from sidrec.training.optimizer import Decay, optimizer_of
+from sidrec.training.optimizer import OptimizerSettings
+from sidrec.training.stage_module import StageModule
 
 _START_ROWS_PER_CODE = 256
 
 
-class QuantizerModule(L.LightningModule):
+class QuantizerModule(StageModule[VectorDataModule]):
     """Train an autoencoder with codes in the middle on the vectors of a Semantic-ID bundle.
 
     Args:
         method: ``RqVae`` or ``ResidualLfq``, with its settings.
-        learning_rate: Peak of AdamW's learning rate.
-        weight_decay: Of AdamW; biases have none.
-        warmup_fraction: Share of all steps over which the learning rate rises from 0.
-        decay: How it falls afterwards: ``linear``, ``cosine`` or ``constant``.
         collaborative_weight: Factor of a contrastive loss that draws the quantized latent vectors
             of items together which users had near each other (PLUM); 0 switches it off.
         collaborative_temperature: Of that loss, unitless, ``> 0``.
+        optimizer: AdamW, its schedule, and the losses that it may skip.
         semantic_ids: Bundle whose embeddings are quantized; ``--from`` gives the encoder run's.
         encoder_run: Run directory of the bi-encoder, for the generator; ``--from`` gives it.
 
@@ -45,29 +45,35 @@ class QuantizerModule(L.LightningModule):
     """
 
     stage = "quantizer"
+    data_class = VectorDataModule
+    draws = "codes"
     monitor = None  # no validation figure chooses a checkpoint: the last weights are the result
 
     def __init__(
         self,
         method: LearnedMethod,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_fraction: float,
-        decay: Decay,
-        collaborative_weight: float,
-        collaborative_temperature: float,
+        *,
+        collaborative_weight: NonNegativeFloat = 0.0,
+        collaborative_temperature: PositiveFloat = 0.1,
+        optimizer: OptimizerSettings = OptimizerSettings(
+            learning_rate=1e-3, weight_decay=0.0, warmup_fraction=0.0, decay="cosine"
+        ),
         semantic_ids: str | None = None,
         encoder_run: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            optimizer,
+            collaborative_weight=collaborative_weight,
+            collaborative_temperature=collaborative_temperature,
+            semantic_ids=semantic_ids,
+            encoder_run=encoder_run,
+        )
         if collaborative_weight < 0:
             raise ConfigError(
                 f"collaborative_weight is {collaborative_weight}, expected 0 or more."
             )
         self.method, self.origin = method, semantic_ids or ""
         self.encoder_run = encoder_run
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.warmup_fraction, self.decay = warmup_fraction, decay
         self.collaborative_weight = collaborative_weight
         self.collaborative_temperature = collaborative_temperature
         self._bundle: SemanticIdBundle | None = None
@@ -128,15 +134,8 @@ class QuantizerModule(L.LightningModule):
         latents = self.encoder(self._standard(self.vectors[chosen].to(self.device)))
         self.core.start(latents, batch_size=self._batch_size(), seed=seed)
 
-    def on_train_batch_start(self, batch: VectorBatch, batch_idx: int) -> None:
-        """Make the draws of dead codes a function of seed, step and rank."""
-        del batch
-        rank = self.trainer.global_rank
-        torch.manual_seed(key_of(self._data().seed, self.current_epoch, batch_idx, rank, "codes"))
-
     def training_step(self, batch: VectorBatch, batch_idx: int) -> Tensor:
         """Return reconstruction, commitment and entropy terms, and the collaborative one."""
-        del batch_idx
         rows = self._standard(batch.vectors)
         quantized = self.core(self.encoder(rows), batch_size=self._batch_size(), learn=True)
         reconstruction = F.mse_loss(self.decoder(quantized.vectors), rows)
@@ -145,12 +144,9 @@ class QuantizerModule(L.LightningModule):
             together = self._collaborative(batch.pairs)
             self.log("train/collaborative_loss", together.detach(), batch_size=len(rows))
             loss = loss + self.collaborative_weight * together
+        self._mean_loss(loss, batch_idx)
         self.log("train/reconstruction_loss", reconstruction.detach(), batch_size=len(rows))
         return loss
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW and its schedule."""
-        return optimizer_of(self, self, batches_per_epoch=self._data().steps_per_epoch)
 
     def fitted(self) -> FittedLearnedQuantizer:
         """Return what the training has made, as fixed tensors."""
@@ -166,7 +162,12 @@ class QuantizerModule(L.LightningModule):
         """Return name and settings of method and training as plain JSON types, for the bundle."""
         names = ("learning_rate", "weight_decay", "warmup_fraction", "decay")
         both = ("collaborative_weight", "collaborative_temperature")
-        return self.method.settings() | {name: getattr(self, name) for name in (*names, *both)}
+        training = asdict(self.optimizer_settings)
+        return (
+            self.method.settings()
+            | {name: training[name] for name in names}
+            | {name: getattr(self, name) for name in both}
+        )
 
     def _collaborative(self, pairs: PairedVectors) -> Tensor:
         latents = self.encoder(self._standard(torch.cat([pairs.left, pairs.right])))
@@ -189,9 +190,6 @@ class QuantizerModule(L.LightningModule):
     def _batch_size(self) -> int:
         batches = self._data().batches
         return int(batches.items_per_rank * batches.world_size)
-
-    def _data(self) -> Any:  # noqa: ANN401
-        return self.trainer.datamodule
 
 
 def train_alone(

@@ -50,13 +50,13 @@ class LearnedQuantizer(Quantizer):
     """
 
     method: LearnedMethod
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    warmup_fraction: float
-    sample_rows: int
-    seed: int
+    num_steps: int = 2000
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_fraction: float = 0.0
+    sample_rows: int = 1_048_576
+    seed: int = 1234
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "sample_rows"):
@@ -90,18 +90,19 @@ class LearnedQuantizer(Quantizer):
     def _train(self, sample: Tensor, device: torch.device) -> FittedLearnedQuantizer:
         from sidrec.semantic_ids.learned.datamodule import VectorDataModule
         from sidrec.semantic_ids.learned.module import QuantizerModule, train_alone
+        from sidrec.training.optimizer import OptimizerSettings
 
         module = QuantizerModule(
             self.method,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_fraction=self.warmup_fraction,
-            decay="cosine",
-            collaborative_weight=0.0,
-            collaborative_temperature=1.0,
+            optimizer=OptimizerSettings(
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                warmup_fraction=self.warmup_fraction,
+                decay="cosine",
+            ),
         )
         module.vectors = sample
-        data = VectorDataModule(self.batch_size, self.seed)
+        data = VectorDataModule(batch_size=self.batch_size, seed=self.seed)
         train_alone(module, data, num_steps=self.num_steps, device=device)
         return module.fitted()
 

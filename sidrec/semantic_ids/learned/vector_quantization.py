@@ -124,7 +124,15 @@ class VqCore(nn.Module):
             seed: Of k-means.
         """
         sizes = tuple(len(book) for book in self.codebooks())
-        k_means = RqKMeans(sizes, 25, 1e-4, 1, "progressive", 256, False, seed)
+        k_means = RqKMeans(
+            codebook_sizes=sizes,
+            tolerance=1e-4,
+            init="progressive",
+            sample_rows_per_code=256,
+            seed=seed,
+            refine_rounds=0,
+            train_rows_per_code=None,
+        )
         begin, end = block_of_rank(len(latents))
         fitted = k_means.fit(latents[begin:end])
         codes = fitted.encode(latents)

@@ -124,13 +124,13 @@ class BalancedRqKMeans(Quantizer):
         are kept by prices, not by filling one cluster after another, so new items can be coded.
     """
 
-    codebook_sizes: tuple[int, ...]
-    slack: float
-    num_iterations: int
-    num_balancings: int
-    price_step: float
-    sample_rows: int
-    seed: int
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    slack: float = 1.1
+    num_iterations: int = 25
+    num_balancings: int = 1
+    price_step: float = 1e-3
+    sample_rows: int = 65_536
+    seed: int = 1234
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes)

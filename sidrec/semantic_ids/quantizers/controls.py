@@ -188,8 +188,8 @@ class RandomCodes(Quantizer):
         "Random indexing" in Hua et al. 2023, sec. 4 (https://arxiv.org/abs/2305.06569).
     """
 
-    codebook_sizes: tuple[int, ...]
-    seed: int
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    seed: int = 1234
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes)
@@ -221,8 +221,8 @@ class AtomicCodes(Quantizer):
         Differs: a catalogue beyond 32,768 items needs two levels, codes being int16.
     """
 
-    codebook_sizes: tuple[int, ...] | None
-    seed: int
+    codebook_sizes: tuple[int, ...] | None = None
+    seed: int = 1234
 
     def __post_init__(self) -> None:
         if self.codebook_sizes is not None:

@@ -158,14 +158,14 @@ class Dictionary(Quantizer):
         in https://arxiv.org/abs/2508.10478, which does not say how codes are ordered or signed.
     """
 
-    codebook_sizes: tuple[int, ...]
-    signed: bool
-    alpha: float
-    max_iter: int
-    batch_size: int
-    fit_algorithm: Literal["cd", "lars"]
-    sample_rows: int
-    seed: int
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    signed: bool = True
+    alpha: float = 0.1
+    max_iter: int = 10
+    batch_size: int = 256
+    fit_algorithm: Literal["cd", "lars"] = "cd"
+    sample_rows: int = 65_536
+    seed: int = 1234
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes)

@@ -123,12 +123,12 @@ class ProductQuantizer(Quantizer):
         (https://doi.org/10.1109/CVPR.2013.379), as ``faiss.OPQMatrix`` has it.
     """
 
-    codebook_sizes: tuple[int, ...]
-    rotate: bool
-    num_iterations: int
-    num_rotations: int
-    sample_rows: int
-    seed: int
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    rotate: bool = False
+    num_iterations: int = 25
+    num_rotations: int = 20
+    sample_rows: int = 65_536
+    seed: int = 1234
 
     def __post_init__(self) -> None:
         check_equal_powers_of_two(self.codebook_sizes)

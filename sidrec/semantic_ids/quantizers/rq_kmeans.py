@@ -127,18 +127,18 @@ class RqKMeans(Quantizer):
         ConfigError: If a setting is out of range.
     """
 
-    codebook_sizes: tuple[int, ...]
-    num_iterations: int
-    tolerance: float
-    num_redo: int
-    init: Init
-    sample_rows_per_code: int
-    normalize_residuals: bool
-    seed: int
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    num_iterations: int = 25
+    tolerance: float = 7e-4
+    num_redo: int = 1
+    init: Init = "greedy-mixed"
+    sample_rows_per_code: int = 32
+    normalize_residuals: bool = False
+    seed: int = 1234
     shrink: bool = False
     beam_width: int = 1
-    refine_rounds: int = 0
-    train_rows_per_code: int | None = None
+    refine_rounds: int = 3
+    train_rows_per_code: int | None = 256
     backend: Backend = "torch"
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from sidrec.errors import ConfigError
 from sidrec.generator.training.predictions import read_predictions
 from tests.encoder.test_module import Stop, equal
 from tests.pairs.made import make_corpus
+from tests.settings import made
 
 SIZES = {"dim": 8, "num_blocks": 2, "num_heads": 2, "max_history_items": 6, "dropout": 0.0}
 MODEL = SIZES | {
@@ -88,7 +89,7 @@ def test_padded_by_hand():
 
 
 def train(folder, *, where=None, every=None, stop=None, resume=None, **trainer):
-    model = SasRec(**MODEL)
+    model = made(SasRec, **MODEL)
     data = WindowDataModule(str(folder), batch_size=32, max_history_items=6, seed=2)
     callbacks = [Stop(stop)] if stop else []
     if every:
@@ -165,4 +166,4 @@ def test_test_writes_lists_and_figures(synthetic, tmp_path):
 )
 def test_settings_out_of_range_are_refused(changed, message):
     with pytest.raises(ConfigError, match=message):
-        SasRec(**(MODEL | changed))
+        made(SasRec, **(MODEL | changed))

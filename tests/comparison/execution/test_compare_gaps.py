@@ -74,7 +74,7 @@ def test_nobody_answers_one_of_the_tasks(config, launcher):
 def test_a_generator_of_one_task(config, launcher, folder):
     """As search_only and rec_only of configs/compare/movies.yaml."""
     settings = yaml.safe_load(config.read_text())
-    alone = {"data.recommendation_share": 0.0}
+    alone = {"data.tasks.recommendation_share": 0.0}
     settings["generators"]["alone"] = settings["generators"]["joint"] | {"set": alone}
     settings["strategies"]["search_only"] = settings["strategies"]["multitask"] | {
         "generator": "alone"

@@ -22,9 +22,9 @@ def test_real_stages(folder, tmp_path, monkeypatch):
     settings = yaml.safe_load((folder / "tiny.yaml").read_text()) | {"out": str(tmp_path / "out")}
     joint = settings["generators"]["joint"]
     for name, change in {
-        "no_prior": {"model.prior_scale": None},
-        "search_only": {"data.recommendation_share": 0.0},
-        "rec_only": {"data.search_share": 0.0},
+        "no_prior": {"model.prior": None},
+        "search_only": {"data.tasks.recommendation_share": 0.0},
+        "rec_only": {"data.tasks.search_share": 0.0},
     }.items():
         settings["generators"][name] = joint | {"set": change}
         settings["strategies"][name] = settings["strategies"]["multitask"] | {"generator": name}

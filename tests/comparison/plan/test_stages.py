@@ -96,7 +96,7 @@ def test_a_value_changes_its_stage_and_those_after_it(config, copy, tmp_path):
     before = {cell.system: cell.last.key for cell in plan(config)}
     assert {cell.system: cell.last.key for cell in plan(copy)} == before
     content = yaml.safe_load(given.read_text())
-    content["model"]["init_args"]["temperature"] = 0.2
+    content["model"]["init_args"]["loss"]["temperature"] = 0.2
     encoder.write_text(yaml.safe_dump(content))
     after = {cell.system: cell.last.key for cell in plan(copy)}
     moved = {system for system in before if before[system] != after[system]}

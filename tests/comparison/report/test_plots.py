@@ -28,7 +28,7 @@ def test_one_task(tmp_path):
 
 def test_a_task_that_was_not_trained_has_no_curve(tmp_path):
     log(tmp_path, 0, BOTH + "9,0.1,0.2,\n")
-    (tmp_path / "config.yaml").write_text("data: {init_args: {search_share: 0.0}}")
+    (tmp_path / "config.yaml").write_text("data: {init_args: {tasks: {search_share: 0.0}}}")
     assert learning_curve(tmp_path).recalls == {"recommendation": [0.2]}
 
 

@@ -91,7 +91,7 @@ def test_the_judgment(systems, synthetic):
 @pytest.mark.parametrize("untrained", ["search", "recommendation"])
 def test_a_task_that_was_not_trained_is_left_out(systems, synthetic, tmp_path, untrained):
     write_answers(tmp_path, synthetic, seed=9, quality=1.0)  # better than all in both
-    shares = {f"{untrained}_share": 0.0, "batch_size": 8}
+    shares = {"tasks": {f"{untrained}_share": 0.0}, "batch_size": 8}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": shares}}))
     alone = System(name="alone", kind="strategy", runs=[read_run(tmp_path, seed=9)])
     assert alone.runs[0].figures[f"{untrained}/recall@30"] == 1.0  # metrics.json has it
@@ -110,7 +110,9 @@ def test_a_task_that_was_not_trained_is_left_out(systems, synthetic, tmp_path, u
     assert {one["task"] for one in lists if "alone" in one["lists"]} == {trained}
 
 
-@pytest.mark.parametrize("text", ["data: {init_args: {search_share: 0.5}}", "data: null", "a: 1"])
+@pytest.mark.parametrize(
+    "text", ["data: {init_args: {tasks: {search_share: 0.5}}}", "data: null", "a: 1"]
+)
 def test_a_run_without_a_share_of_nothing_answers_both(synthetic, tmp_path, text):
     write_answers(tmp_path, synthetic, seed=1)
     (tmp_path / "config.yaml").write_text(text)

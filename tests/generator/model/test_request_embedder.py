@@ -177,8 +177,8 @@ def test_the_tower_is_no_part_of_the_weights(tower):
     [
         ({"search_prompt": "find"}, r"search_prompt must hold \{query\} once, got 'find'"),
         ({"recommendation_prompt": "{history}{history}"}, r"must hold \{history\} once"),
-        ({"max_query_tokens": 0}, "must be 1 or more, got 0 and 4"),
-        ({"query_token_dropout": 1.0}, r"must lie in \[0, 1\), got 1.0"),
+        ({"max_query_tokens": 0}, "max_query_tokens is 0, expected at least 1"),
+        ({"query_token_dropout": 1.0}, r"is 1\.0, expected at least 0 and below 1"),
     ],
 )
 def test_refusals(wrong, message):

@@ -146,7 +146,7 @@ def test_semantic_ids_of_another_bundle_are_refused(tiny, tmp_path):
 
 
 def test_a_search_narrower_than_the_list_is_widened(tiny, tmp_path, retriever):
-    run = copied_with(tiny, tmp_path / "run", num_beams=2, top_k=2)
+    run = copied_with(tiny, tmp_path / "run", search={"num_beams": 2, "top_k": 2})
     (answer,) = Retriever.load(run, device="cpu").search(["anything"], top_k=60)
     assert answer == retriever.search(["anything"], top_k=60)[0]
 

@@ -9,10 +9,11 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.generator.training.datamodule import GeneratorDataModule, RequestBatches
 from sidrec.training.numbered_batches import BatchNumber
 from sidrec.types import Request
+from tests.settings import made
 
 SETTINGS = {
     "batch_size": 8,
-    "eval_batch_size": 7,
+    "evaluation__batch_size": 7,
     "search_share": 1.0,
     "recommendation_share": 1.0,
     "indexing_share": 0.25,
@@ -20,7 +21,8 @@ SETTINGS = {
     "target_window": 1,
     "history_dropout": 0.0,
     "exclude_history": True,
-    "pool_batches": 3,
+    "targets_per_user": None,
+    "bucket_batches": 3,
     "valid_requests": None,
     "seed": 5,
 }
@@ -28,8 +30,8 @@ SETTINGS = {
 
 @pytest.fixture
 def make(corpus):
-    return lambda **changes: GeneratorDataModule(
-        **{"corpus": str(corpus.folder), **SETTINGS, **changes}
+    return lambda **changes: made(
+        GeneratorDataModule, **{"corpus": str(corpus.folder), **SETTINGS, **changes}
     )
 
 
@@ -191,11 +193,13 @@ def test_to_evaluate_a_run_nothing_of_its_training_has_to_match(make):
 
 
 def test_refusals(make, tmp_path):
-    with pytest.raises(ConfigError, match=r"indexing_share must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(
+        ConfigError, match=r"indexing_share is 1\.0, expected at least 0 and below 1"
+    ):
         make(indexing_share=1.0)
-    with pytest.raises(ConfigError, match=r"eval_batch_size must be 1 or more, got 0"):
-        make(eval_batch_size=0)
-    with pytest.raises(ConfigError, match=r"valid_requests must be 1 or more, got 0"):
+    with pytest.raises(ConfigError, match="batch_size is 0, expected at least 1"):
+        make(evaluation__batch_size=0)
+    with pytest.raises(ConfigError, match="valid_requests is 0, expected at least 1"):
         make(valid_requests=0)
     with pytest.raises(ConfigError, match="one of them above 0"):
         make(search_share=0.0, recommendation_share=0.0).train_dataloader()

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError, RunError
+from sidrec.generator.model.generator_settings import PriorSettings
 from sidrec.generator.retrieval.retriever import Retriever
 from sidrec.generator.training.module import JointGenerator
 from tests.generator.made import make_bundle
 from tests.generator.training import MODEL, equal, make, train, trainer_for
+from tests.settings import made
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -38,7 +40,7 @@ def test_a_checkpoint_answers_in_the_mode_that_is_asked_for(semantic_ids, undist
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     older = {"semantic_ids": semantic_ids, **MODEL}  # from before there were modes
     for settings, expected in ((older, "beam"), (older | {"decoding": "exact"}, "exact")):
-        loaded = JointGenerator(**settings)
+        loaded = made(JointGenerator, **settings)
         loaded.on_load_checkpoint(checkpoint)
         assert loaded.model.decoding.mode == expected
 
@@ -143,11 +145,12 @@ def test_nan_is_refused_with_the_step(corpus, semantic_ids, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ({"num_beams": 3}, {}, r"num_beams \(3\) must be at least model\.top_k \(10\)"),
+        ({"num_beams": 3}, {}, r"num_beams \(3\) must be at least model\.search\.top_k \(10\)"),
         ({"decoding": "diverse", "num_groups": 4}, {}, r"num_groups \(4\) must divide num_beams"),
         ({"num_groups": 5}, {}, r"need decoding: diverse, got 'beam'"),
+        ({"prior": PriorSettings()}, {}, r"model\.prior needs model\.inputs\.text_input"),
         ({"text_input": "encoder_states"}, {}, r"needs model\.encoder_run; give --from RUN"),
-        ({}, {"max_history_items": 9}, r"data\.max_history_items \(9\) exceeds"),
+        ({}, {"max_history_items": 9}, r"data\.histories\.max_history_items \(9\) exceeds"),
     ],
 )
 def test_refusals(corpus, semantic_ids, tmp_path, model, data, message):
@@ -156,5 +159,5 @@ def test_refusals(corpus, semantic_ids, tmp_path, model, data, message):
 
 
 def test_buffers_that_never_change_are_not_sent_by_ddp():
-    model = JointGenerator(semantic_ids="", **MODEL)
+    model = made(JointGenerator, semantic_ids="", **MODEL)
     assert "model.embedder.item_vectors" in model._ddp_params_and_buffers_to_ignore

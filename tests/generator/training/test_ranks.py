@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
+from sidrec.generator.model.generator_settings import PriorSettings
 from tests.generator.training import PLAIN, equal, make, train, trainer_for
 from tests.ranks import run_on_ranks
 
@@ -111,7 +112,7 @@ def train_and_test_with_prior(folder, places, batch_size, **settings):
     choice = PLAIN | {
         "text_input": "encoder_states",
         "encoder_run": encoder_run,
-        "prior_scale": 20.0,
+        "prior": PriorSettings(),
     }
     _, trained = train(
         corpus,

@@ -16,6 +16,7 @@ from sidrec.training.numbered_batches import BatchNumber
 from tests.encoder.test_module import Stop, equal
 from tests.ranks import run_on_ranks
 from tests.semantic_ids.learned.test_learned import LFQ, VAE
+from tests.settings import made
 
 METHOD = replace(VAE, codebook_sizes=(8, 4), dead_code_share=0.5)  # many dead codes: many draws
 MODEL = {
@@ -27,7 +28,13 @@ MODEL = {
     "collaborative_temperature": 0.1,
 }
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-DATA = {"batch_size": 20, "seed": 1, "pairs_per_batch": 16, "window": 3, "cap": 10}
+DATA = {
+    "batch_size": 20,
+    "seed": 1,
+    "pairs_per_batch": 16,
+    "window_size": 3,
+    "max_anchors_per_user": 10,
+}
 
 
 def train(bundle, corpus, *, folder=None, every=None, stop=None, resume=None, **settings):
@@ -53,10 +60,10 @@ def train(bundle, corpus, *, folder=None, every=None, stop=None, resume=None, **
             **settings,
         }
     )
-    module = QuantizerModule(**model)
+    module = made(QuantizerModule, **model)
     loaded = {"ckpt_path": resume, "weights_only": True if resume else None}
     try:
-        trainer.fit(module, datamodule=VectorDataModule(**data), **loaded)
+        trainer.fit(module, datamodule=made(VectorDataModule, **data), **loaded)
     except KeyError:
         if not stop:
             raise

@@ -16,12 +16,12 @@ CONFIG = Path(__file__).parents[3] / "configs" / "rq_vae.yaml"
 
 def tiny_settings():
     settings = yaml.safe_load(CONFIG.read_text())
-    settings["model"]["init_args"]["method"]["init_args"] |= {
+    settings["model"]["init_args"]["method"]["init_args"] = {
         "codebook_sizes": [8, 8],
         "hidden_sizes": [8],
         "latent_dim": 4,
     }
-    settings["data"]["init_args"] |= {"batch_size": 20, "pairs_per_batch": 8}
+    settings["data"]["init_args"] = {"batch_size": 20, "pairs_per_batch": 8}
     settings["model"]["init_args"]["collaborative_weight"] = 0.1
     callbacks = settings["trainer"]["callbacks"]
     settings["trainer"] |= {k: v for k, v in TRAINER.items() if k != "val_check_interval"}
@@ -72,7 +72,7 @@ def test_the_encoders_callback_trains_one_when_the_encoder_has_finished(tiny, tm
     ids = yaml.safe_load((CONFIG.parent / "ids" / "rq_vae.yaml").read_text())
     small = {"codebook_sizes": [8, 8], "hidden_sizes": [8], "latent_dim": 4}
     ids["quantizer"]["init_args"] |= {"num_steps": 3, "batch_size": 20}
-    ids["quantizer"]["init_args"]["method"]["init_args"] |= small
+    ids["quantizer"]["init_args"]["method"]["init_args"] = small
     settings = yaml.safe_load(tiny.encoder_config.read_text())
     (callback,) = settings["trainer"]["callbacks"]
     callback["init_args"]["quantizer"] = ids["quantizer"]

@@ -12,6 +12,8 @@ from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans, fit_rq_kmeans
 from tests.ranks import run_on_ranks
 
 SETTINGS = RqKMeans(
+    refine_rounds=0,
+    train_rows_per_code=None,
     codebook_sizes=(16, 12, 8),
     num_iterations=8,
     tolerance=0.0,

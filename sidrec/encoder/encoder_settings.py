@@ -1,0 +1,66 @@
+"""Settings of the bi-encoder: tower, loss and validation."""
+
+from dataclasses import dataclass
+
+from sidrec.settings import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Settings,
+)
+from sidrec.types import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSettings(Settings):
+    """Pretrained text encoder and how it runs.
+
+    Attributes:
+        encoder: Hub name, folder, or ``package:NAME/FOLDER``.
+        revision: Branch, tag or commit on the hub; None takes the newest.
+        dropout: Probability in [0, 1) of every dropout of the encoder; None keeps its own.
+        length_groups: Groups of similar length per batch, each padded on its own; speed only.
+        grad_cache_chunk: Texts whose activations are in memory at a time; None for all. Memory
+            only: the gradient is that of the whole batch.
+        torch_compile: Compile the encoder when training begins; speed only, rounding aside.
+    """
+
+    encoder: str = "sentence-transformers/all-mpnet-base-v2"
+    revision: str | None = None
+    dropout: Probability | None = None
+    length_groups: PositiveInt = 4
+    grad_cache_chunk: PositiveInt | None = None
+    torch_compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings(Settings):
+    """Contrastive loss of both tasks.
+
+    Attributes:
+        temperature: Softmax temperature, unitless, ``> 0``; cosines are divided by it.
+        query_item_weight: Factor of the search loss, ``>= 0``.
+        item_item_weight: Factor of the recommendation loss, ``>= 0``.
+        symmetric: Also score the left sides against each right side.
+        logq_correction: Tasks whose scores lose the log sampling probability of the candidate.
+    """
+
+    temperature: PositiveFloat = 0.05
+    query_item_weight: NonNegativeFloat = 1.0
+    item_item_weight: NonNegativeFloat = 1.0
+    symmetric: bool = False
+    logq_correction: tuple[Task, ...] = ("recommendation",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings(Settings):
+    """Dense retrieval over the catalogue, in validation and test.
+
+    Attributes:
+        history_items: Most recent items whose mean embedding stands for a user.
+        encode_batch_size: Texts per forward pass; speed only.
+    """
+
+    history_items: PositiveInt = 5
+    encode_batch_size: PositiveInt = 256

@@ -1,0 +1,173 @@
+"""Settings of the joint generator and of its data module."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sidrec.generator.decoding.search_strategy import Decoding, DecodingMode
+from sidrec.settings import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Settings,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Shape(Settings):
+    """Architecture of a T5 that starts from scratch: fields of ``transformers.T5Config``.
+
+    Attributes:
+        d_model: Width of the hidden states.
+        d_kv: Width of one attention head.
+        d_ff: Width of the feed-forward layers.
+        num_layers: Blocks of the encoder.
+        num_decoder_layers: Blocks of the decoder.
+        num_heads: Attention heads per block.
+        dropout_rate: Dropout probability in [0, 1).
+        feed_forward_proj: Activation: ``relu`` or ``gated-gelu``.
+        tie_word_embeddings: Output embeddings are the input embeddings.
+        other: Further fields of ``T5Config``.
+    """
+
+    d_model: PositiveInt = 128
+    d_kv: PositiveInt = 64
+    d_ff: PositiveInt = 1024
+    num_layers: PositiveInt = 4
+    num_decoder_layers: PositiveInt = 4
+    num_heads: PositiveInt = 6
+    dropout_rate: Probability = 0.1
+    feed_forward_proj: str = "relu"
+    tie_word_embeddings: bool = False
+    other: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``T5Config``."""
+        named = asdict(self)
+        other: dict[str, Any] = named.pop("other")
+        return named | other
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Settings(Settings):
+    """T5: pretrained, or from scratch with a tokenizer trained on the corpus.
+
+    Attributes:
+        pretrained: Hub name or folder of a pretrained T5; None starts from scratch.
+        revision: Branch, tag or commit of ``pretrained`` on the hub.
+        shape: Architecture of a T5 from scratch; unused with ``pretrained``.
+        text_vocabulary_size: Text tokens of a T5 from scratch, at most.
+        codes_from_items: Initialize the codes' embeddings from the item embeddings, not at random.
+        torch_compile: Compile the training forward; speed only, rounding aside.
+    """
+
+    pretrained: str | None = None
+    revision: str | None = None
+    shape: T5Shape = T5Shape()
+    text_vocabulary_size: PositiveInt = 4000
+    codes_from_items: bool = True
+    torch_compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings(Settings):
+    """Initial values of ``CodebookPrior``, the prior over codes from the request embedding.
+
+    Attributes:
+        scale: Factor of the prior's scores, about 1 / temperature of the bi-encoder.
+        half_life_items: A history's item weighs half as much every so many items back.
+    """
+
+    scale: float = 20.0
+    half_life_items: PositiveFloat = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorLossSettings(Settings):
+    """Cross-entropy of the levels, for both tasks.
+
+    Attributes:
+        label_smoothing: Share of the target's probability spread over its level, in [0, 1).
+        search_weight: Factor of the search loss, ``>= 0``.
+        recommendation_weight: Factor of the recommendation loss, ``>= 0``.
+    """
+
+    label_smoothing: Probability = 0.0
+    search_weight: NonNegativeFloat = 1.0
+    recommendation_weight: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(Settings):
+    """Search for the answers.
+
+    Attributes:
+        num_beams: Width of the search, at least ``top_k``; ``exact`` ignores it.
+        top_k: Length of the lists.
+        decoding: ``beam``, ``diverse`` (groups of beams that avoid each other's codes) or
+            ``exact`` (every Semantic ID is scored).
+        num_groups: Groups of ``diverse``, a divisor of ``num_beams``; 1 otherwise.
+        diversity_penalty: Penalty of ``diverse``, in nats for each beam of an earlier group.
+    """
+
+    num_beams: PositiveInt = 60
+    top_k: PositiveInt = 30
+    decoding: DecodingMode = "beam"
+    num_groups: PositiveInt = 1
+    diversity_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.strategy().check_width(num_beams=self.num_beams, top_k=self.top_k)
+
+    def strategy(self) -> Decoding:
+        """Return the mode and the numbers that belong to it."""
+        return Decoding(self.decoding, self.num_groups, self.diversity_penalty)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorTaskSettings(Settings):
+    """Shares of both tasks in the training batches.
+
+    Attributes:
+        search_share: Share of the batches that are search; 0 switches the task off.
+        recommendation_share: Share of the batches that are recommendation; 0 switches it off.
+        indexing_share: Share of the search examples that are item text -> its own ID, in [0, 1).
+    """
+
+    search_share: NonNegativeFloat = 0.5
+    recommendation_share: NonNegativeFloat = 0.5
+    indexing_share: Probability = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistorySettings(Settings):
+    """Histories that are read, and their training targets.
+
+    Attributes:
+        max_history_items: Most recent items of a history that are read.
+        target_window: A training target is drawn from the next so many interactions.
+        history_dropout: Probability in [0, 1) that an item of a training history is left out.
+        targets_per_user: Last interactions of a user that serve as targets, so that long
+            histories do not outweigh the others; None takes all.
+    """
+
+    max_history_items: PositiveInt = 30
+    target_window: PositiveInt = 1
+    history_dropout: Probability = 0.0
+    targets_per_user: PositiveInt | None = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Settings):
+    """Evaluation requests.
+
+    Attributes:
+        batch_size: Requests decoded together on a rank.
+        valid_requests: Validation requests per task, spread evenly over all; None takes all.
+        exclude_history: Leave the user's own items out of recommendation lists.
+    """
+
+    batch_size: PositiveInt = 64
+    valid_requests: PositiveInt | None = 500
+    exclude_history: bool = True
