@@ -14,10 +14,11 @@ from sidrec.encoder.dense_retrieval import dense_recall, mean_history, own_slice
 from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.grad_cache import embed_in_chunks
 from sidrec.encoder.loss import contrastive_loss
-from sidrec.encoder.tower import TextTower
+from sidrec.encoder.tower import EncoderView, TextTower
 from sidrec.errors import ConfigError, RunError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
+from sidrec.plugins import find_class
 from sidrec.runs.checkpoints import read_checkpoint
 from sidrec.runs.directory import RunDirectory
 from sidrec.training.counter_rng import key_of
@@ -135,8 +136,8 @@ class BiEncoder(L.LightningModule):
         """Return the weighted loss of one global batch of pairs of one task."""
         corrected = batch.task in self.settings.logq_correction
         loss = contrastive_loss(
-            self._embed(batch.left),
-            self._embed(batch.right),
+            self.embed(batch.left),
+            self.embed(batch.right),
             temperature=self.settings.temperature,
             right_item=batch.right_item,
             known_positives=batch.known_positives,
@@ -167,11 +168,11 @@ class BiEncoder(L.LightningModule):
         """
         data, corpus, size = self._data(), self._data().corpus, self.settings.encode_batch_size
         vectors = encode_catalogue(
-            self.tower, corpus, max_tokens=data.max_item_tokens, batch_size=size
+            self.text_encoder, corpus, max_tokens=data.max_item_tokens, batch_size=size
         ).vectors
         queries = own_slice(search_requests(corpus, split))
         questions = encode_texts(
-            self.tower,
+            self.text_encoder,
             [request.query for request in queries],
             max_tokens=data.max_query_tokens,
             batch_size=size,
@@ -198,6 +199,7 @@ class BiEncoder(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the encoder's configuration and tokenizer beside its weights."""
         checkpoint["text_tower"] = self.tower.snapshot()
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["num_skipped_losses"] = self.guard.num_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -208,7 +210,15 @@ class BiEncoder(L.LightningModule):
                 checkpoint["text_tower"], length_groups=self.settings.length_groups
             )
 
-    def _embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
+    @property
+    def text_encoder(self) -> TextTower:
+        """Encoder of texts by ``embed``: the tower, unless a subclass overrides ``embed``."""
+        if type(self).embed is BiEncoder.embed:
+            return self.tower
+        return EncoderView(self)  # type: ignore[return-value]
+
+    def embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
+        """Return L2-normalized embeddings; a subclass may change them, and their width."""
         chunk = self.settings.grad_cache_chunk
         if chunk is None:
             embeddings: Tensor = self.tower(tokens)
@@ -237,11 +247,16 @@ class BiEncoder(L.LightningModule):
         return data
 
 
+_OWN_CLASS = f"{BiEncoder.__module__}.{BiEncoder.__qualname__}"
+
+
 def load_bi_encoder(run: RunDirectory) -> BiEncoder:
     """Return the best bi-encoder of a finished run, on the CPU, in evaluation mode.
 
     Everything comes from the checkpoint: no hub, no package, no folder of the pretrained encoder
     is needed.
+
+    A subclass must be importable: see ``plugins.find_class``.
 
     Raises:
         RunError: If the run has not finished, is no encoder run, or its checkpoint is damaged.
@@ -255,8 +270,11 @@ def load_bi_encoder(run: RunDirectory) -> BiEncoder:
         for name, value in checkpoint["hyper_parameters"].items()
         if not name.startswith("_")
     }
-    model = BiEncoder(**arguments)
+    path = checkpoint.get("class_path", _OWN_CLASS)
+    kind = BiEncoder if path == _OWN_CLASS else find_class("encoders", path, BiEncoder, known=[])
+    model = kind(**arguments)
     model.on_load_checkpoint(checkpoint)
+    model.configure_model()
     model.load_state_dict(checkpoint["state_dict"])
     model.eval()
     return model

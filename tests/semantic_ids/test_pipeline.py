@@ -6,7 +6,7 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions.policies import ExtraLevel, ReassignLastLevel
 from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 from sidrec.types import ItemEmbeddings
 from tests.ranks import run_on_ranks
@@ -26,7 +26,7 @@ QUANTIZER = RqKMeans(
 
 def make(policy):
     vectors = torch.randn(NUM_ITEMS, 8, generator=torch.Generator().manual_seed(2))
-    return make_semantic_ids(
+    return build_semantic_ids(
         ItemEmbeddings(vectors, "external", "f" * 64),
         quantizer=QUANTIZER,
         policy=policy,
