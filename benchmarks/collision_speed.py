@@ -62,7 +62,7 @@ def make_vectors(num_items: int, seed: int) -> Tensor:
 def fit(vectors: Tensor) -> FittedQuantizer:
     """Return codebooks fitted on the first rows."""
     settings = RqKMeans(
-        refine_rounds=0,
+        num_refit_rounds=0,
         train_rows_per_code=None,
         codebook_sizes=SIZES,
         num_iterations=8,
@@ -95,7 +95,7 @@ def first_fit_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantizer) -> T
     for row, wish in enumerate(codes.tolist()):
         prefix = wish[:-1]
         if tuple(wish) in used:
-            errors = fitted.candidate_errors(vectors[row : row + 1], codes[row : row + 1, :-1])
+            errors = fitted.next_code_errors(vectors[row : row + 1], codes[row : row + 1, :-1])
             for code in errors[0].argsort().tolist():
                 if (*prefix, code) not in used:
                     result[row, -1] = code
@@ -115,7 +115,7 @@ def lc_rec_loop(vectors: Tensor, codes: Tensor, fitted: FittedQuantizer) -> Tens
         if not colliding:
             break
         for rows in colliding:
-            errors = fitted.candidate_errors(vectors[rows], codes[rows, :-1])
+            errors = fitted.next_code_errors(vectors[rows], codes[rows, :-1])
             result[rows, -1] = _equal_shares(errors).argmax(dim=1)
     return result
 

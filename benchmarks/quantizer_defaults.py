@@ -23,7 +23,7 @@ from shipped import command_given, quantizer_of
 from sidrec.files import write_json
 from sidrec.semantic_ids.collisions.policies import group_numbers
 from sidrec.semantic_ids.quality.id_metrics import level_usage, relative_error
-from sidrec.semantic_ids.quantizers.rq_kmeans import refined
+from sidrec.semantic_ids.quantizers.rq_kmeans import joint_refit
 
 STARTS = ("progressive", "k-means++", "central", "mixed", "greedy", "greedy-mixed")
 
@@ -36,24 +36,24 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
             quantizer_of("default"),
             init=init,
             normalize_residuals=normalize,
-            refine_rounds=0,
+            num_refit_rounds=0,
             seed=seed,
             train_rows_per_code=options.train_rows_per_code,
         )
         began = time.process_time()
         fitted = settings.fit(vectors)
         fit_s = time.process_time() - began
-        for refine_rounds in range(options.refine_rounds + 1):
-            if refine_rounds:
+        for num_refit_rounds in range(options.num_refit_rounds + 1):
+            if num_refit_rounds:
                 began = time.process_time()
-                fitted = refined(vectors, fitted.encode(vectors), fitted)
+                fitted = joint_refit(vectors, fitted.encode(vectors), fitted)
                 fit_s += time.process_time() - began
             for beam_width in options.beams:
                 codes = replace(fitted, beam_width=beam_width).encode(vectors)
                 record = {
                     "init": init,
                     "normalize_residuals": normalize,
-                    "refine_rounds": refine_rounds,
+                    "num_refit_rounds": num_refit_rounds,
                     "beam_width": beam_width,
                     "seed": seed,
                     "fit_cpu_s": fit_s,
@@ -71,7 +71,7 @@ def measure(vectors: torch.Tensor, options: argparse.Namespace, seed: int) -> li
 
 def summary(records: list[dict]) -> list[dict]:
     """Return the mean over seeds, per setting, with the range of error and unique."""
-    keys = ("init", "normalize_residuals", "refine_rounds", "beam_width")
+    keys = ("init", "normalize_residuals", "num_refit_rounds", "beam_width")
     rows = []
     for values in dict.fromkeys(tuple(record[key] for key in keys) for record in records):
         same = [r for r in records if tuple(r[key] for key in keys) == values]
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--normalize", type=int, nargs="+", choices=[0, 1], default=[0])
     parser.add_argument("--starts", nargs="+", default=STARTS)
     parser.add_argument(
-        "--refine_rounds", type=int, default=3, help="0 to this many, each measured"
+        "--num_refit_rounds", type=int, default=3, help="0 to this many, each measured"
     )
     parser.add_argument("--train_rows_per_code", type=int, default=256)
     parser.add_argument("--output", default="benchmarks/results/quantizer_defaults.json")

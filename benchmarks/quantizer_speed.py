@@ -35,13 +35,13 @@ ITERATIONS, FAISS_ROWS = 25, 256
 VARIANTS: dict[str, dict[str, Any]] = {
     "sidrec (default)": {},
     "sidrec, all 25 iterations": {"tolerance": -1.0},
-    "sidrec, not refined": {"refine_rounds": 0},
+    "sidrec, not refined": {"num_refit_rounds": 0},
     "sidrec, beam 5": {"beam_width": 5},
     "sidrec, greedy at all levels": {"init": "greedy"},
     "sidrec, residuals normalized": {"normalize_residuals": True},
     "sidrec, mixed start": {"init": "mixed", "sample_rows_per_code": 64},
     # what faiss.Kmeans does, and nothing else: a cheap start and 25 iterations
-    "sidrec, 25 plain iterations": {"init": "central", "refine_rounds": 0, "tolerance": -1.0},
+    "sidrec, 25 plain iterations": {"init": "central", "num_refit_rounds": 0, "tolerance": -1.0},
 }
 
 

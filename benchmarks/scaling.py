@@ -180,7 +180,7 @@ def rq_kmeans(
     vectors = torch.randn(options.rows, options.dim, generator=torch.Generator().manual_seed(0))
     own = vectors[start:stop].to(device)
     quantizer = RqKMeans(
-        refine_rounds=0,
+        num_refit_rounds=0,
         train_rows_per_code=None,
         codebook_sizes=(256, 256),
         num_iterations=10,

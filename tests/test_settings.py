@@ -118,7 +118,7 @@ FLAGSHIP = {  # every value of configs/multitask.yaml and configs/generator.yaml
         "seed": 1234,
         "shrink": False,
         "beam_width": 1,
-        "refine_rounds": 3,
+        "num_refit_rounds": 3,
         "train_rows_per_code": 256,
         "backend": "torch",
     },

@@ -2,24 +2,26 @@
 
 import sys
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from sidrec.cli.ids import IdsParser
 from sidrec.errors import ConfigError
+from sidrec.plugins import load_plugins
 from sidrec.runs.from_run import allow_known_classes_only
 from sidrec.semantic_ids.bundle.append import device_named
 from sidrec.semantic_ids.bundle.quality_report import quality_table
 from sidrec.semantic_ids.collisions.policies import CollisionPolicy
-from sidrec.semantic_ids.per_task.make_task_ids import TaskFusion, fuse_ids, make_task_ids
+from sidrec.semantic_ids.per_task.make_task_ids import FUSIONS, TaskFusion, fuse_ids, make_task_ids
 from sidrec.semantic_ids.per_task.prefix_share import PrefixShareSettings
 from sidrec.semantic_ids.quantizers.base import Quantizer
 
-AnyFusion = Literal["none", "concat", "svd_sum", "svd_concat", "separate", "prefix_share"]
+_FUSIONS = f"{', '.join((*FUSIONS, *get_args(TaskFusion)))}, or a plug-in"
 
 
 def main(args: list[str]) -> None:
     """Run ``sidrec fuse`` with the words after the command's name."""
     allow_known_classes_only()
+    load_plugins()
     parser = _parser()
     config = parser.instantiate(parser.parse_args(args))
     run = Path(config["from"])
@@ -67,10 +69,12 @@ def _parser() -> IdsParser:
     parser.add_argument("--config", action="config", help="YAML file, e.g. configs/ids/NAME.yaml.")
     parser.add_argument("--from", type=str, required=True, help="Encoder run, or a bundle.")
     parser.add_argument("--and", type=str | None, help="The second one.")
-    parser.add_argument("--fusion", type=AnyFusion, required=True, help="How two become one.")
+    parser.add_argument(
+        "--fusion", type=str, required=True, help=f"How two become one: {_FUSIONS}."
+    )
     parser.add_argument("--dim", type=int | None, help="Dimensions that an SVD keeps.")
     parser.add_argument(
-        "--reader", type=str | None, help="Run whose vectors a generator shall read in their place."
+        "--reader", type=str | None, help="Run whose vectors a generator reads in their place."
     )
     parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")

@@ -1,4 +1,4 @@
-"""``sidrec ids``: make Semantic IDs from stored embeddings, append to them, compare them."""
+"""``sidrec ids``: make Semantic IDs from vectors or codes, append items to them, compare them."""
 
 import inspect
 import sys
@@ -9,20 +9,27 @@ from jsonargparse import ArgumentParser
 
 from sidrec.cli.parser import options_of, with_suggestion
 from sidrec.errors import ConfigError
+from sidrec.plugins import load_plugins
 from sidrec.runs.from_run import allow_known_classes_only
 from sidrec.semantic_ids.bundle.append import (
     append_items,
     attributes_of_run,
     device_named,
+    encode_new_items,
     stored_bundle,
 )
-from sidrec.semantic_ids.bundle.diff import difference_table
+from sidrec.semantic_ids.bundle.diff import diff_table
 from sidrec.semantic_ids.bundle.quality_report import quality_table, save_picture
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
-from sidrec.semantic_ids.bundle.vector_reader import NamedVectors, read_vector_file
+from sidrec.semantic_ids.bundle.vector_reader import (
+    NamedVectors,
+    is_vector_file,
+    join_by_id,
+    read_vector_file,
+)
 from sidrec.semantic_ids.collisions.policies import CollisionPolicy
-from sidrec.semantic_ids.pipeline import make_semantic_ids
-from sidrec.semantic_ids.quality.purity import Attribute, read_attributes
+from sidrec.semantic_ids.pipeline import build_semantic_ids
+from sidrec.semantic_ids.quality.purity import Attribute, attributes_of_items, read_attributes
 from sidrec.semantic_ids.quantizers.base import Quantizer
 
 _FROM = "Run directory of an encoder, or a bundle."
@@ -48,6 +55,7 @@ class IdsParser(ArgumentParser):
 def main(args: list[str]) -> None:
     """Run ``sidrec ids`` with the words after the command's name."""
     allow_known_classes_only()
+    load_plugins()
     flags = {word.split("=")[0] for word in args}
     if "--diff" in flags:
         _compare(args)
@@ -69,6 +77,9 @@ def _make(args: list[str]) -> None:
     parser.add_argument(
         "--embeddings", type=str | None, help="Your own vectors: .npy, .safetensors or .parquet."
     )
+    parser.add_argument(
+        "--corpus", type=str | None, help="Corpus that --embeddings are joined with, by item_id."
+    )
     parser.add_argument("--attributes", type=str | None, help=_ATTRIBUTES)
     parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
     parser.add_argument("--device", type=str, default="auto", help=_DEVICE)
@@ -83,6 +94,7 @@ def _make(args: list[str]) -> None:
         policy=config.policy,
         device=config.device,
         attributes=config.attributes,
+        corpus=config.corpus,
     )
     sys.stdout.write(f"{quality_table(bundle)}\nwritten: {config.out}\n")
 
@@ -91,21 +103,31 @@ def _append(args: list[str]) -> None:
     parser = IdsParser(
         prog="sidrec ids", description="Add items to a bundle; the IDs of the old ones stay."
     )
-    parser.add_argument("--append", type=str, required=True, help="New vectors, as --embeddings.")
+    parser.add_argument(
+        "--append",
+        type=str,
+        required=True,
+        help="New vectors, as --embeddings; or new items with their texts (item_id, title, text or "
+        "description …), as `sidrec prepare table --items`, for an encoder run.",
+    )
     parser.add_argument("--from", type=str, required=True, help=_FROM)
     parser.add_argument("--attributes", type=str | None, help=_ATTRIBUTES)
     parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
     parser.add_argument("--device", type=str, default="auto", help=_DEVICE)
     config: Any = parser.parse_args(args)
-    old = stored_bundle(Path(config["from"]))
-    new = read_vector_file(Path(config.append), first_id=len(old.item_ids))
+    source, device = Path(config["from"]), device_named(config.device)
+    old, file = stored_bundle(source), Path(config.append)
+    if is_vector_file(file):
+        new = read_vector_file(file, first_id=len(old.item_ids))
+    else:
+        new = encode_new_items(source, old, file, device)
     bundle = append_items(
         old,
         new.embeddings.vectors,
         item_ids=new.item_ids,
         titles=new.titles,
-        source={"file": Path(config.append).name},
-        device=device_named(config.device),
+        source={"file": file.name},
+        device=device,
         attributes=_attributes(config.attributes, old.item_ids + new.item_ids),
     )
     _write(bundle, Path(config.out))
@@ -121,7 +143,7 @@ def _compare(args: list[str]) -> None:
     parser.add_argument("--diff", type=str, nargs=2, required=True, help=f"Twice: {_FROM}")
     config: Any = parser.parse_args(args)
     first, second = (stored_bundle(Path(folder)) for folder in config.diff)
-    sys.stdout.write(f"{difference_table(first, second)}\n")
+    sys.stdout.write(f"{diff_table(first, second)}\n")
 
 
 def make_ids(
@@ -133,6 +155,7 @@ def make_ids(
     policy: CollisionPolicy,
     device: str,
     attributes: str | None = None,
+    corpus: str | None = None,
 ) -> SemanticIdBundle:
     """Make a bundle from a run's embeddings or from a file, and write it to ``out``.
 
@@ -144,6 +167,7 @@ def make_ids(
         policy: What happens where items share codes.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         attributes: File of item attributes; by default those of the run's corpus.
+        corpus: Corpus that ``embeddings`` are joined with by item_id, for a generator on it.
 
     Raises:
         ConfigError: If not exactly one source is given, or the device is not there.
@@ -156,6 +180,8 @@ def make_ids(
         raise ConfigError(
             "`sidrec ids` takes only one of --from and --embeddings, got both; leave one out."
         )
+    if corpus is not None and embeddings is None:
+        raise ConfigError("--corpus belongs to --embeddings; a run knows its corpus.")
     known: list[Attribute] = []
     if run is not None:
         stored = stored_bundle(Path(run))
@@ -166,7 +192,9 @@ def make_ids(
     else:
         file = Path(str(embeddings))
         vectors, source = read_vector_file(file), {"file": file.name}
-    bundle = make_semantic_ids(
+        if corpus is not None:
+            vectors, known = _joined(vectors, Path(corpus), file)
+    bundle = build_semantic_ids(
         vectors.embeddings,
         quantizer=quantizer,
         policy=policy,
@@ -174,10 +202,26 @@ def make_ids(
         titles=vectors.titles,
         source=source,
         device=device_named(device),
-        attributes=known or _attributes(attributes, vectors.item_ids),
+        attributes=_attributes(attributes, vectors.item_ids) or known,
     )
     _write(bundle, out)
     return bundle
+
+
+def _joined(
+    vectors: NamedVectors, folder: Path, file: Path
+) -> tuple[NamedVectors, list[Attribute]]:
+    from sidrec.corpus.store import Corpus  # late: it imports datasets
+
+    corpus = Corpus.load(folder)
+    joined = join_by_id(
+        vectors,
+        corpus.item_ids(),
+        corpus.item_titles(),
+        fingerprint=corpus.fingerprint,
+        name=str(file),
+    )
+    return joined, attributes_of_items(corpus.items.data.table)
 
 
 def _attributes(file: str | None, item_ids: list[str]) -> list[Attribute]:

@@ -46,6 +46,7 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--config", action="config", help="YAML file with these options.")
     parser.add_argument("--from", type=str, required=True, help="Run directory of a generator.")
+    parser.add_argument("--ids", type=str | None, help="Bundle with items appended after training.")
     parser.add_argument("--input", type=str, required=True, help="JSONL of requests; - is stdin.")
     parser.add_argument("--output", type=str, required=True, help="JSONL to write; - is stdout.")
     parser.add_argument("--top_k", type=int, default=30, help="Items per answer.")
@@ -57,8 +58,10 @@ def main(args: list[str]) -> None:
         raise ConfigError("--top_k and --batch_size must be at least 1.")
     from sidrec.generator.retrieval.retriever import Retriever
 
-    retriever = Retriever.load(given["from"], device=given.device)
+    retriever = Retriever.load(given["from"], device=given.device, semantic_ids=given.ids)
     depends_on = {"run": identity_of(given["from"]), "top_k": given.top_k}
+    if given.ids is not None:
+        depends_on["ids"] = retriever.generator.ids.hash
     started = time.monotonic()
     counts = answer_file(
         retriever,

@@ -12,10 +12,11 @@ from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings, ValidationSettings
 from sidrec.encoder.grad_cache import embed_in_chunks
 from sidrec.encoder.loss import contrastive_loss
-from sidrec.encoder.tower import TextTower
+from sidrec.encoder.tower import EncoderView, TextTower
 from sidrec.errors import ConfigError, RunError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
+from sidrec.plugins import find_class
 from sidrec.runs.checkpoints import read_checkpoint
 from sidrec.runs.directory import RunDirectory
 from sidrec.training.optimizer import OptimizerSettings
@@ -136,11 +137,14 @@ class BiEncoder(StageModule[PairDataModule]):
         data, size = self._data(), self.validation.encode_batch_size
         corpus = data.corpus
         vectors = encode_catalogue(
-            self.tower, corpus, max_tokens=data.tokens.max_item_tokens, batch_size=size
+            self.text_encoder,
+            corpus,
+            max_tokens=data.tokens.max_item_tokens,
+            batch_size=size,
         ).vectors
         queries = own_slice(search_requests(corpus, split))
         questions = encode_texts(
-            self.tower,
+            self.text_encoder,
             [request.query for request in queries],
             max_tokens=data.tokens.max_query_tokens,
             batch_size=size,
@@ -164,6 +168,7 @@ class BiEncoder(StageModule[PairDataModule]):
         """Put the encoder's configuration and tokenizer beside its weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["text_tower"] = self.tower.snapshot()
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the tower from the checkpoint alone when it is not there yet."""
@@ -173,7 +178,15 @@ class BiEncoder(StageModule[PairDataModule]):
                 checkpoint["text_tower"], length_groups=self.tower_settings.length_groups
             )
 
-    def _embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
+    @property
+    def text_encoder(self) -> TextTower:
+        """Encoder of texts by ``embed``: the tower, unless a subclass overrides ``embed``."""
+        if type(self).embed is BiEncoder.embed:
+            return self.tower
+        return EncoderView(self)  # type: ignore[return-value]
+
+    def embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
+        """Return L2-normalized embeddings; a subclass may change them, and their width."""
         chunk = self.tower_settings.grad_cache_chunk
         if chunk is None:
             embeddings: Tensor = self.tower(tokens)
@@ -183,8 +196,8 @@ class BiEncoder(StageModule[PairDataModule]):
     def _loss(self, batch: PairBatch) -> Float[Tensor, ""]:
         corrected = batch.task in self.loss_settings.logq_correction
         return contrastive_loss(
-            self._embed(batch.left),
-            self._embed(batch.right),
+            self.embed(batch.left),
+            self.embed(batch.right),
             temperature=self.loss_settings.temperature,
             right_item=batch.right_item,
             known_positives=batch.known_positives,
@@ -199,11 +212,16 @@ class BiEncoder(StageModule[PairDataModule]):
         self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
 
 
+_OWN_CLASS = f"{BiEncoder.__module__}.{BiEncoder.__qualname__}"
+
+
 def load_bi_encoder(run: RunDirectory) -> BiEncoder:
     """Return the best bi-encoder of a finished run, on the CPU, in evaluation mode.
 
     Everything comes from the checkpoint: no hub, no package, no folder of the pretrained encoder
     is needed.
+
+    A subclass must be importable: see ``plugins.find_class``.
 
     Raises:
         RunError: If the run has not finished, is no encoder run, or its checkpoint is damaged.
@@ -212,4 +230,6 @@ def load_bi_encoder(run: RunDirectory) -> BiEncoder:
     checkpoint = read_checkpoint(file)
     if "text_tower" not in checkpoint:
         raise RunError(f"{file} is no bi-encoder; give --from the folder of an encoder run.")
-    return BiEncoder.from_checkpoint(checkpoint)
+    path = checkpoint.get("class_path", _OWN_CLASS)
+    kind = BiEncoder if path == _OWN_CLASS else find_class("encoders", path, BiEncoder, known=[])
+    return kind.from_checkpoint(checkpoint)

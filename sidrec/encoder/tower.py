@@ -137,6 +137,34 @@ class TextTower(nn.Module):
         return F.normalize(mean_pool(self.token_states(tokens), tokens.mask), dim=-1)
 
 
+class EncoderView(nn.Module):
+    """A bi-encoder whose ``embed`` differs from its tower's, in the form of a tower.
+
+    Args:
+        module: ``BiEncoder`` with its model built.
+    """
+
+    module: Any
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.tokenizer = self.module.tower.tokenizer
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        device = next(self.parameters()).device
+        tokens = self.module.tower.tokenize(["a"], max_tokens=8)
+        with torch.no_grad():
+            return int(self(TextTokens(tokens.ids.to(device), tokens.mask.to(device))).shape[1])
+
+    def forward(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
+        """Return the module's own embeddings."""
+        embeddings: Tensor = self.module.embed(tokens)
+        return embeddings
+
+
 def mean_pool(
     states: Float[Tensor, "text token dim"], mask: Bool[Tensor, "text token"]
 ) -> Float[Tensor, "text dim"]:

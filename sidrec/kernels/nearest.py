@@ -1,8 +1,8 @@
-"""The nearest centroid of each row at half the time: coarse products settle most rows.
+"""Bfloat16 prefilter of the search for the nearest centroid.
 
-Some processors multiply bfloat16 numbers twice as fast as float32. Products of rounded numbers
-are taken first; a proven bound on what the rounding did tells for which rows the nearest centroid
-is certain, and the others get float32 products. So the codes are those of ``codes_by_float32``.
+Some processors multiply bfloat16 numbers twice as fast as float32. Products of rounded numbers come
+first; a proven bound on the rounding error shows for which rows the nearest centroid is certain,
+and the others get float32 products. So the codes are those of ``nearest_float32``.
 """
 
 import math
@@ -19,7 +19,7 @@ _SCORES_IN_CACHE = 1 << 18  # scores that the processor's cache holds while they
 _SEARCH_WIDTH = 32  # codes of which the least score is found at once
 
 
-def codes_by_float32(
+def nearest_float32(
     rows: Float[Tensor, "row dim"], centroids: Float[Tensor, "code dim"]
 ) -> Int[Tensor, " row"]:
     """Return the code of the nearest centroid of each row; ties: the lowest code."""
@@ -60,7 +60,7 @@ _SLACK = 1.02  # lower bounds subtract numbers rounded up to bfloat16
 
 
 class Rounding(NamedTuple):
-    """What bfloat16 makes of rows.
+    """Rounding of rows to bfloat16.
 
     Attributes:
         lengths: Of the rounded rows.
@@ -71,8 +71,8 @@ class Rounding(NamedTuple):
     errors: Float[Tensor, " row"]
 
 
-class Screen(NamedTuple):
-    """A codebook made ready for coarse products.
+class Bf16Prefilter(NamedTuple):
+    """Codebook prepared for coarse products.
 
     Attributes:
         centroids: float32.
@@ -91,19 +91,19 @@ class Screen(NamedTuple):
     always: float
 
 
-def screen_pays(centroids: Float[Tensor, "code dim"]) -> bool:
-    """Tell whether coarse products save time here; they change no code."""
+def prefilter_pays(centroids: Float[Tensor, "code dim"]) -> bool:
+    """Return whether coarse products save time here; they change no code."""
     num_codes, dim = centroids.shape
     is_large = num_codes >= _LEAST_CODES and dim >= _LEAST_DIM
     return is_large and centroids.device.type == "cpu" and _multiplies_bfloat16()
 
 
-def screen_of(centroids: Float[Tensor, "code dim"]) -> Screen:
+def prefilter_of(centroids: Float[Tensor, "code dim"]) -> Bf16Prefilter:
     """Prepare centroids; they are centered, since a common part tells no code from another.
 
     The bounds: rounding moves a row by its ``errors`` and a centroid by ``moved``, so, by Cauchy
     and Schwarz, their product by ``errors * |centroid| + lengths * moved``. Sums of float32
-    numbers, in any order, here and in ``codes_by_float32``, add ``dim`` units of the product of
+    numbers, in any order, here and in ``nearest_float32``, add ``dim`` units of the product of
     both lengths each; the factors 8 and 16 count them generously.
     """
     mean = centroids.mean(dim=0)
@@ -118,11 +118,11 @@ def screen_of(centroids: Float[Tensor, "code dim"]) -> Screen:
     columns = [*_in_three(constants), -_up(per_length), -_up(per_error)]
     factors = torch.cat([-rounded, torch.stack(columns, dim=1)], dim=1)
     factors = F.pad(factors, (0, _width(centroids.shape[1]) - factors.shape[1]))
-    return Screen(centroids, factors.T, per_length, per_error, always)
+    return Bf16Prefilter(centroids, factors.T, per_length, per_error, always)
 
 
 def rounding_of(rows: Float[Tensor, "row dim"]) -> Rounding:
-    """Return what bfloat16 makes of rows."""
+    """Return the rounding of rows to bfloat16."""
     lengths, errors = rows.new_empty(len(rows)), rows.new_empty(len(rows))
     start = 0
     for part in parts_in_cache(rows, rows.shape[1]):
@@ -134,26 +134,26 @@ def rounding_of(rows: Float[Tensor, "row dim"]) -> Rounding:
     return Rounding(lengths, errors)
 
 
-def screened(
-    rows: Float[Tensor, "row dim"], screen: Screen, rounding: Rounding
+def bf16_prefilter(
+    rows: Float[Tensor, "row dim"], prefilter: Bf16Prefilter, rounding: Rounding
 ) -> tuple[Int[Tensor, " row"], int]:
     """Return the codes of the nearest centroids, and how many rows needed float32 products."""
     first, second = torch.empty_like(rounding.lengths), torch.empty_like(rounding.lengths)
     codes, start = torch.empty(len(rows), dtype=torch.int64), 0
-    for part in parts_in_cache(rows, len(screen.centroids)):
+    for part in parts_in_cache(rows, len(prefilter.centroids)):
         block = slice(start, start + len(part))
         longer = _lengthened(part, Rounding(rounding.lengths[block], rounding.errors[block]))
-        bounds = torch.mm(longer, screen.factors).float()
+        bounds = torch.mm(longer, prefilter.factors).float()
         first[block], second[block], codes[block] = _two_least(bounds)
         start += len(part)
-    off = rounding.lengths * screen.per_length.index_select(0, codes)
-    off.addcmul_(rounding.errors, screen.per_error.index_select(0, codes))
-    off.add_(screen.always).mul_(2 * _SLACK)  # from the lower bound to the upper one
+    off = rounding.lengths * prefilter.per_length.index_select(0, codes)
+    off.addcmul_(rounding.errors, prefilter.per_error.index_select(0, codes))
+    off.add_(prefilter.always).mul_(2 * _SLACK)  # from the lower bound to the upper one
     off.add_(first.abs().add_(second.abs()), alpha=_COARSE_UNIT)
     is_certain = second.sub_(first) > off  # False for NaN
     doubtful = is_certain.logical_not_().nonzero().flatten()
     if len(doubtful):
-        codes[doubtful] = codes_by_float32(rows.index_select(0, doubtful), screen.centroids)
+        codes[doubtful] = nearest_float32(rows.index_select(0, doubtful), prefilter.centroids)
     return codes, len(doubtful)
 
 
@@ -161,13 +161,13 @@ def nearest_codes(
     rows: Float[Tensor, "row dim"], centroids: Float[Tensor, "code dim"]
 ) -> Int[Tensor, " row"]:
     """Return the code of the nearest centroid of each row; ties: the lowest code."""
-    if not screen_pays(centroids):
-        return codes_by_float32(rows, centroids)
-    return screened(rows, screen_of(centroids), rounding_of(rows))[0]
+    if not prefilter_pays(centroids):
+        return nearest_float32(rows, centroids)
+    return bf16_prefilter(rows, prefilter_of(centroids), rounding_of(rows))[0]
 
 
 def _lengthened(rows: Tensor, rounding: Rounding) -> Tensor:
-    """Return the rounded rows, and after them 1, 1, 1 and both lengths for ``Screen.factors``."""
+    """Return the rounded rows followed by 1, 1, 1 and both lengths, see ``factors``."""
     dim = rows.shape[1]
     longer = torch.zeros((len(rows), _width(dim)), dtype=torch.bfloat16)
     longer[:, :dim] = rows
@@ -212,7 +212,7 @@ def _in_three(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _multiplies_bfloat16() -> bool:
-    """Tell whether the processor multiplies bfloat16 numbers, and adds products in float32."""
+    """Return whether the processor multiplies bfloat16 numbers, and adds products in float32."""
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
     has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (is_supported() and has_kernels):

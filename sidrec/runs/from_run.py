@@ -1,6 +1,5 @@
 """From the run directory that a user names to the arguments that a stage needs."""
 
-import os
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from sidrec.errors import ConfigError, ContradictionError, RunError
+from sidrec.plugins import allowed_packages
 from sidrec.runs.directory import RunDirectory
 
 _FLAG = "--from"
@@ -156,7 +156,8 @@ def allow_known_classes_only() -> None:
     """Let YAML and command line name classes of these packages only.
 
     A configuration is text from anywhere, and a ``class_path`` imports and calls what it names.
-    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas. A package
+    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas, and so does an
+    installed package with an entry point of sidrec. A package
     that imports another does not let it through: where an object is defined counts as well.
 
     Raises:
@@ -164,10 +165,10 @@ def allow_known_classes_only() -> None:
     """
     from jsonargparse import set_parsing_settings
 
-    named = os.environ.get("SIDREC_ALLOW_IMPORTS", "").replace(",", " ").split()
     try:
         set_parsing_settings(
-            import_path_denylist=["*"], import_path_allowlist=[*_KNOWN_PACKAGES, *named]
+            import_path_denylist=["*"],
+            import_path_allowlist=[*_KNOWN_PACKAGES, *allowed_packages()],
         )
     except TypeError:
         raise ConfigError(

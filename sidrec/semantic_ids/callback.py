@@ -1,4 +1,4 @@
-"""At the end of training: encode the catalogue, make its Semantic IDs, write the bundle."""
+"""Callback that encodes the catalogue after training and writes its Semantic-ID bundle."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions.policies import CollisionPolicy, ReassignLastLevel
 from sidrec.semantic_ids.learned.module import QuantizerModule
 from sidrec.semantic_ids.learned.quantizer import Trained
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.semantic_ids.quality.purity import attributes_of_items
 from sidrec.semantic_ids.quantizers.base import Quantizer
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
@@ -48,7 +48,7 @@ class LearnedIdsCallback(L.Callback):
         data = trainer.datamodule
         training = {"num_steps": trainer.global_step, "seed": data.seed}
         training |= {"batch_size": data.batch_size, "world_size": trainer.world_size}
-        bundle = make_semantic_ids(
+        bundle = build_semantic_ids(
             before.embeddings,
             quantizer=Trained(pl_module.settings() | training, pl_module.fitted()),
             policy=self.policy,
@@ -109,13 +109,13 @@ class SemanticIdCallback(L.Callback):
         self, module: L.LightningModule, corpus: Corpus, trainer: L.Trainer
     ) -> SemanticIdBundle:
         embeddings = encode_catalogue(
-            module.tower,
+            _encoder_of(module),
             corpus,
             max_tokens=self.max_item_tokens,
             batch_size=self.batch_size,
             bf16=_in_bf16(trainer),
         )
-        return make_semantic_ids(
+        return build_semantic_ids(
             embeddings,
             quantizer=self.quantizer,
             policy=self.policy,
@@ -139,7 +139,7 @@ class SemanticIdCallback(L.Callback):
             except DataError:
                 return None
             same = (
-                bundle.embeddings.encoder_hash == encoder_hash(module.tower)
+                bundle.embeddings.encoder_hash == encoder_hash(_encoder_of(module))
                 and bundle.quantizer == self.quantizer.settings()
                 and bundle.policy == self.policy.settings()
                 and bundle.source == self._source(trainer)
@@ -150,6 +150,10 @@ class SemanticIdCallback(L.Callback):
 
     def _source(self, trainer: L.Trainer) -> dict[str, Any]:
         return {"max_item_tokens": self.max_item_tokens, "bf16": _in_bf16(trainer)}
+
+
+def _encoder_of(module: L.LightningModule) -> Any:  # noqa: ANN401
+    return getattr(module, "text_encoder", module.tower)
 
 
 def _write(bundle: SemanticIdBundle, folder: Path) -> None:

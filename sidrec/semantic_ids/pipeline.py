@@ -47,7 +47,7 @@ def fit_ids(
     """
     rows = finite_rows(as_tensor(vectors), "vectors")
     ids, names = _named(len(rows), item_ids, titles, first_id=0)
-    return make_semantic_ids(
+    return build_semantic_ids(
         ItemEmbeddings(rows, "external", digest_of_tensors({"embeddings": rows})),
         quantizer=quantizer,
         policy=policy,
@@ -106,7 +106,7 @@ def _named(
     return ids, names
 
 
-def make_semantic_ids(
+def build_semantic_ids(
     embeddings: ItemEmbeddings,
     *,
     quantizer: Quantizer,

@@ -21,7 +21,7 @@ IDS = {
             "init": "progressive",
             "sample_rows_per_code": 256,
             "seed": 1,
-            "refine_rounds": 0,
+            "num_refit_rounds": 0,
             "train_rows_per_code": None,
         },
     },

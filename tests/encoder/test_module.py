@@ -245,13 +245,13 @@ def test_nan_is_refused_with_the_step(corpus, encoder):
 
 def test_a_bad_batch_can_be_skipped_and_is_remembered(corpus, encoder, tmp_path, monkeypatch):
     bad = {3}
-    honest = BiEncoder._embed
+    honest = BiEncoder.embed
 
     def embed(self, tokens):
         found = honest(self, tokens)
         return found * float("nan") if self.trainer.global_step in bad else found
 
-    monkeypatch.setattr(BiEncoder, "_embed", embed)
+    monkeypatch.setattr(BiEncoder, "embed", embed)
     watch = WatchWeights()
     settings = {"model": {"skip_bad_losses": 1}, "max_steps": 5, "more_callbacks": [watch]}
     train(str(corpus.folder), encoder, folder=tmp_path, every=5, **settings)

@@ -3,16 +3,16 @@ import torch
 
 from sidrec.kernels import nearest as screen_module
 from sidrec.kernels.nearest import (
-    codes_by_float32,
+    bf16_prefilter,
     nearest_codes,
+    nearest_float32,
+    prefilter_of,
+    prefilter_pays,
     rounding_of,
-    screen_of,
-    screen_pays,
-    screened,
 )
 from sidrec.semantic_ids.kmeans import lloyd as kmeans_module
 from sidrec.semantic_ids.kmeans.lloyd import k_means
-from sidrec.semantic_ids.kmeans.sharded_rows import Rows
+from sidrec.semantic_ids.kmeans.sharded_rows import ShardedRows
 
 
 def near_pairs(num_rows, dim, *, seed, offset=0.0, scale=1.0):
@@ -40,8 +40,8 @@ def decided(rows, centroids):
 )
 def test_codes_are_those_of_float32_however_close_the_call(seed, offset, scale):
     rows, centroids = near_pairs(2500, 80, seed=seed, offset=offset, scale=scale)
-    codes, num_in_doubt = screened(rows, screen_of(centroids), rounding_of(rows))
-    assert torch.equal(codes, codes_by_float32(rows, centroids))
+    codes, num_in_doubt = bf16_prefilter(rows, prefilter_of(centroids), rounding_of(rows))
+    assert torch.equal(codes, nearest_float32(rows, centroids))
     truth, is_clear = decided(rows, centroids)
     assert torch.equal(codes[is_clear], truth[is_clear])
     assert 0 < num_in_doubt <= len(rows)
@@ -51,7 +51,7 @@ def test_most_rows_that_lie_near_a_centroid_are_settled():
     generator = torch.Generator().manual_seed(1)
     centroids = torch.randn(128, 96, generator=generator)
     rows = centroids.repeat(9, 1) + torch.randn(1152, 96, generator=generator) * 0.3
-    codes, num_in_doubt = screened(rows, screen_of(centroids), rounding_of(rows))
+    codes, num_in_doubt = bf16_prefilter(rows, prefilter_of(centroids), rounding_of(rows))
     assert torch.equal(codes, torch.arange(128).repeat(9))
     assert num_in_doubt == 0
 
@@ -60,21 +60,22 @@ def test_of_equal_centroids_the_first_is_taken():
     rows, centroids = near_pairs(500, 64, seed=0)
     centroids[70] = centroids[3]
     rows[::2] = centroids[3]
-    codes, num_in_doubt = screened(rows, screen_of(centroids), rounding_of(rows))
+    codes, num_in_doubt = bf16_prefilter(rows, prefilter_of(centroids), rounding_of(rows))
     assert codes[::2].eq(3).all()
     assert num_in_doubt >= 250
 
 
 def test_bounds_hold_for_every_pair():
     rows, centroids = near_pairs(200, 72, seed=4, offset=0.7)
-    screen, rounding = screen_of(centroids), rounding_of(rows)
-    bounds = screen_module._lengthened(rows, rounding) @ screen.factors
+    prefilter, rounding = prefilter_of(centroids), rounding_of(rows)
+    bounds = screen_module._lengthened(rows, rounding) @ prefilter.factors
     unit = screen_module._COARSE_UNIT
     lower = bounds.double() - bounds.double().abs() * unit
     off = (
-        rounding.lengths[:, None] * screen.per_length + rounding.errors[:, None] * screen.per_error
+        rounding.lengths[:, None] * prefilter.per_length
+        + rounding.errors[:, None] * prefilter.per_error
     )
-    upper = bounds.double() + bounds.double().abs() * unit + 2.04 * (off + screen.always)
+    upper = bounds.double() + bounds.double().abs() * unit + 2.04 * (off + prefilter.always)
     distances = torch.cdist(rows.double(), centroids.double()).square()
     shared = rows.double().square().sum(1) - 2 * rows.double() @ centroids.double().mean(0)
     shared += centroids.double().mean(0).square().sum()
@@ -87,26 +88,26 @@ def test_bounds_hold_for_every_pair():
 def test_overflow_is_left_to_float32(bad):
     rows, centroids = near_pairs(200, 64, seed=0)
     centroids[7] = bad
-    codes, num_in_doubt = screened(rows, screen_of(centroids), rounding_of(rows))
+    codes, num_in_doubt = bf16_prefilter(rows, prefilter_of(centroids), rounding_of(rows))
     assert num_in_doubt == 200
-    assert torch.equal(codes, codes_by_float32(rows, centroids))
+    assert torch.equal(codes, nearest_float32(rows, centroids))
 
 
 def test_no_rows_have_no_codes():
     centroids = torch.randn(64, 64)
-    assert screened(centroids[:0], screen_of(centroids), rounding_of(centroids[:0]))[0].shape == (
-        0,
-    )
+    assert bf16_prefilter(centroids[:0], prefilter_of(centroids), rounding_of(centroids[:0]))[
+        0
+    ].shape == (0,)
     assert nearest_codes(centroids[:0], centroids).shape == (0,)
 
 
 def test_it_is_used_only_where_the_processor_gains(monkeypatch):
     monkeypatch.setattr(screen_module, "_multiplies_bfloat16", lambda: True)
-    assert screen_pays(torch.zeros(64, 64))
-    assert not screen_pays(torch.zeros(32, 64))
-    assert not screen_pays(torch.zeros(64, 32))
+    assert prefilter_pays(torch.zeros(64, 64))
+    assert not prefilter_pays(torch.zeros(32, 64))
+    assert not prefilter_pays(torch.zeros(64, 32))
     monkeypatch.setattr(screen_module, "_multiplies_bfloat16", lambda: False)
-    assert not screen_pays(torch.zeros(64, 64))
+    assert not prefilter_pays(torch.zeros(64, 64))
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])  # far from 0 rows are in doubt: it gives up
@@ -115,13 +116,13 @@ def test_k_means_is_the_same_with_and_without(monkeypatch, offset):
     found, calls = [], []
 
     def counted(*arguments):
-        calls.append(screened(*arguments)[1])
-        return screened(*arguments)
+        calls.append(bf16_prefilter(*arguments)[1])
+        return bf16_prefilter(*arguments)
 
-    monkeypatch.setattr(kmeans_module, "screened", counted)
+    monkeypatch.setattr(kmeans_module, "bf16_prefilter", counted)
     for pays in (True, False):
-        monkeypatch.setattr(kmeans_module, "screen_pays", lambda _, pays=pays: pays)
-        rows = Rows(lambda a, b: vectors[a:b], len(vectors), 64)
+        monkeypatch.setattr(kmeans_module, "prefilter_pays", lambda _, pays=pays: pays)
+        rows = ShardedRows(lambda a, b: vectors[a:b], len(vectors), 64)
         found.append(k_means(rows, vectors[:96], num_iterations=4, tolerance=0.0))
     assert torch.equal(found[0].centroids, found[1].centroids)
     assert found[0].objectives == found[1].objectives

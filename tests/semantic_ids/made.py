@@ -25,7 +25,7 @@ def random_quantizer(sizes, *, dim=3, seed=0):
 def small_settings(*sizes):
     """Return settings of residual k-means that fit in milliseconds."""
     return RqKMeans(
-        refine_rounds=0,
+        num_refit_rounds=0,
         train_rows_per_code=None,
         codebook_sizes=sizes,
         num_iterations=3,

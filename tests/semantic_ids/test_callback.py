@@ -25,7 +25,7 @@ NUM_ITEMS = 150
 
 def quantizer(sizes=(8, 8, 8)):
     return RqKMeans(
-        refine_rounds=0,
+        num_refit_rounds=0,
         train_rows_per_code=None,
         codebook_sizes=sizes,
         num_iterations=3,

@@ -6,14 +6,14 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions.policies import ExtraLevel, ReassignLastLevel
 from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 from sidrec.types import ItemEmbeddings
 from tests.ranks import run_on_ranks
 
 NUM_ITEMS = CHUNK_ROWS + 300
 QUANTIZER = RqKMeans(
-    refine_rounds=0,
+    num_refit_rounds=0,
     train_rows_per_code=None,
     codebook_sizes=(16, 16, 64),
     num_iterations=3,
@@ -28,7 +28,7 @@ QUANTIZER = RqKMeans(
 
 def make(policy):
     vectors = torch.randn(NUM_ITEMS, 8, generator=torch.Generator().manual_seed(2))
-    return make_semantic_ids(
+    return build_semantic_ids(
         ItemEmbeddings(vectors, "external", "f" * 64),
         quantizer=QUANTIZER,
         policy=policy,

@@ -48,6 +48,11 @@ def read_table(items: Path | Shards, interactions: Path | Shards) -> RawCatalogu
     )
 
 
+def read_items(items: Path | Shards) -> pl.DataFrame:
+    """Read the items of a table alone, as ``read_table`` does."""
+    return _read_items(_shards(items))
+
+
 def _shards(given: Path | Shards) -> Shards:
     return given if isinstance(given, Shards) else Shards(str(given), [given])
 

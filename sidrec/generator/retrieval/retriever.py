@@ -14,12 +14,14 @@ from sidrec.generator.decoding.beam_search import Decoded
 from sidrec.generator.decoding.item_filters import Restriction, SharedSet, allowed_items
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.batch import batch_of_requests
+from sidrec.generator.retrieval.appended_items import with_appended_items
 from sidrec.generator.retrieval.oom_batching import FittingBatches, is_out_of_memory
 from sidrec.generator.retrieval.parse_request import beginning_of
 from sidrec.generator.training.load_generator import device_named, load_generator
 from sidrec.generator.training.module import JointGenerator
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
+from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.types import RankedItems, Request, Task
 
 __all__ = ["KnownItems", "RetrievedItem", "Retriever"]
@@ -89,10 +91,16 @@ class Retriever:
         self.max_history_items, self.exclude_history = max_history_items, exclude_history
         self._rows = {item_id: row for row, item_id in enumerate(generator.ids.item_ids)}
         self._batches = FittingBatches(device)
+        self._trained: Retriever | None = None  # over the items of training, see ``load``
 
     @classmethod
     def load(
-        cls, run_folder: Path | str, *, device: str = "auto", bf16: bool | None = None
+        cls,
+        run_folder: Path | str,
+        *,
+        device: str = "auto",
+        bf16: bool | None = None,
+        semantic_ids: Path | str | None = None,
     ) -> "Retriever":
         """Load a finished generator run; it answers as ``sidrec test`` does.
 
@@ -100,10 +108,13 @@ class Retriever:
             run_folder: Run directory of ``sidrec fit`` with a generator.
             device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
             bf16: bfloat16 autocast; None as in the run's configuration.
+            semantic_ids: Bundle with further items, appended to the one of training; requests
+                that are restricted to the old items are answered as without it.
 
         Raises:
             RunError: If the run is missing, unfinished, damaged, or no generator's.
-            DataError: If its Semantic IDs are gone, or are not those it was trained on.
+            DataError: If its Semantic IDs are gone, or are not those it was trained on; or if
+                ``semantic_ids`` changes an old item.
             ConfigError: If the device is not there.
         """
         run = RunDirectory(Path(run_folder))
@@ -112,13 +123,18 @@ class Retriever:
         data = config["data"]["init_args"]
         if bf16 is None:
             bf16 = str(config["trainer"].get("precision")).startswith("bf16")
-        return cls(
-            generator,
-            device=device_named(device),
-            bf16=bf16,
-            max_history_items=data["histories"]["max_history_items"],
-            exclude_history=data["evaluation"]["exclude_history"],
-        )
+        how: dict[str, Any] = {
+            "device": device_named(device),
+            "bf16": bf16,
+            "max_history_items": data["histories"]["max_history_items"],
+            "exclude_history": data["evaluation"]["exclude_history"],
+        }
+        if semantic_ids is None:
+            return cls(generator, **how)
+        larger = with_appended_items(generator, TaskBundles.load(Path(semantic_ids)))
+        retriever = cls(larger, **how)
+        retriever._trained = cls(generator, **how)
+        return retriever
 
     def search(
         self, texts: Sequence[str], top_k: int = 30, *, allowed: AllowedSet | None = None
@@ -209,18 +225,51 @@ class Retriever:
                 requests, restrictions or [_FREE] * len(requests), strict=True
             )
         ]
+        answers: list[list[RetrievedItem]] = [[] for _ in requests]
+        old = self._rows_of_training(requests, own, mask)
+        if self._trained is not None and old:
+            found = self._trained.answer(
+                [requests[row] for row in old],
+                top_k=top_k,
+                batch_size=batch_size,
+                restrictions=[own[row] for row in old],
+                allowed=None if mask is None else mask[: len(self._trained._rows)],
+            )
+            for row, answer in zip(old, found, strict=True):
+                answers[row] = answer
+        skipped = set(old)
 
         def work(rows: Sequence[int]) -> list[list[RetrievedItem]]:
             asked, limits = [requests[row] for row in rows], [own[row] for row in rows]
             task = asked[0].task  # the same for all
             return self._items_of(self._decode(asked, limits, shared[task], top_k), task)
 
-        answers: list[list[RetrievedItem]] = [[] for _ in requests]
-        for rows in _alike(requests, own):
+        for alike in _alike(requests, own):
+            rows = [row for row in alike if row not in skipped]
             for part, found in self._batches.run(rows, work, batch_size=batch_size):
                 for row, answer in zip(part, found, strict=True):
                     answers[row] = answer
         return answers
+
+    def _rows_of_training(
+        self,
+        requests: Sequence[Request],
+        restrictions: Sequence[Restriction],
+        mask: Bool[Tensor, " item"] | None,
+    ) -> list[int]:
+        """Return the rows of requests that neither hold nor may get an appended item."""
+        if self._trained is None:
+            return []
+        num_old = len(self._trained._rows)
+        all_old = mask is not None and not bool(mask[num_old:].any())
+        return [
+            row
+            for row, (request, (listed, excluded)) in enumerate(
+                zip(requests, restrictions, strict=True)
+            )
+            if (all_old if listed is None else max(listed, default=0) < num_old)
+            and max(*request.history, *excluded, -1, -1) < num_old
+        ]
 
     def _mask_of(self, allowed: AllowedSet) -> Bool[Tensor, " item"]:
         num_items = len(self._rows)

@@ -14,13 +14,15 @@ from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.bundle.storage import DESCRIPTION, digest_of_strings, digest_of_tensors
-from sidrec.semantic_ids.bundle.vector_reader import stacked_rows
+from sidrec.semantic_ids.bundle.vector_reader import NamedVectors, stacked_rows
 from sidrec.semantic_ids.collisions.policies import Resolution
 from sidrec.semantic_ids.collisions.sinkhorn import load_policy
 from sidrec.semantic_ids.quality.id_metrics import quality_of
 from sidrec.semantic_ids.quality.purity import Attribute, attributes_of_items
 from sidrec.semantic_ids.quantizers.registry import load_quantizer
 from sidrec.types import ItemEmbeddings, SemanticIdTable
+
+_BATCH_SIZE = 64
 
 
 def stored_bundle(folder: Path) -> SemanticIdBundle:
@@ -60,6 +62,46 @@ def attributes_of_run(folder: Path, corpus_fingerprint: str) -> list[Attribute]:
         say("No purity figures: the corpus of the run has changed since.")
         return []
     return attributes_of_items(corpus.items.data.table)
+
+
+def encode_new_items(
+    run: Path, bundle: SemanticIdBundle, file: Path, device: torch.device
+) -> NamedVectors:
+    """Encode the texts of new items as the encoder run encoded those of its bundle.
+
+    Args:
+        run: Of the bi-encoder that made the bundle's vectors.
+        bundle: Says how texts were cut and in which precision they were encoded.
+        file: Table of items, as `sidrec prepare table --items` reads it.
+        device: Where to encode.
+
+    Raises:
+        RunError: If ``run`` is not a finished encoder run.
+        DataError: If the bundle has vectors of another encoder, or the file cannot be read.
+    """
+    from sidrec.corpus.sources.user_tables import (
+        read_items,  # late: they import datasets and Lightning
+    )
+    from sidrec.encoder.encode import encode_texts, encoder_hash
+    from sidrec.encoder.module import load_bi_encoder
+
+    items = read_items(file)
+    encoder = load_bi_encoder(RunDirectory(run)).text_encoder
+    made_by, source = encoder_hash(encoder), bundle.source
+    if made_by != bundle.embeddings.encoder_hash or "max_item_tokens" not in source:
+        raise DataError(
+            f"The bundle's vectors were not made by the encoder of {run}; give its own run, or "
+            "append vectors."
+        )
+    vectors = encode_texts(
+        encoder.to(device),
+        items["text"].to_list(),
+        max_tokens=source["max_item_tokens"],
+        batch_size=_BATCH_SIZE,
+        bf16=source.get("bf16", False),
+    )
+    embeddings = ItemEmbeddings(vectors, made_by, bundle.corpus_fingerprint)
+    return NamedVectors(embeddings, items["item_id"].to_list(), items["title"].to_list())
 
 
 def device_named(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 _NAMED = 5
 
 
-class Difference(NamedTuple):
+class BundleDiff(NamedTuple):
     """From bundle A to bundle B.
 
     Attributes:
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     quality: list[tuple[str, float | None, float | None]]
 
 
-def difference(a: SemanticIdBundle, b: SemanticIdBundle) -> Difference:
+def diff(a: SemanticIdBundle, b: SemanticIdBundle) -> BundleDiff:
     """Compare two bundles by the users' item ids."""
     row_in_b = {item_id: row for row, item_id in enumerate(b.item_ids)}
     known = set(a.item_ids)
@@ -41,7 +41,7 @@ def difference(a: SemanticIdBundle, b: SemanticIdBundle) -> Difference:
     differs = codes_a[:, :levels] != codes_b[:, :levels]
     changed = differs.any(axis=1) | (codes_a.shape[1] != codes_b.shape[1])
     before, now = dict(_settings(a)), dict(_settings(b))
-    return Difference(
+    return BundleDiff(
         removed=[a.item_ids[row] for row in np.flatnonzero(rows < 0)],
         added=[item_id for item_id in b.item_ids if item_id not in known],
         changed=[a.item_ids[row] for row in both[changed]],
@@ -58,9 +58,9 @@ def difference(a: SemanticIdBundle, b: SemanticIdBundle) -> Difference:
     )
 
 
-def difference_table(a: SemanticIdBundle, b: SemanticIdBundle) -> str:
+def diff_table(a: SemanticIdBundle, b: SemanticIdBundle) -> str:
     """Return the difference as plain text for people."""
-    found = difference(a, b)
+    found = diff(a, b)
     num_both = len(a.item_ids) - len(found.removed)
     lines = [
         f"A: {a.hash[:12]}, {len(a.item_ids):,} items   B: {b.hash[:12]}, {len(b.item_ids):,} items"

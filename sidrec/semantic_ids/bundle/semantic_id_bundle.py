@@ -34,7 +34,7 @@ from sidrec.semantic_ids.quantizers.base import FittedQuantizer
 from sidrec.semantic_ids.quantizers.registry import load_quantizer
 from sidrec.types import ItemEmbeddings, SemanticIdTable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)

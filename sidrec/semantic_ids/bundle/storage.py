@@ -107,9 +107,10 @@ def read_description(folder: Path, *, schema_version: int) -> dict[str, Any]:
     facts = read_json(source)
     found = facts.get("schema_version") if isinstance(facts, dict) else None
     if found != schema_version:
+        maker = "sidrec 0.1" if found == 1 else f"another version of sidrec (schema {found})"
         raise DataError(
-            f"{source} has schema version {found}, this sidrec reads {schema_version}; "
-            "make the bundle again with `sidrec ids`."
+            f"{folder} was made by {maker}, this one reads schema {schema_version}; make the "
+            "Semantic IDs again."
         )
     missing = [key for key in _KEYS if key not in facts]
     if missing:

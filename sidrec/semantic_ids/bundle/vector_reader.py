@@ -1,4 +1,4 @@
-"""Anybody's item vectors, from .npy, .safetensors or .parquet."""
+"""Item vectors from .npy, .safetensors or .parquet files."""
 
 import math
 import tempfile
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sidrec.console import say
 from sidrec.errors import DataError
 from sidrec.files import sha256_of_file
 from sidrec.semantic_ids.bundle.storage import read_tensors
@@ -76,15 +77,24 @@ def _empty(num_rows: int, dim: int) -> Tensor:
 
 _LEAST, _MOST = 1e-15, 1e15  # of the largest magnitude, where that is not 0
 _NPY_MAGIC = b"\x93NUMPY"
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _VECTOR_COLUMNS = ("embedding", "embeddings", "vector")
 
 
 class NamedVectors(NamedTuple):
-    """Vectors of a catalogue with the ids and titles of its items."""
+    """Vectors of a catalogue with the ids and titles of its items.
+
+    Attributes:
+        embeddings: One vector per item.
+        item_ids: The user's ids; row numbers where the file has none.
+        titles: Empty where the file has none.
+        has_ids: Whether the file names its items.
+    """
 
     embeddings: ItemEmbeddings
     item_ids: list[str]
     titles: list[str]
+    has_ids: bool = True
 
 
 def read_vector_file(source: Path, *, first_id: int = 0) -> NamedVectors:
@@ -121,7 +131,60 @@ def read_vector_file(source: Path, *, first_id: int = 0) -> NamedVectors:
         ItemEmbeddings(vectors, "external", sha256_of_file(source)),
         item_ids or [str(first_id + row) for row in range(len(vectors))],
         titles or [""] * len(vectors),
+        has_ids=item_ids is not None,
     )
+
+
+def join_by_id(
+    found: NamedVectors, item_ids: list[str], titles: list[str], *, fingerprint: str, name: str
+) -> NamedVectors:
+    """Return the vectors of a corpus's items in its order, joined by item_id.
+
+    Vectors of other items are left out, with a line on the console.
+
+    Args:
+        found: In any order.
+        item_ids: Of the corpus.
+        titles: Of the corpus.
+        fingerprint: Of the corpus.
+        name: Of the file, for messages.
+
+    Raises:
+        DataError: If the file names no items, or an item of the corpus has no vector.
+    """
+    if not found.has_ids:
+        raise DataError(
+            f"{name} does not name its items, so they cannot be joined with a corpus; write "
+            "Parquet with the columns item_id and embedding."
+        )
+    row_of = {item: row for row, item in enumerate(found.item_ids)}
+    missing = [item for item in item_ids if item not in row_of]
+    if missing:
+        raise DataError(
+            f"{name} lacks the vectors of {len(missing)} of {len(item_ids)} items of the corpus "
+            f"(first: '{missing[0]}'); encode them too, or give the corpus of these vectors."
+        )
+    num_surplus = len(found.item_ids) - len(item_ids)
+    if num_surplus:
+        known = set(item_ids)
+        first = next(item for item in found.item_ids if item not in known)
+        say(f"{name}: {num_surplus} items are not in the corpus (first: '{first}'), left out.")
+    rows = torch.tensor([row_of[item] for item in item_ids])
+    vectors = found.embeddings.vectors
+    parts = (vectors[part] for part in torch.split(rows, CHUNK_ROWS))
+    joined = stacked_rows(parts, len(rows), vectors.shape[1])
+    embeddings = ItemEmbeddings(joined, found.embeddings.encoder_hash, fingerprint)
+    return NamedVectors(embeddings, item_ids, titles)
+
+
+def is_vector_file(source: Path) -> bool:
+    """Return whether a file holds vectors rather than texts, by its ending and its columns."""
+    if source.suffix != ".parquet" or not source.exists():
+        return source.suffix not in _TABLES
+    try:
+        return bool({*_VECTOR_COLUMNS} & {*pq.read_schema(source).names})
+    except (OSError, pa.ArrowException):
+        return True  # read_vector_file says what is wrong
 
 
 def finite_rows(vectors: Tensor, name: str) -> Float[Tensor, "item dim"]:

@@ -1,7 +1,7 @@
-"""Give items the nearest code that still has room, many groups at once."""
+"""Capacitated assignment: give items the nearest code that still has room, many groups at once."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,67 +12,81 @@ from torch import Tensor
 Array = npt.NDArray[Any]
 # From squared errors [row, code], the rows' groups (0, 0, …, 1, …) and the room that codes have
 # [group, code] to costs >= 0, float32 [row, code].
-Reprice = Callable[[Array, Array, Array], Array]
+CostAdjustment = Callable[[Array, Array, Array], Array]
 
-_BATCH_CELLS = 1 << 22  # items times codes that are looked at together
+_BATCH_CELLS = 1 << 22  # items times codes that are in memory together
+_LEAST_WIDTH = 8  # best codes that are kept of each item where all do not fit into memory
 _CODE_BITS = 16
 _CODE_MASK = (1 << _CODE_BITS) - 1
 
 
-class _Contest(NamedTuple):
-    """Items that want codes which cannot hold all of them; one row each."""
-
-    group: Array  # dense number of the group in this batch
-    ranking: Array  # [row, code] packed: float32 bits of the error, then the code; ascending
-    own_error: Array  # [row] error of the wish
-
-
-def spread(
+def assign_with_capacity(
     groups: Int[Tensor, " item"],
-    wishes: Int[Tensor, " item"],
+    preferred: Int[Tensor, " item"],
     errors: Callable[[Int[Tensor, " row"]], Float[Tensor, "row code"]],
     *,
     num_codes: int,
     capacity: int,
     num_fixed: int = 0,
-    reprice: Reprice | None = None,
+    cost_adjustment: CostAdjustment | None = None,
 ) -> Int[Tensor, " item"]:
     """Give every item a code so that no code of a group holds more than ``capacity`` items.
 
     Rounds: each item without a code proposes the code with the least error that has room, its
-    wish first; where more propose than fit, those win that would lose most by going on to their
-    next choice (ties: the lower item). Items whose code is not overfull keep it.
+    preferred one first; where more propose than fit, those win that would lose most by taking
+    their next choice (ties: the lower item). Items whose code is not overfull keep it.
 
     Args:
         groups: Only items of one group compete; dense from 0. A group has room for all its
             items.
-        wishes: Code that each item would like, in ``[0, num_codes)``.
-        errors: Squared error of each code for the given items, ``>= 0``; asked once per item.
+        preferred: Code of each item before, in ``[0, num_codes)``.
+        errors: Squared error of each code for the given items, ``>= 0``.
         num_codes: Codes of a group, at most 65,536.
         capacity: Items that a code can hold, ``>= 1``.
-        num_fixed: The first so many items keep their wishes, whatever happens; ``errors`` is
-            never asked about them.
-        reprice: If given, its costs take the place of errors, and the wish has no precedence.
+        num_fixed: The first so many items keep their codes in any case; ``errors`` is never
+            called for them.
+        cost_adjustment: Its costs, if given, replace the errors, and no code is preferred. Needs
+            the costs of whole groups in memory.
     """
-    keys = groups * num_codes + wishes
+    keys = groups * num_codes + preferred
     _, where, counts = torch.unique(keys, return_inverse=True, return_counts=True)
     contested = (counts[where] > capacity).nonzero().flatten()
     contested = contested[contested >= num_fixed]
     if len(contested) == 0:
-        return wishes
+        return preferred
     contested = contested[groups[contested].argsort(stable=True)]
-    result = wishes.clone()
+    result = preferred.clone()
     for batch in _batches(contested, groups[contested], most=max(1, _BATCH_CELLS // num_codes)):
         involved, dense = torch.unique(groups[batch], return_inverse=True)
-        room = _room(groups, wishes, involved, batch, num_codes=num_codes, capacity=capacity)
-        values = errors(batch).float().cpu().clamp(min=0).numpy()
-        if reprice is None:
-            contest = _contest(dense.numpy(), values, wishes[batch].numpy())
+        group = dense.numpy()
+        room = _room(groups, preferred, involved, batch, num_codes=num_codes, capacity=capacity)
+        if cost_adjustment is None:
+
+            def ranked(rows: Array, batch: Tensor = batch) -> tuple[Array, Array]:
+                items = batch[torch.from_numpy(rows)]
+                return _ranking(_costs(errors(items)), preferred[items].numpy())
+
+            width = 4 * _BATCH_CELLS // len(batch)
+            candidates = _Candidates(group, ranked, num_codes, width=max(width, _LEAST_WIDTH))
         else:
-            costs = reprice(values, dense.numpy(), room.reshape(-1, num_codes))
-            contest = _contest(dense.numpy(), costs, None)
-        result[batch] = torch.from_numpy(_rounds(contest, room))
+            costs = cost_adjustment(_costs(errors(batch)), group, room.reshape(-1, num_codes))
+            everything = _ranking(costs, None)
+
+            def known(rows: Array, found: tuple[Array, Array] = everything) -> tuple[Array, Array]:
+                del rows
+                return found
+
+            candidates = _Candidates(group, known, num_codes, whole=True)
+        result[batch] = torch.from_numpy(_rounds(candidates, room))
     return result
+
+
+def rank_in_group(groups: Int[Tensor, " item"]) -> Int[Tensor, " item"]:
+    """Return for each item how many items before it are of its group."""
+    order = groups.argsort(stable=True)
+    rank = torch.empty_like(groups)
+    rank[order] = torch.from_numpy(_rank_in_run(groups[order].numpy()))
+    return rank
 
 
 def _batches(items: Tensor, groups: Tensor, *, most: int) -> list[Tensor]:
@@ -85,7 +99,7 @@ def _batches(items: Tensor, groups: Tensor, *, most: int) -> list[Tensor]:
 
 def _room(
     groups: Tensor,
-    wishes: Tensor,
+    preferred: Tensor,
     involved: Tensor,
     batch: Tensor,
     *,
@@ -96,91 +110,188 @@ def _room(
     place = torch.searchsorted(involved, groups).clamp(max=len(involved) - 1)
     settled = involved[place] == groups
     settled[batch] = False
-    keys = place[settled] * num_codes + wishes[settled]
+    keys = place[settled] * num_codes + preferred[settled]
     held = torch.bincount(keys, minlength=len(involved) * num_codes)
     return (capacity - held).numpy()
 
 
-def _contest(group: Array, costs: Array, wish: Array | None) -> _Contest:
+def _costs(errors: Tensor) -> Array:
+    costs: Array = errors.float().cpu().clamp(min=0).numpy()
+    return costs
+
+
+def _ranking(costs: Array, preferred: Array | None) -> tuple[Array, Array]:
+    """Return the codes of each row by cost, packed, and the cost of the preferred code.
+
+    Packed: the float32 bits of the cost, then the code. The preferred code is negative, so that it
+    comes first.
+    """
     rows = np.arange(len(costs))
     costs = costs + np.float32(0)  # -0.0 becomes 0.0, whose bits sort before all others
     ranking = costs.view(np.int32).astype(np.int64) << _CODE_BITS
     ranking |= np.arange(costs.shape[1])
-    own_error = np.zeros(len(costs), dtype=np.float32)
-    if wish is not None:
-        own_error = costs[rows, wish].copy()
-        ranking[rows, wish] = wish - _CODE_MASK - 1  # below all others: the wish first
+    own_cost = np.zeros(len(costs), dtype=np.float32)
+    if preferred is not None:
+        own_cost = costs[rows, preferred].copy()
+        ranking[rows, preferred] = preferred - _CODE_MASK - 1
     ranking.sort(axis=1)
-    return _Contest(group, ranking, own_error)
+    return ranking, own_cost
 
 
-def _rounds(contest: _Contest, room: Array) -> Array:
-    num_rows, num_codes = contest.ranking.shape
+class _Candidates:
+    """Codes of items that compete, best first; one row per item.
+
+    Where not all codes of all items fit into memory, a row holds its best ones only, and
+    ``refill`` replaces them by the next ones that have room. The result is the same.
+
+    Args:
+        group: Dense number of each row's group, ascending.
+        ranked: Returns ``_ranking`` of the given rows.
+        num_codes: Codes of a group.
+        width: Codes that a row holds at most.
+        whole: Call ``ranked`` once, for all rows and codes.
+    """
+
+    def __init__(
+        self,
+        group: Array,
+        ranked: Callable[[Array], tuple[Array, Array]],
+        num_codes: int,
+        *,
+        width: int = 0,
+        whole: bool = False,
+    ) -> None:
+        self.group, self.num_codes, self._ranked = group, num_codes, ranked
+        rows = np.arange(len(group))
+        weights = np.random.default_rng(0).integers(1, 2**63, num_codes, dtype=np.int64)
+        if whole or width >= num_codes:
+            self.ranking, self.own_cost = ranked(rows)
+            self._fingerprint = (self.ranking * weights).sum(axis=1)
+        else:
+            self.ranking = np.empty((len(group), width), dtype=np.int64)
+            self.own_cost = np.empty(len(group), dtype=np.float32)
+            self._fingerprint = np.empty(len(group), dtype=np.int64)
+            for part in self._parts(rows):
+                ranking, self.own_cost[part] = ranked(part)
+                self.ranking[part] = ranking[:, :width]
+                self._fingerprint[part] = (ranking * weights).sum(axis=1)
+        self.width = self.ranking.shape[1]
+        self._length = np.full(len(group), self.width)  # codes that a row holds
+        self._is_complete = np.full(len(group), self.width == num_codes)
+
+    def code(self, rows: Array, place: Array) -> Array:
+        """Return the code at a place of each row's ranking."""
+        code: Array = self.ranking[rows, place] & _CODE_MASK
+        return code
+
+    def slot(self, rows: Array, place: Array) -> Array:
+        """Return the code's number among the codes of all groups."""
+        slot: Array = self.group[rows] * self.num_codes + self.code(rows, place)
+        return slot
+
+    def cost(self, rows: Array, place: Array) -> Array:
+        """Return the cost of the code at a place; infinity after the end."""
+        packed = self.ranking[rows, np.minimum(place, self.width - 1)]
+        bits = (np.maximum(packed, 0) >> _CODE_BITS).astype(np.int32)
+        value = np.where(packed < 0, self.own_cost[rows], bits.view(np.float32))
+        return np.where(place < self._length[rows], value.astype(np.float64), np.inf)
+
+    def next_with_room(self, room: Array, rows: Array, place: Array) -> Array:
+        """Return each row's first place at or after ``place`` whose code has room, or the end."""
+        place = np.minimum(place, self._length[rows])
+        moving = np.flatnonzero(place < self._length[rows])
+        while len(moving):
+            moving = moving[room[self.slot(rows[moving], place[moving])] <= 0]
+            place[moving] += 1
+            moving = moving[place[moving] < self._length[rows[moving]]]
+        return place
+
+    def has_ended(self, rows: Array, place: Array) -> Array:
+        """Return whether ``place`` is the end of what a row holds, but not of its codes."""
+        ended: Array = (place >= self._length[rows]) & ~self._is_complete[rows]
+        return ended
+
+    def refill(self, room: Array, rows: Array, kept: Array | None = None) -> None:
+        """Let rows hold their best codes with room, from the code of slot ``kept`` on."""
+        for part in self._parts(np.arange(len(rows))):
+            own = rows[part]
+            ranking, _ = self._ranked(own)
+            slots = self.group[own, None] * self.num_codes + (ranking & _CODE_MASK)
+            is_open = room[slots] > 0
+            if kept is not None:
+                is_kept = slots == kept[part, None]
+                is_open = is_kept | (is_open & (is_kept.cumsum(axis=1) > 0))
+            order = np.argsort(~is_open, axis=1, kind="stable")[:, : self.width]
+            num_open = is_open.sum(axis=1)
+            self.ranking[own] = np.take_along_axis(ranking, order, axis=1)
+            self._length[own] = np.minimum(num_open, self.width)
+            self._is_complete[own] = num_open <= self.width
+
+    def first_proposals(self, room: Array) -> tuple[Array, Array]:
+        """Return the place of each row's first proposal, and whether the row holds none before it.
+
+        It is the first choice; but rows of equal costs fill their choices in item order, one
+        code's room after another.
+        """
+        num_rows = len(self.group)
+        proposed, is_cut = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=bool)
+        order = np.lexsort((self._fingerprint, self.group))
+        pair = np.stack([self.group, self._fingerprint], axis=1)[order]
+        twin = np.empty(num_rows, dtype=np.int64)
+        twin[order] = _rank_in_run(pair)
+        for rows in self._parts(np.flatnonzero(twin)):
+            is_whole = self.width == self.num_codes
+            ranking = self.ranking[rows] if is_whole else self._ranked(rows)[0]
+            slots = self.group[rows, None] * self.num_codes + (ranking & _CODE_MASK)
+            places = np.maximum(room[slots], 0).cumsum(axis=1)
+            choice = (places > twin[rows, None]).argmax(axis=1)  # 0 if too few
+            if is_whole:
+                proposed[rows] = choice
+            else:
+                self.refill(room, rows, kept=slots[np.arange(len(rows)), choice])
+                is_cut[rows] = True
+        return proposed, is_cut
+
+    def _parts(self, rows: Array) -> Iterator[Array]:
+        step = max(1, _BATCH_CELLS // self.num_codes)
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
+
+
+def _rounds(candidates: _Candidates, room: Array) -> Array:
+    num_rows = len(candidates.group)
     result = np.zeros(num_rows, dtype=np.int64)
     active, reached = np.arange(num_rows), np.zeros(num_rows, dtype=np.int64)
-    proposed = _first_proposals(contest, room)
+    proposed, is_cut = candidates.first_proposals(room)
     while len(active):
-        following = _next_with_room(contest, room, active, proposed + 1)
-        regret = _error(contest, active, following) - _error(contest, active, proposed)
-        code = contest.ranking[active, proposed] & _CODE_MASK
-        slot = contest.group[active] * num_codes + code
+        following = candidates.next_with_room(room, active, proposed + 1)
+        ended = np.flatnonzero(candidates.has_ended(active, following))
+        if len(ended):
+            rows = active[ended]
+            candidates.refill(room, rows, kept=candidates.slot(rows, proposed[ended]))
+            proposed[ended] = reached[rows] = 0  # all codes before the kept one are full
+            following[ended] = candidates.next_with_room(room, rows, np.ones_like(rows))
+        regret = candidates.cost(active, following) - candidates.cost(active, proposed)
+        slot = candidates.slot(active, proposed)
         order = np.lexsort((active, -regret, slot))
         wins = np.zeros(len(active), dtype=bool)
-        wins[order] = _position_in_run(slot[order]) < room[slot[order]]
-        result[active[wins]] = code[wins]
+        wins[order] = _rank_in_run(slot[order]) < room[slot[order]]
+        result[active[wins]] = candidates.code(active[wins], proposed[wins])
         np.subtract.at(room, slot[wins], 1)
         active = active[~wins]
-        proposed = _next_with_room(contest, room, active, reached[active])
+        proposed = candidates.next_with_room(room, active, reached[active])
+        ended = np.flatnonzero(candidates.has_ended(active, proposed) | is_cut[active])
+        if len(ended):
+            candidates.refill(room, active[ended])
+            proposed[ended], is_cut[active[ended]] = 0, False
         reached[active] = proposed
     return result
 
 
-def _first_proposals(contest: _Contest, room: Array) -> Array:
-    """Return each row's first choice; but rows with equal errors fill their choices in item order.
-
-    That is where the rounds would send them, one code's room after another.
-    """
-    num_rows, num_codes = contest.ranking.shape
-    proposed = np.zeros(num_rows, dtype=np.int64)
-    weights = np.random.default_rng(0).integers(1, 2**63, num_codes, dtype=np.int64)
-    fingerprint = (contest.ranking * weights).sum(axis=1)
-    order = np.lexsort((fingerprint, contest.group))
-    pair = np.stack([contest.group, fingerprint], axis=1)[order]
-    twin = np.empty(num_rows, dtype=np.int64)
-    twin[order] = _position_in_run(pair)
-    rows = np.flatnonzero(twin)
-    slots = contest.group[rows, None] * num_codes + (contest.ranking[rows] & _CODE_MASK)
-    places = np.maximum(room[slots], 0).cumsum(axis=1)
-    proposed[rows] = (places > twin[rows, None]).argmax(axis=1)  # 0, the wish, if too few
-    return proposed
-
-
-def _next_with_room(contest: _Contest, room: Array, rows: Array, place: Array) -> Array:
-    """Return each row's first choice at or after ``place`` that has room; the end if none has."""
-    num_codes = contest.ranking.shape[1]
-    place = place.copy()
-    moving = np.flatnonzero(place < num_codes)
-    while len(moving):
-        code = contest.ranking[rows[moving], place[moving]] & _CODE_MASK
-        full = room[contest.group[rows[moving]] * num_codes + code] <= 0
-        moving = moving[full]
-        place[moving] += 1
-        moving = moving[place[moving] < num_codes]
-    return place
-
-
-def _error(contest: _Contest, rows: Array, place: Array) -> Array:
-    num_codes = contest.ranking.shape[1]
-    packed = contest.ranking[rows, np.minimum(place, num_codes - 1)]
-    bits = (np.maximum(packed, 0) >> _CODE_BITS).astype(np.int32)
-    value = np.where(packed < 0, contest.own_error[rows], bits.view(np.float32))
-    return np.where(place < num_codes, value.astype(np.float64), np.inf)
-
-
-def _position_in_run(keys: Array) -> Array:
+def _rank_in_run(keys: Array) -> Array:
     """Return 0, 1, 2, … within each run of equal neighbors (rows, if 2-D)."""
     differs = keys[1:] != keys[:-1]
     is_first = np.concatenate([[True], differs if keys.ndim == 1 else differs.any(axis=1)])
     starts = np.flatnonzero(is_first)
-    position: Array = np.arange(len(keys)) - starts[np.cumsum(is_first) - 1]
-    return position
+    rank: Array = np.arange(len(keys)) - starts[np.cumsum(is_first) - 1]
+    return rank

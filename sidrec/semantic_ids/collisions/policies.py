@@ -1,16 +1,17 @@
-"""What happens where several items got the same codes."""
+"""Collision policies: from codes that items share to Semantic IDs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.errors import ConfigError
+from sidrec.semantic_ids.collisions.capacitated_assignment import rank_in_group
 from sidrec.semantic_ids.collisions.reassign import reassign, refuse_no_capacity
-from sidrec.semantic_ids.quantizers.base import MAX_CODEBOOK_SIZE, FittedQuantizer
+from sidrec.semantic_ids.quantizers.base import MAX_CODEBOOK_SIZE, FittedQuantizer, NamedSettings
 
 
 class Resolution(NamedTuple):
@@ -25,18 +26,33 @@ class Resolution(NamedTuple):
     codebook_sizes: tuple[int, ...]
 
 
-class CollisionPolicy(ABC):
-    """A deterministic way to make Semantic IDs of codes; ties go to the lower item_index.
+class CodedItems(NamedTuple):
+    """Items that need their Semantic IDs.
 
-    ``in_use`` are the Semantic IDs of items that have theirs already: they stay, and the new items
-    find their place among them.
+    Attributes:
+        vectors: One row per item.
+        codes: What the quantizer made of them; int64 on the CPU.
+        quantizer: Gives the errors of other codes.
+        in_use: IDs of earlier items, as this policy returned them; they stay. None: there are none.
     """
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return name and settings as plain JSON types, for the bundle."""
+    vectors: Float[Tensor, "item dim"]
+    codes: Int[Tensor, "item level"]
+    quantizer: FittedQuantizer
+    in_use: Int[Tensor, "held held_level"] | None
+
+
+class CollisionPolicy(NamedSettings, ABC):
+    """A deterministic way to make Semantic IDs of codes; ties go to the lower item_index."""
 
     @abstractmethod
+    def assign(self, items: CodedItems) -> Resolution:
+        """Return the Semantic IDs of the given items; the hook of a policy.
+
+        Raises:
+            ConfigError: If the levels cannot hold so many items.
+        """
+
     def resolve(
         self,
         vectors: Float[Tensor, "item dim"],
@@ -45,38 +61,24 @@ class CollisionPolicy(ABC):
         *,
         in_use: Int[Tensor, "held held_level"] | None = None,
     ) -> Resolution:
-        """Return the Semantic IDs of the given items.
-
-        Args:
-            vectors: One row per item.
-            codes: What the quantizer made of them.
-            quantizer: Judges other codes.
-            in_use: IDs of earlier items, as this policy returned them; None if there are none.
+        """Return the Semantic IDs of items; arguments as in ``CodedItems``.
 
         Raises:
             ConfigError: If the levels cannot hold so many items.
         """
+        held = None if in_use is None else in_use.cpu()
+        return self.assign(CodedItems(vectors, codes.cpu(), quantizer, held))
 
 
 @dataclass(frozen=True, slots=True)
 class KeepCollisions(CollisionPolicy):
     """Policy ``none``: items may share a Semantic ID and then take successive ranks."""
 
-    def settings(self) -> dict[str, Any]:
-        """Return the policy's name."""
-        return {"name": "none"}
+    name = "none"
 
-    def resolve(
-        self,
-        vectors: Float[Tensor, "item dim"],
-        codes: Int[Tensor, "item level"],
-        quantizer: FittedQuantizer,
-        *,
-        in_use: Int[Tensor, "held held_level"] | None = None,
-    ) -> Resolution:
+    def assign(self, items: CodedItems) -> Resolution:
         """Return the codes as they are."""
-        del vectors, in_use
-        return Resolution(codes.cpu(), quantizer.codebook_sizes)
+        return Resolution(items.codes, items.quantizer.codebook_sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class ExtraLevel(CollisionPolicy):
 
     num_codes: int = 256
 
+    name = "extra_level"
+
     def __post_init__(self) -> None:
         if not 1 <= self.num_codes <= MAX_CODEBOOK_SIZE:
             raise ConfigError(
@@ -102,29 +106,17 @@ class ExtraLevel(CollisionPolicy):
                 "stored as int16)."
             )
 
-    def settings(self) -> dict[str, Any]:
-        """Return name and size."""
-        return {"name": "extra_level", "num_codes": self.num_codes}
-
-    def resolve(
-        self,
-        vectors: Float[Tensor, "item dim"],
-        codes: Int[Tensor, "item level"],
-        quantizer: FittedQuantizer,
-        *,
-        in_use: Int[Tensor, "held held_level"] | None = None,
-    ) -> Resolution:
+    def assign(self, items: CodedItems) -> Resolution:
         """Give the items of each group the lowest numbers not in use, by item_index."""
-        del vectors
-        codes = codes.cpu()
+        codes, in_use = items.codes, items.in_use
         num_held = 0 if in_use is None else len(in_use)
-        before = codes if in_use is None else torch.cat([in_use[:, :-1].cpu(), codes])
+        before = codes if in_use is None else torch.cat([in_use[:, :-1], codes])
         groups = group_numbers(before)
         self._refuse_overfull(groups)
-        number = place_in_group(groups[num_held:])
+        number = rank_in_group(groups[num_held:])
         if in_use is not None:
-            number = _skip_used(number, groups[num_held:], groups[:num_held], in_use[:, -1].cpu())
-        sizes = (*quantizer.codebook_sizes, self.num_codes)
+            number = _skip_used(number, groups[num_held:], groups[:num_held], in_use[:, -1])
+        sizes = (*items.quantizer.codebook_sizes, self.num_codes)
         return Resolution(torch.cat([codes, number.unsqueeze(1)], dim=1), sizes)
 
     def _refuse_overfull(self, groups: Tensor) -> None:
@@ -158,24 +150,15 @@ class ReassignLastLevel(CollisionPolicy):
 
     capacity: int = 1
 
+    name = "reassign_last_level"
+
     def __post_init__(self) -> None:
         refuse_no_capacity(self.capacity)
 
-    def settings(self) -> dict[str, Any]:
-        """Return name and capacity."""
-        return {"name": "reassign_last_level", "capacity": self.capacity}
-
-    def resolve(
-        self,
-        vectors: Float[Tensor, "item dim"],
-        codes: Int[Tensor, "item level"],
-        quantizer: FittedQuantizer,
-        *,
-        in_use: Int[Tensor, "held held_level"] | None = None,
-    ) -> Resolution:
+    def assign(self, items: CodedItems) -> Resolution:
         """Return codes changed in as few items and by as little as the rounds find."""
-        placed = reassign(vectors, codes, quantizer, capacity=self.capacity, in_use=in_use)
-        return Resolution(placed, quantizer.codebook_sizes)
+        placed = reassign(*items, capacity=self.capacity)
+        return Resolution(placed, items.quantizer.codebook_sizes)
 
 
 def group_numbers(codes: Int[Tensor, "item level"]) -> Int[Tensor, " item"]:
@@ -188,22 +171,12 @@ def group_numbers(codes: Int[Tensor, "item level"]) -> Int[Tensor, " item"]:
     return groups
 
 
-def place_in_group(groups: Int[Tensor, " item"]) -> Int[Tensor, " item"]:
-    """Return for each item how many items before it are of its group."""
-    order = groups.argsort(stable=True)
-    sizes = torch.bincount(groups)
-    starts = sizes.cumsum(dim=0) - sizes
-    place = torch.empty_like(groups)
-    place[order] = torch.arange(len(groups)) - starts[groups[order]]
-    return place
-
-
 def _skip_used(place: Tensor, groups: Tensor, used_groups: Tensor, used: Tensor) -> Tensor:
     """Return the ``place``-th number of each item's group that is not used there."""
     span = int(max(used.max(), place.max())) + 2 if len(used) and len(place) else 1
     keys = torch.unique(used_groups * span + used)  # each group's used numbers, ascending
     held = keys // span
-    rank = place_in_group(held)
+    rank = rank_in_group(held)
     free_below = held * span + (keys % span - rank)  # ascending too
     position = torch.searchsorted(free_below, groups * span + place, right=True)
     return place + position - torch.searchsorted(held, groups)

@@ -7,7 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.errors import ConfigError
-from sidrec.semantic_ids.collisions.capacitated_assignment import Reprice, spread
+from sidrec.semantic_ids.collisions.capacitated_assignment import (
+    CostAdjustment,
+    assign_with_capacity,
+    rank_in_group,
+)
 from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
 from sidrec.semantic_ids.quantizers.base import FittedQuantizer
 
@@ -16,10 +20,10 @@ def reassign(
     vectors: Float[Tensor, "item dim"],
     codes: Int[Tensor, "item level"],
     quantizer: FittedQuantizer,
+    in_use: Int[Tensor, "held level"] | None = None,
     *,
     capacity: int,
-    in_use: Int[Tensor, "held level"] | None = None,
-    reprice: Reprice | None = None,
+    cost_adjustment: CostAdjustment | None = None,
 ) -> Int[Tensor, "item level"]:
     """Return codes of which no more than ``capacity`` items share all levels.
 
@@ -29,10 +33,11 @@ def reassign(
     Args:
         vectors: One row per item; may be memory-mapped, it is read in parts.
         codes: What the quantizer made of the items.
-        quantizer: Judges other codes.
+        quantizer: Gives the errors of other codes.
+        in_use: IDs of items that keep them.
         capacity: Items on one ID, ``>= 1``.
-        in_use: IDs of items that stay where they are.
-        reprice: Costs of the last level in place of squared errors (see ``spread``).
+        cost_adjustment: Costs of the last level in place of squared errors (see
+            ``assign_with_capacity``).
 
     Raises:
         ConfigError: If there are more items than places.
@@ -47,26 +52,26 @@ def reassign(
 
         def errors(rows: Tensor, prefix: Tensor = codes[:, :level]) -> Tensor:
             parts = [
-                quantizer.candidate_errors(vectors[part - len(held)], prefix[part]).cpu()
+                quantizer.next_code_errors(vectors[part - len(held)], prefix[part]).cpu()
                 for part in torch.split(rows, CHUNK_ROWS)
             ]
             return torch.cat(parts)
 
-        placed = spread(
+        placed = assign_with_capacity(
             groups,
             codes[:, level],
             errors,
             num_codes=size,
             capacity=min(capacity * math.prod(sizes[level + 1 :]), len(codes)),
             num_fixed=len(held),
-            reprice=reprice if level + 1 == len(sizes) else None,
+            cost_adjustment=cost_adjustment if level + 1 == len(sizes) else None,
         )
         moved = (placed != codes[:, level]).nonzero().flatten()
         codes[moved, level] = placed[moved]
         if level + 1 < len(sizes):
             for rows in torch.split(moved, CHUNK_ROWS):
                 part = vectors[rows - len(held)]
-                codes[rows] = quantizer.complete(part, codes[rows, : level + 1]).cpu()
+                codes[rows] = quantizer.encode_from_prefix(part, codes[rows, : level + 1]).cpu()
         groups = torch.unique(groups * size + codes[:, level], return_inverse=True)[1]
     return codes[len(held) :]
 
@@ -78,15 +83,11 @@ def refuse_no_capacity(capacity: int) -> None:
 
 
 def _at_most(held: Tensor, capacity: int) -> Tensor:
-    """Drop rows beyond ``capacity`` equal ones: they take no place from others."""
+    """Drop rows beyond ``capacity`` equal ones: they take no room from others."""
     if len(held) == 0:
         return held
     groups = torch.unique(held, dim=0, return_inverse=True)[1]
-    order = groups.argsort(stable=True)
-    sizes = torch.bincount(groups)
-    starts = sizes.cumsum(dim=0) - sizes
-    place = torch.arange(len(groups)) - starts[groups[order]]
-    return held[order[place < capacity].sort().values]
+    return held[rank_in_group(groups) < capacity]
 
 
 def _refuse_too_many(num_items: int, num_held: int, sizes: tuple[int, ...], capacity: int) -> None:

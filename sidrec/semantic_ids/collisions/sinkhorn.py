@@ -1,4 +1,4 @@
-"""Collisions as a transport problem: prices on crowded codes, found by Sinkhorn's iterations."""
+"""Collisions as a transport problem, solved by Sinkhorn's iterations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.plugins import find_class
 from sidrec.semantic_ids.collisions.policies import (
+    CodedItems,
     CollisionPolicy,
     ExtraLevel,
     KeepCollisions,
@@ -17,28 +18,28 @@ from sidrec.semantic_ids.collisions.policies import (
     Resolution,
 )
 from sidrec.semantic_ids.collisions.reassign import reassign, refuse_no_capacity
-from sidrec.semantic_ids.quantizers.base import FittedQuantizer
 
 Array = npt.NDArray[Any]
 
-_LEAST_SCALE = 1e-30  # float32: below it a code is priced out
-_STANDSTILL = 0.01  # a group is done when no scale changes by more than this fraction
-_WORTH_CUTTING = 0.7  # share of moving groups below which the others are cut out
+_LEAST_SCALE = 1e-30  # float32: below it no row can take the code
+_CONVERGED = 0.01  # a group is done when no scale changes by more than this fraction
+_COMPACT_BELOW = 0.7  # share of moving groups below which the others are cut out
 
 
 @dataclass(frozen=True, slots=True)
 class SinkhornLastLevel(CollisionPolicy):
     """Policy ``sinkhorn``: optimal transport from the colliding items of a prefix to its codes.
 
-    Entropic transport puts a price on each crowded code; then each item takes the code that is
-    cheapest for it, error plus price, with room left (rounds as in ``ReassignLastLevel``, which
-    also handles overfull prefixes, upwards). So IDs are unique with a capacity of 1, items with
-    identical embeddings included.
+    Entropic transport gives each crowded code a dual variable; then each item takes the code with
+    the least error plus dual that has room left (rounds as in ``ReassignLastLevel``, which also
+    handles overfull prefixes, upwards). So IDs are unique with a capacity of 1, even for items with
+    identical embeddings.
 
     Attributes:
         epsilon: Entropy's weight, as a fraction of the mean excess error of a prefix's codes;
             ``> 0``. Smaller is nearer to the best assignment and needs more iterations.
-        num_iterations: Most Sinkhorn iterations, ``>= 1``; a prefix whose prices stand still stops.
+        num_iterations: Most Sinkhorn iterations, ``>= 1``; a prefix stops when its duals no longer
+            change.
         capacity: Items that may share one ID, ``>= 1``.
 
     Raises:
@@ -56,6 +57,8 @@ class SinkhornLastLevel(CollisionPolicy):
     num_iterations: int = 30
     capacity: int = 1
 
+    name = "sinkhorn"
+
     def __post_init__(self) -> None:
         refuse_no_capacity(self.capacity)
         if not self.epsilon > 0:
@@ -63,37 +66,19 @@ class SinkhornLastLevel(CollisionPolicy):
         if self.num_iterations < 1:
             raise ConfigError(f"num_iterations is {self.num_iterations}, expected at least 1.")
 
-    def settings(self) -> dict[str, Any]:
-        """Return name and settings."""
-        return {
-            "name": "sinkhorn",
-            "epsilon": self.epsilon,
-            "num_iterations": self.num_iterations,
-            "capacity": self.capacity,
-        }
+    def assign(self, items: CodedItems) -> Resolution:
+        """Return codes whose last level was assigned with duals where items collided."""
 
-    def resolve(
-        self,
-        vectors: Float[Tensor, "item dim"],
-        codes: Int[Tensor, "item level"],
-        quantizer: FittedQuantizer,
-        *,
-        in_use: Int[Tensor, "held held_level"] | None = None,
-    ) -> Resolution:
-        """Return codes whose last level was assigned by price where items collided."""
-
-        def reprice(errors: Array, group: Array, room: Array) -> Array:
-            return priced(
+        def adjusted(errors: Array, group: Array, room: Array) -> Array:
+            return costs_with_duals(
                 errors, group, room, epsilon=self.epsilon, num_iterations=self.num_iterations
             )
 
-        placed = reassign(
-            vectors, codes, quantizer, capacity=self.capacity, in_use=in_use, reprice=reprice
-        )
-        return Resolution(placed, quantizer.codebook_sizes)
+        placed = reassign(*items, capacity=self.capacity, cost_adjustment=adjusted)
+        return Resolution(placed, items.quantizer.codebook_sizes)
 
 
-def priced(
+def costs_with_duals(
     errors: Float[np.ndarray, "row code"],
     group: Int[np.ndarray, " row"],
     room: Int[np.ndarray, "group code"],
@@ -101,9 +86,9 @@ def priced(
     epsilon: float,
     num_iterations: int,
 ) -> Float[np.ndarray, "row code"]:
-    """Return each error plus the price of its code.
+    """Return each error plus the dual of its code.
 
-    Every row is transported whole; a code of a group takes at most its room. The price of a code
+    Every row is transported whole; a code of a group takes at most its room. The dual of a code
     is its dual variable: 0 where there is room enough.
 
     Args:
@@ -128,8 +113,8 @@ def priced(
         alike = np.flatnonzero(sizes == size)
         rows = starts[alike, None] + np.arange(size)
         scales[alike] = _scales(kernel[rows], limits[alike], num_iterations)
-    prices: Array = (errors - unit[group] * np.log(scales)[group]).astype(np.float32)
-    return prices
+    duals: Array = (errors - unit[group] * np.log(scales)[group]).astype(np.float32)
+    return duals
 
 
 def _scales(kernel: Array, limits: Array, num_iterations: int) -> Array:
@@ -145,37 +130,36 @@ def _scales(kernel: Array, limits: Array, num_iterations: int) -> Array:
         load = (rows.transpose(0, 2, 1) @ kernel)[:, 0]
         now = np.clip(limits[left] / np.maximum(load, _LEAST_SCALE), _LEAST_SCALE, 1)
         scales[left[moving]] = now[moving]
-        moving &= (np.abs(now - before) > _STANDSTILL * before).any(axis=1)
+        moving &= (np.abs(now - before) > _CONVERGED * before).any(axis=1)
         if not moving.any():
             break
-        if moving.mean() < _WORTH_CUTTING:
+        if moving.mean() < _COMPACT_BELOW:
             kernel, left = kernel[moving], left[moving]
             moving = np.ones(len(left), dtype=bool)
     return scales
 
 
 _CLASSES: dict[str, type[CollisionPolicy]] = {
-    "none": KeepCollisions,
-    "extra_level": ExtraLevel,
-    "reassign_last_level": ReassignLastLevel,
-    "sinkhorn": SinkhornLastLevel,
+    one.name: one for one in (KeepCollisions, ExtraLevel, ReassignLastLevel, SinkhornLastLevel)
 }
 
 
 def load_policy(settings: dict[str, Any]) -> CollisionPolicy:
     """Build the policy whose ``settings()`` are given.
 
+    Its name is one of sidrec, of an entry point ``sidrec.collision_policies``, or a class path.
+
     Raises:
-        DataError: If this sidrec knows no policy of that name, or not these settings of it.
+        DataError: If no policy has that name, or it does not take these settings.
+        ConfigError: If a plug-in cannot be imported.
     """
-    name, values = settings.get("name"), {k: v for k, v in settings.items() if k != "name"}
-    if name not in _CLASSES:
-        raise DataError(
-            f"The bundle's collision policy is '{name}', expected one of "
-            f"{', '.join(sorted(_CLASSES))}; make the bundle again with `sidrec ids`."
-        )
+    name, values = settings.get("name", ""), {k: v for k, v in settings.items() if k != "name"}
+    found = _CLASSES.get(name)
+    if found is None:
+        base: type[Any] = CollisionPolicy
+        found = find_class("collision_policies", name, base, known=_CLASSES)
     try:
-        return _CLASSES[name](**values)
+        return found(**values)
     except TypeError:
         raise DataError(
             f"The collision policy '{name}' does not take the stored settings {values}; "

@@ -13,7 +13,7 @@ from sidrec.console import say
 from sidrec.distributed import rank_and_world_size
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.kmeans.lloyd import KMeans, k_means
-from sidrec.semantic_ids.kmeans.sharded_rows import Rows
+from sidrec.semantic_ids.kmeans.sharded_rows import ShardedRows
 
 Backend = Literal["auto", "torch", "faiss"]
 BACKENDS: tuple[Backend, ...] = ("auto", "torch", "faiss")
@@ -45,14 +45,14 @@ def lloyd_of(backend: Backend, device: torch.device) -> Lloyd:
 
 
 def faiss_k_means(
-    rows: Rows,
-    start: Float[Tensor, "code dim"],
+    rows: ShardedRows,
+    initial: Float[Tensor, "code dim"],
     *,
     num_iterations: int,
     tolerance: float,
     on_gpu: bool,
 ) -> KMeans:
-    """Improve ``start`` as ``k_means`` does, by ``faiss.Kmeans``; takes all rows into memory.
+    """Improve ``initial`` as ``k_means`` does, by ``faiss.Kmeans``; takes all rows into memory.
 
     Differs: a code that no row chose splits a large cluster; faiss before 1.13 has no tolerance and
     runs all iterations. The same seed and version give the same centroids on the CPU.
@@ -68,15 +68,15 @@ def faiss_k_means(
         extra["early_stop_threshold"] = tolerance
     runner = faiss.Kmeans(
         rows.dim,
-        len(start),
+        len(initial),
         niter=num_iterations,
         min_points_per_centroid=1,
         max_points_per_centroid=max(rows.num_rows, 1),
         gpu=on_gpu,
         **extra,
     )
-    runner.train(points, init_centroids=start.cpu().numpy())
-    centroids = torch.from_numpy(runner.centroids).to(start.device)
+    runner.train(points, init_centroids=initial.cpu().numpy())
+    centroids = torch.from_numpy(runner.centroids).to(initial.device)
     objectives: list[float] = list(runner.obj if runner.obj is not None else [])
     return KMeans(centroids, [float(total) / rows.num_rows for total in objectives])
 

@@ -1,4 +1,4 @@
-"""Where k-means starts: near the mean, k-means++, greedy, or in ever more principal dimensions."""
+"""Initial centroids of k-means: shrunken random, k-means++, greedy, or progressive dimensions."""
 
 import math
 
@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sidrec.distributed import from_rank_zero
-from sidrec.semantic_ids.kmeans.lloyd import k_means
-from sidrec.semantic_ids.kmeans.sharded_rows import Rows, block_of_rank
+from sidrec.semantic_ids.kmeans.lloyd import cluster
+from sidrec.semantic_ids.kmeans.sharded_rows import ShardedRows
 
-CENTRAL_FRACTION = 0.25
+SHRINK_FRACTION = 0.25
 GREEDY_FRACTION = 0.3
 _GREEDY_ROWS_PER_CODE = 24
 _GREEDY_AT_ONCE = 16
@@ -20,14 +20,14 @@ _PROGRESSIVE_TOLERANCE = 0.01
 
 
 def uniform_sample(
-    rows: Rows, *, sample_rows: int, generator: torch.Generator
+    rows: ShardedRows, *, sample_rows: int, generator: torch.Generator
 ) -> Float[Tensor, "row dim"]:
     """Return up to ``sample_rows`` rows of all ranks, drawn without replacement, in order."""
     chosen = torch.randperm(rows.num_rows, generator=generator)[:sample_rows]
     return rows.take(chosen.sort().values)
 
 
-def plus_plus_start(
+def kmeans_pp_init(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
     """Draw each next centroid with probability proportional to its distance squared.
@@ -53,7 +53,7 @@ def plus_plus_start(
     return sample[chosen]
 
 
-def central_start(
+def shrunken_random_init(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
     """Draw rows at random and pull them toward the mean, to a quarter of their distance.
@@ -63,18 +63,18 @@ def central_start(
     """
     mean = sample.mean(dim=0)
     chosen = torch.randperm(len(sample), generator=generator)[:num_codes]
-    return torch.lerp(mean, sample[chosen.to(sample.device)], CENTRAL_FRACTION)
+    return torch.lerp(mean, sample[chosen.to(sample.device)], SHRINK_FRACTION)
 
 
-def greedy_start(
+def greedy_kmeans_pp_init(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
     """Choose rows by greedy k-means++, then pull them toward the mean.
 
-    Candidates are drawn as ``plus_plus_start`` draws; the one that leaves the least sum of squared
+    Candidates are drawn as ``kmeans_pp_init`` draws; the one that leaves the least sum of squared
     distances is kept. So centroids find the clusters that there are, and a far row of its own
     seldom wins; pulled to .3 of their distance from the mean they compete for all rows as in
-    ``central_start`` (docs/decisions/0019-greedy-start.md). Looks at 24 rows a code.
+    ``shrunken_random_init`` (docs/decisions/0019-greedy-start.md). Looks at 24 rows a code.
 
     Source:
         Arthur and Vassilvitskii 2007 (https://dl.acm.org/doi/10.5555/1283383.1283494), sec. 5;
@@ -110,28 +110,34 @@ def greedy_start(
     return torch.lerp(mean, sample[chosen], GREEDY_FRACTION)
 
 
-def progressive_start(
+def progressive_dims_init(
     sample: Float[Tensor, "row dim"], *, num_codes: int, generator: torch.Generator
 ) -> Float[Tensor, "code dim"]:
-    """Solve k-means in the first principal dimension, then in ever more of them.
+    """Solve k-means in the first principal dimension, then in more of them, step by step.
 
-    Each solution, with zeros in the new dimensions, starts the next one; so the centroids settle
-    along the directions that matter before noise directions can pull them apart.
+    Each solution, with zeros in the new dimensions, initializes the next one, so centroids settle
+    along the strong directions before weak ones can separate them.
 
     Source:
         ``ProgressiveDimClustering`` of faiss, with which its ``ResidualQuantizer`` trains
-        (https://github.com/facebookresearch/faiss). Differs: the last solution is only a start.
+        (https://github.com/facebookresearch/faiss). Differs: the last solution is
+        only an initialization.
     """
     mean = sample.mean(dim=0)
     rotated, axes = _principal(sample - mean)
     dim = sample.shape[1]
     first = torch.randperm(len(sample), generator=generator)[:num_codes]
-    start = rotated[first.to(rotated.device)]
+    initial = rotated[first.to(rotated.device)]
     for step in range(1, PROGRESSIVE_STEPS):
         kept = int(dim ** (step / PROGRESSIVE_STEPS))
-        start[:, :kept] = _solve(rotated[:, :kept], start[:, :kept])
-        start[:, kept:] = 0
-    return start @ axes.T + mean
+        initial[:, :kept] = cluster(
+            rotated[:, :kept],
+            initial[:, :kept],
+            num_iterations=PROGRESSIVE_ITERATIONS,
+            tolerance=_PROGRESSIVE_TOLERANCE,
+        )
+        initial[:, kept:] = 0
+    return initial @ axes.T + mean
 
 
 def _principal(centered: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,16 +146,3 @@ def _principal(centered: Tensor) -> tuple[Tensor, Tensor]:
     axes = torch.linalg.eigh(covariance.cpu()).eigenvectors.flip(1).float().to(centered.device)
     axes = from_rank_zero(axes)
     return centered @ axes, axes
-
-
-def _solve(points: Tensor, start: Tensor) -> Tensor:
-    """Run k-means on points that every rank holds; each rank works on its block."""
-    begin, end = block_of_rank(len(points))
-    block = points[begin:end]
-    rows = Rows(lambda a, b: block[a:b], len(block), points.shape[1])
-    return k_means(
-        rows,
-        start,
-        num_iterations=PROGRESSIVE_ITERATIONS,
-        tolerance=_PROGRESSIVE_TOLERANCE,
-    ).centroids

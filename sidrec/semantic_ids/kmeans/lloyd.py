@@ -1,4 +1,4 @@
-"""k-means of rows that may be spread over ranks: Lloyd's iterations with repair of empty codes."""
+"""k-means of rows that may be sharded over ranks: Lloyd's iterations, empty codes repaired."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,17 +11,21 @@ from torch import Tensor
 from sidrec.distributed import from_rank_zero, gather_rows, sum_over_ranks
 from sidrec.kernels.nearest import (
     Rounding,
-    codes_by_float32,
-    nearest_codes,
+    bf16_prefilter,
+    nearest_float32,
+    prefilter_of,
+    prefilter_pays,
     rounding_of,
-    screen_of,
-    screen_pays,
-    screened,
 )
-from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS, Rows, grid_unit
+from sidrec.semantic_ids.kmeans.sharded_rows import (
+    CHUNK_ROWS,
+    ShardedRows,
+    block_of_rank,
+    exact_sum_quantum,
+)
 
 GRID_BITS = 34  # a chunk's sum keeps as many bits; float64 then adds 2^18 chunks without error
-_WORTHLESS_FRACTION = 0.4  # with more rows in doubt, float32 products from the start cost less
+_MAX_DOUBT_FRACTION = 0.4  # with more rows in doubt, float32 products from the start cost less
 
 
 class KMeans(NamedTuple):
@@ -50,22 +54,14 @@ class _Pass(NamedTuple):
     num_in_doubt: int
 
 
-def nearest(
-    rows: Float[Tensor, "row dim"], centroids: Float[Tensor, "code dim"]
-) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
-    """Return the squared distance to the nearest centroid and its code; ties: the lowest code."""
-    codes = nearest_codes(rows, centroids)
-    return _distances(rows, centroids, codes), codes
-
-
 def k_means(
-    rows: Rows,
-    start: Float[Tensor, "code dim"],
+    rows: ShardedRows,
+    initial: Float[Tensor, "code dim"],
     *,
     num_iterations: int,
     tolerance: float,
 ) -> KMeans:
-    """Improve ``start`` by Lloyd's iterations over the rows of all ranks.
+    """Improve ``initial`` by Lloyd's iterations over the rows of all ranks.
 
     Chunks hold the same rows for any number of ranks; each chunk's sums are rounded to a grid on
     which float64 adds them without error, so every number of ranks gives the same centroids. A
@@ -74,30 +70,53 @@ def k_means(
 
     Args:
         rows: This rank's block of rows.
-        start: Centroids to begin with; rank 0's are used.
+        initial: Centroids to begin with; rank 0's are used.
         num_iterations: Upper limit, ``>= 1``.
         tolerance: Stop when an iteration lowers the objective by less than this fraction,
-            ``>= 0``; 0 goes on until nothing changes.
+            ``>= 0``; 0: until nothing changes.
 
     Source:
         Lloyd 1982 (https://doi.org/10.1109/TIT.1982.1056489); repair as in scikit-learn.
     """
-    centroids = from_rank_zero(start.float())
+    centroids = from_rank_zero(initial.float())
     kept = _Kept(
         torch.empty(rows.num_local, dtype=torch.int16, device=centroids.device),
         Rounding(centroids.new_empty(rows.num_local), centroids.new_empty(rows.num_local)),
     )
-    is_screened = screen_pays(centroids)
-    squares = _first_look(rows, kept, centroids, is_screened=is_screened)
+    is_prefiltered = prefilter_pays(centroids)
+    squares = _first_look(rows, kept, centroids, is_prefiltered=is_prefiltered)
     objectives: list[float] = []
     for _ in range(num_iterations):
-        result = _assign(rows, centroids, kept, is_screened=is_screened)
-        is_screened = is_screened and result.num_in_doubt < _WORTHLESS_FRACTION * rows.num_rows
+        result = _assign(rows, centroids, kept, is_prefiltered=is_prefiltered)
+        is_prefiltered = (
+            is_prefiltered and result.num_in_doubt < _MAX_DOUBT_FRACTION * rows.num_rows
+        )
         objectives.append(_objective(squares, centroids, result) / max(rows.num_rows, 1))
         if len(objectives) > 1 and objectives[-2] - objectives[-1] <= tolerance * objectives[-2]:
             break
         centroids = _moved(rows, centroids, result, kept.codes)
     return KMeans(centroids, objectives)
+
+
+def cluster(
+    points: Float[Tensor, "row dim"],
+    initial: Float[Tensor, "code dim"],
+    *,
+    num_iterations: int,
+    tolerance: float,
+) -> Float[Tensor, "code dim"]:
+    """Return the centroids of ``k_means`` on points that every rank holds; each works on a block.
+
+    Args:
+        points: The same on every rank.
+        initial: Centroids to begin with; rank 0's are used.
+        num_iterations: As for ``k_means``.
+        tolerance: As for ``k_means``.
+    """
+    begin, end = block_of_rank(len(points))
+    block = points[begin:end]
+    rows = ShardedRows(lambda a, b: block[a:b], len(block), points.shape[1])
+    return k_means(rows, initial, num_iterations=num_iterations, tolerance=tolerance).centroids
 
 
 def sums_by_code(
@@ -110,19 +129,21 @@ def sums_by_code(
     return F.embedding_bag(order, rows, first, mode="sum"), counts
 
 
-def _first_look(rows: Rows, kept: _Kept, centroids: Tensor, *, is_screened: bool) -> float:
-    """Return the sum of squares over all ranks; where rows are screened, keep their rounding."""
+def _first_look(
+    rows: ShardedRows, kept: _Kept, centroids: Tensor, *, is_prefiltered: bool
+) -> float:
+    """Return the sum of squares over all ranks; keep rounding for the prefilter."""
     total = torch.zeros((), dtype=torch.float64, device=centroids.device)
-    unit = grid_unit(rows.largest * rows.largest * rows.dim * CHUNK_ROWS, GRID_BITS)
+    unit = exact_sum_quantum(rows.largest * rows.largest * rows.dim * CHUNK_ROWS, GRID_BITS)
     for block, chunk in _blocks(rows):
         total += (chunk.square().sum(dim=1).sum(dtype=torch.float64) / unit).round_()
-        if is_screened:
+        if is_prefiltered:
             found = rounding_of(chunk)
             kept.rounding.lengths[block], kept.rounding.errors[block] = found
     return sum_over_ranks(total).item() * unit
 
 
-def _assign(rows: Rows, centroids: Tensor, kept: _Kept, *, is_screened: bool) -> _Pass:
+def _assign(rows: ShardedRows, centroids: Tensor, kept: _Kept, *, is_prefiltered: bool) -> _Pass:
     """Look at all rows once.
 
     Nothing small is made to last while chunks come and go: it would settle where the last chunk
@@ -131,15 +152,15 @@ def _assign(rows: Rows, centroids: Tensor, kept: _Kept, *, is_screened: bool) ->
     num_codes, num_in_doubt = len(centroids), 0
     sums = torch.zeros_like(centroids, dtype=torch.float64)
     counts = torch.zeros(num_codes + 1, dtype=torch.int64, device=centroids.device)
-    unit = grid_unit(rows.largest * CHUNK_ROWS, GRID_BITS)
-    screen = screen_of(centroids) if is_screened else None
+    unit = exact_sum_quantum(rows.largest * CHUNK_ROWS, GRID_BITS)
+    prefilter = prefilter_of(centroids) if is_prefiltered else None
     for block, chunk in _blocks(rows):
-        if screen is not None:
+        if prefilter is not None:
             rounding = Rounding(kept.rounding.lengths[block], kept.rounding.errors[block])
-            codes, in_doubt = screened(chunk, screen, rounding)
+            codes, in_doubt = bf16_prefilter(chunk, prefilter, rounding)
             num_in_doubt += in_doubt
         else:
-            codes = codes_by_float32(chunk, centroids)
+            codes = nearest_float32(chunk, centroids)
         kept.codes[block] = codes
         chunk_sums, chunk_counts = sums_by_code(chunk, codes, num_codes)
         sums += chunk_sums.double().div_(unit).round_()
@@ -156,7 +177,7 @@ def _objective(squares: float, centroids: Tensor, result: _Pass) -> float:
     return max(squares + (moved - 2 * (centers * result.sums).sum()).item(), 0.0)
 
 
-def _moved(rows: Rows, centroids: Tensor, result: _Pass, codes: Tensor) -> Tensor:
+def _moved(rows: ShardedRows, centroids: Tensor, result: _Pass, codes: Tensor) -> Tensor:
     means = (result.sums / result.counts.clamp(min=1).unsqueeze(1)).float()
     empty = (result.counts == 0).nonzero().flatten()
     moved = torch.where((result.counts > 0).unsqueeze(1), means, centroids)
@@ -173,7 +194,7 @@ def _distances(rows: Tensor, centroids: Tensor, codes: Tensor) -> Tensor:
     return (rows - F.embedding(codes.long(), centroids)).square_().sum(dim=1)
 
 
-def _farthest(rows: Rows, distances: Tensor, count: int) -> Tensor:
+def _farthest(rows: ShardedRows, distances: Tensor, count: int) -> Tensor:
     """Return the numbers of the rows with the largest distances above 0, over all ranks."""
     order = distances.sort(descending=True, stable=True).indices[:count]
     gathered = gather_rows(distances[order])
@@ -182,7 +203,7 @@ def _farthest(rows: Rows, distances: Tensor, count: int) -> Tensor:
     return numbers[best][gathered[best] > 0]
 
 
-def _blocks(rows: Rows) -> Iterator[tuple[slice, Tensor]]:
+def _blocks(rows: ShardedRows) -> Iterator[tuple[slice, Tensor]]:
     start = 0
     for chunk in rows.chunks():
         yield slice(start, start + len(chunk)), chunk

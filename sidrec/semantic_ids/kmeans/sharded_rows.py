@@ -1,4 +1,4 @@
-"""The rows of one k-means problem: read in fixed chunks, spread over ranks."""
+"""Rows of one k-means problem: read in fixed chunks, sharded over ranks."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,51 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sidrec.distributed import gather_objects, gather_rows, rank_and_world_size, sum_over_ranks
-from sidrec.errors import ConfigError, DataError
-
-
-def checked_sizes(
-    vectors: Float[Tensor, "item dim"], codebook_sizes: tuple[int, ...], *, shrink: bool
-) -> tuple[int, ...]:
-    """Return how many codes each level gets; collective, so that all ranks raise or none does.
-
-    Args:
-        vectors: This rank's rows.
-        codebook_sizes: Codes per level that were asked for.
-        shrink: With fewer items than codes, use as many codes as items instead of refusing.
-
-    Raises:
-        DataError: If a value is not finite (names rows of the whole), or there are no rows.
-        ConfigError: If there are fewer items than codes.
-    """
-    bad = [
-        start + int(row)
-        for start in range(0, len(vectors), CHUNK_ROWS)
-        for row in (~torch.isfinite(vectors[start : start + CHUNK_ROWS]).all(dim=1)).nonzero()
-    ]
-    facts: list[tuple[int, list[int]]] = gather_objects((len(vectors), bad))
-    first_rows = [sum(n for n, _ in facts[:rank]) for rank in range(len(facts))]
-    named = [
-        first + row for first, (_, rows) in zip(first_rows, facts, strict=True) for row in rows
-    ]
-    if named:
-        raise DataError(
-            f"{len(named)} vectors hold NaN or infinity (first rows: {named[:5]}); "
-            "remove those items or encode them again."
-        )
-    num_items = sum(n for n, _ in facts)
-    if num_items == 0:
-        raise DataError("There are no vectors to fit on; the catalogue is empty.")
-    if shrink:
-        return tuple(min(size, num_items) for size in codebook_sizes)
-    if num_items < max(codebook_sizes):
-        raise ConfigError(
-            f"The catalogue has {num_items} items, fewer than the {max(codebook_sizes)} codes of "
-            f"codebook_sizes {list(codebook_sizes)}; choose smaller sizes, e.g. about the square "
-            f"root of the number of items, or set shrink: true to use at most {num_items} codes "
-            "a level."
-        )
-    return codebook_sizes
+from sidrec.errors import DataError
 
 
 def training_block(
@@ -93,7 +49,7 @@ def block_of_rank(num_rows: int) -> tuple[int, int]:
     return min(cuts[0], num_rows), min(cuts[1], num_rows)
 
 
-class Rows:
+class ShardedRows:
     """This rank's block of rows and the size of the whole.
 
     Up to 1 GiB a rank the rows are read once and kept; larger blocks are read again in every pass,
@@ -101,13 +57,13 @@ class Rows:
 
     Args:
         read: ``read(start, stop)`` returns rows of the block as float32, always the same.
-        num_local: Rows of this rank's block; a multiple of ``CHUNK_ROWS`` on all ranks but the
-            last one that holds any.
+        num_local: Rows of this rank's block; a multiple of ``CHUNK_ROWS`` on all ranks but the last
+            one that holds any.
         dim: Width of a row.
 
     Attributes:
         num_rows: Rows of all ranks; this rank's begin at ``start``.
-        largest: Largest magnitude of all ranks' numbers, the scale of ``grid_unit``.
+        largest: Largest magnitude of all ranks' numbers, the scale of ``exact_sum_quantum``.
 
     Raises:
         ValueError: If the blocks were not cut by ``block_of_rank``.
@@ -158,7 +114,7 @@ class Rows:
         return self._read(start, min(start + CHUNK_ROWS, self.num_local))
 
 
-def grid_unit(largest: float, bits: int) -> float:
+def exact_sum_quantum(largest: float, bits: int) -> float:
     """Return the power of two of which ``largest`` holds about ``2 ** bits``."""
     if largest == 0:
         return 1.0
@@ -179,30 +135,41 @@ def _check_blocks(counts: list[int]) -> None:
         )
 
 
-def rows_to_fit(vectors: Float[Tensor, "row dim"]) -> Rows:
-    """Return this rank's block as ``Rows``, once every rank's numbers have been looked at.
+_LARGE_OFFSET = 1e3  # squared mean over squared deviation; float32 then errs by 1e-4 of a distance
 
-    Collective: every rank passes its block (cut by ``rows.block_of_rank``), and raises if one does.
+
+def count_checked_rows(vectors: Float[Tensor, "row dim"]) -> int:
+    """Return the number of rows of all ranks; collective, so all ranks raise or none does.
 
     Raises:
         DataError: If no rank holds a row, or a value is not finite (names rows of the whole).
     """
-    bad = [start + row for start, chunk in _cut(vectors) for row in _not_finite(chunk)]
+    bad = [start + row for start, chunk in _chunks(vectors) for row in _not_finite(chunk)]
     facts: list[tuple[int, list[int]]] = gather_objects((len(vectors), bad))
-    before, named = 0, []
+    total, named = 0, []
     for num_rows, rows in facts:
-        named += [before + row for row in rows]
-        before += num_rows
+        named += [total + row for row in rows]
+        total += num_rows
     _refuse(named)
-    if before == 0:
+    if total == 0:
         raise DataError("There are no vectors to fit on; the catalogue is empty.")
-    return Rows(lambda a, b: vectors[a:b].float(), len(vectors), vectors.shape[1])
+    return total
+
+
+def rows_to_fit(vectors: Float[Tensor, "row dim"]) -> ShardedRows:
+    """Return this rank's block (cut by ``rows.block_of_rank``) as checked rows; collective.
+
+    Raises:
+        DataError: If no rank holds a row, or a value is not finite (names rows of the whole).
+    """
+    count_checked_rows(vectors)
+    return ShardedRows(lambda a, b: vectors[a:b].float(), len(vectors), vectors.shape[1])
 
 
 def chunks_of(
     vectors: Float[Tensor, "row _"], *, dim: int, device: torch.device
 ) -> Iterator[tuple[slice, Float[Tensor, "chunk dim"]]]:
-    """Yield where a chunk lies and its rows, float32 on ``device``.
+    """Yield the slice of each chunk and its rows, float32 on ``device``.
 
     Raises:
         DataError: If the width is not ``dim``, or a value is not finite (names rows).
@@ -212,13 +179,13 @@ def chunks_of(
             f"Vectors have {vectors.shape[1]} dimensions but the codebooks {dim}; "
             "use the encoder that the codebooks were fitted on."
         )
-    for start, part in _cut(vectors):
+    for start, part in _chunks(vectors):
         chunk = part.to(device, torch.float32)
         _refuse([start + row for row in _not_finite(chunk)])
         yield slice(start, start + len(chunk)), chunk
 
 
-def exact_mean(rows: Rows) -> Float[Tensor, " dim"]:
+def exact_mean(rows: ShardedRows) -> Float[Tensor, " dim"]:
     """Return the mean row of all ranks; the same bits for any number of ranks."""
     device = rows.take(torch.zeros(0, dtype=torch.int64)).device
     total = torch.zeros(rows.dim, dtype=torch.float64, device=device)
@@ -227,7 +194,25 @@ def exact_mean(rows: Rows) -> Float[Tensor, " dim"]:
     return (sum_over_ranks(total) / rows.num_rows).float()
 
 
-def _cut(vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
+def common_offset(vectors: Float[Tensor, "row dim"]) -> Float[Tensor, " dim"] | None:
+    """Return the mean of the first rows if it dwarfs their deviation from it, else None.
+
+    Float32 products of such rows lose the distances between them: subtract it first. Collective;
+    the same bits for any number of ranks.
+    """
+    own = None
+    chunk = vectors[:CHUNK_ROWS].double()
+    if len(chunk):
+        mean = chunk.mean(dim=0)
+        deviation = (chunk - mean).square().sum(dim=1).mean()
+        is_large = bool(mean.square().sum() > _LARGE_OFFSET * deviation > 0)
+        own = (is_large, mean.float().cpu())
+    found: list[tuple[bool, Tensor] | None] = gather_objects(own)
+    is_large, mean = next(one for one in found if one is not None)
+    return mean.to(vectors.device) if is_large else None
+
+
+def _chunks(vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(vectors), CHUNK_ROWS):
         yield start, vectors[start : start + CHUNK_ROWS]
 

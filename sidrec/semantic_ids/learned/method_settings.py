@@ -1,21 +1,24 @@
-"""Settings of the quantizers that are networks: what they are, not how long they train."""
+"""Settings of learned quantizers: architecture and loss, not the training schedule."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.learned.vector_quantization import LfqCore, VqCore
-from sidrec.semantic_ids.quantizers.base import check_equal_powers_of_two, check_sizes
+from sidrec.semantic_ids.quantizers.base import (
+    NamedSettings,
+    check_equal_powers_of_two,
+    check_sizes,
+)
 
 
-class LearnedMethod(ABC):
+class LearnedMethod(NamedSettings, ABC):
     """An autoencoder with codes in the middle; YAML files name its subclasses."""
 
     codebook_sizes: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     standardize: bool
-    name: str
 
     @property
     @abstractmethod
@@ -24,33 +27,27 @@ class LearnedMethod(ABC):
 
     @property
     @abstractmethod
-    def starts_from_data(self) -> bool:
-        """Whether the core's ``start`` is called before the first step."""
+    def initializes_from_data(self) -> bool:
+        """Whether the core's ``initialize`` is called before the first step."""
 
     @abstractmethod
     def core(self, *, synchronize: bool) -> VqCore | LfqCore:
         """Return the untrained quantizer of latent vectors."""
 
-    def settings(self) -> dict[str, Any]:
-        """Return name and settings as plain JSON types."""
-        plain: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
-        lists = {key: list(value) for key, value in plain.items() if isinstance(value, tuple)}
-        return {"name": self.name} | plain | lists
-
 
 @dataclass(frozen=True)
 class RqVae(LearnedMethod):
-    """RQ-VAE with what it takes to use all its codes.
+    """RQ-VAE with measures against collapsed codebooks.
 
-    Trained on raw embeddings from random codebooks it collapses: a handful of codes serve the
-    whole catalogue. ``standardize``, ``init: k-means`` and ``dead_code_share`` prevent that.
+    Trained on raw embeddings from random codebooks it collapses: the whole catalogue uses a few
+    codes. ``standardize``, ``init: k-means`` and ``dead_code_share`` prevent that.
 
     Attributes:
         codebook_sizes: Codes per level, coarse first, each in [2, 32768].
         hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
         latent_dim: Width of what is quantized.
         standardize: Give every dimension mean 0 and variance 1 first.
-        init: Where codebooks start: ``k-means`` on the untrained encoder's output, or ``random``.
+        init: Of the codebooks: ``k-means`` on the untrained encoder's output, or ``random``.
         ema_decay: Of the codebooks' moving averages, per step, in [0, 1).
         dead_code_share: A code used less than this share of an even share moves to a row of the
             batch; 0: never.
@@ -63,7 +60,7 @@ class RqVae(LearnedMethod):
 
     Source:
         Zeghidour et al. 2021, alg. 1 (https://arxiv.org/abs/2107.03312), in TIGER
-        (https://arxiv.org/abs/2305.05065). Even use as an aim: LETTER
+        (https://arxiv.org/abs/2305.05065). Even use as a loss: LETTER
         (https://arxiv.org/abs/2405.07314). Differs: codebooks are moving averages, which LETTER's
         contrast between clusters of codes could not move; hence the entropy.
     """
@@ -95,8 +92,8 @@ class RqVae(LearnedMethod):
         return self.latent_dim
 
     @property
-    def starts_from_data(self) -> bool:
-        """Whether codebooks start from k-means."""
+    def initializes_from_data(self) -> bool:
+        """Whether k-means initializes the codebooks."""
         return self.init == "k-means"
 
     def core(self, *, synchronize: bool) -> VqCore:
@@ -156,8 +153,8 @@ class ResidualLfq(LearnedMethod):
         return check_equal_powers_of_two(self.codebook_sizes)
 
     @property
-    def starts_from_data(self) -> bool:
-        """Signs need no start."""
+    def initializes_from_data(self) -> bool:
+        """Signs need no initialization."""
         return False
 
     def core(self, *, synchronize: bool) -> LfqCore:

@@ -1,5 +1,7 @@
-"""Training loop of quantizers that are networks."""
+"""Training loop of learned quantizers."""
 
+import logging
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,12 @@ from sidrec.training.counter_rng import key_of
 from sidrec.training.optimizer import OptimizerSettings
 from sidrec.training.stage_module import StageModule
 
-_START_ROWS_PER_CODE = 256
+_INIT_ROWS_PER_CODE = 256
+_REMARKS = (
+    ".*does not have many workers",
+    ".*isinstance.treespec, LeafSpec.*",
+    "The `srun` command is available",
+)
 
 
 class QuantizerModule(StageModule[VectorDataModule]):
@@ -116,23 +123,23 @@ class QuantizerModule(StageModule[VectorDataModule]):
         sizes = (vectors.shape[1], *self.method.hidden_sizes, self.method.width)
         self.encoder, self.decoder = perceptron(sizes), perceptron(sizes[::-1])
         self.core = self.method.core(synchronize=self.trainer.world_size > 1)
-        mean, spread = vectors.new_zeros(sizes[0]), vectors.new_ones(sizes[0])
+        mean, std = vectors.new_zeros(sizes[0]), vectors.new_ones(sizes[0])
         if self.method.standardize:
-            mean, spread = _mean_and_spread(vectors)
+            mean, std = _mean_and_std(vectors)
         self.register_buffer("mean", mean)
-        self.register_buffer("spread", spread)
+        self.register_buffer("std", std)
 
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Place the codebooks where the untrained encoder puts the catalogue."""
-        if self.global_step > 0 or not self.method.starts_from_data:
+        if self.global_step > 0 or not self.method.initializes_from_data:
             return
         seed = self._data().seed
         generator = torch.Generator().manual_seed(key_of(seed, "start") >> 1)
-        count = _START_ROWS_PER_CODE * max(self.method.codebook_sizes)
+        count = _INIT_ROWS_PER_CODE * max(self.method.codebook_sizes)
         chosen = torch.randperm(len(self.vectors), generator=generator)[:count].sort().values
         latents = self.encoder(self._standard(self.vectors[chosen].to(self.device)))
-        self.core.start(latents, batch_size=self._batch_size(), seed=seed)
+        self.core.initialize(latents, batch_size=self._batch_size(), seed=seed)
 
     def training_step(self, batch: VectorBatch, batch_idx: int) -> Tensor:
         """Return reconstruction, commitment and entropy terms, and the collaborative one."""
@@ -152,7 +159,7 @@ class QuantizerModule(StageModule[VectorDataModule]):
         """Return what the training has made, as fixed tensors."""
         return FittedLearnedQuantizer(
             mean=self.mean,
-            spread=self.spread,
+            std=self.std,
             encoder=layers_of(self.encoder),
             codebooks=self.core.codebooks(),
             decoder=layers_of(self.decoder),
@@ -184,7 +191,7 @@ class QuantizerModule(StageModule[VectorDataModule]):
         )
 
     def _standard(self, vectors: Tensor) -> Tensor:
-        standard: Tensor = (vectors - self.mean) / self.spread
+        standard: Tensor = (vectors - self.mean) / self.std
         return standard
 
     def _batch_size(self) -> int:
@@ -193,32 +200,55 @@ class QuantizerModule(StageModule[VectorDataModule]):
 
 
 def train_alone(
-    module: QuantizerModule, data: L.LightningDataModule, *, num_steps: int, device: torch.device
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    *,
+    num_steps: int,
+    device: torch.device,
+    seed: int,
 ) -> None:
-    """Train in this process, whatever other ranks there are, and write nothing to disk."""
-    trainer = L.Trainer(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        plugins=[LightningEnvironment()],  # not what started the ranks outside
-        max_steps=num_steps,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, datamodule=data)
+    """Train in this process only, whatever other ranks exist, without writing to disk.
+
+    Random numbers outside stay as they are; ``seed`` decides those inside.
+    """
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.ERROR)
+    try:
+        with (
+            torch.random.fork_rng(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
+            for remark in _REMARKS:
+                warnings.filterwarnings("ignore", message=remark)
+            torch.manual_seed(seed)
+            trainer = L.Trainer(
+                accelerator=device.type,
+                devices=[device.index or 0] if device.type == "cuda" else 1,
+                plugins=[LightningEnvironment()],  # not what started the ranks outside
+                max_steps=num_steps,
+                max_epochs=-1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+            )
+            trainer.fit(module, datamodule=data)
+    finally:
+        lightning.setLevel(level)
 
 
-def _mean_and_spread(vectors: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_std(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each dimension; 1 where nothing varies."""
     mean = vectors.mean(dim=0, dtype=torch.float64)
     square = torch.zeros_like(mean)
     for start in range(0, len(vectors), CHUNK_ROWS):
         chunk = vectors[start : start + CHUNK_ROWS].double()
         square += (chunk - mean).square().sum(dim=0)
-    spread = (square / len(vectors)).sqrt()
-    is_constant = spread <= 1e-6 * mean.abs() + 1e-12
-    return mean.float(), torch.where(is_constant, 1.0, spread).float()
+    std = (square / len(vectors)).sqrt()
+    is_constant = std <= 1e-6 * mean.abs() + 1e-12
+    return mean.float(), torch.where(is_constant, 1.0, std).float()

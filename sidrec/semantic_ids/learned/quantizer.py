@@ -1,11 +1,6 @@
-"""A network as a quantizer: fitting it is a whole training, inside one call."""
+"""Learned quantizers as quantizers: ``fit`` is a whole training."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,19 +15,13 @@ from sidrec.semantic_ids.learned.codebooks import FittedLearnedQuantizer
 from sidrec.semantic_ids.learned.method_settings import LearnedMethod
 from sidrec.semantic_ids.quantizers.base import FittedQuantizer, Quantizer, refuse_few_items
 
-_REMARKS = (
-    ".*does not have many workers",
-    ".*isinstance.treespec, LeafSpec.*",
-    "The `srun` command is available",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class LearnedQuantizer(Quantizer):
-    """RQ-VAE or Residual-LFQ, trained from anybody's vectors.
+    """RQ-VAE or Residual-LFQ, trained on the given vectors.
 
-    Every rank trains the same network on the same sample, side by side, and rank 0's result is
-    everybody's: so it does not depend on the number of ranks. A long training on many devices is
+    Every rank trains the same network on the same sample, and all use the result of
+    rank 0, so it does not depend on the number of ranks. A long training on many devices is
     ``sidrec fit`` with a configuration of its own.
 
     Attributes:
@@ -79,8 +68,7 @@ class LearnedQuantizer(Quantizer):
         refuse_few_items(min(rows.num_rows, self.sample_rows), self.method.codebook_sizes)
         generator = torch.Generator().manual_seed(self.seed)
         sample = uniform_sample(rows, sample_rows=self.sample_rows, generator=generator)
-        with _by_itself(self.seed):
-            trained = self._train(sample.cpu().clone(), vectors.device)
+        trained = self._train(sample.cpu().clone(), vectors.device)
         tensors = trained.tensors()
         shared = {
             name: from_rank_zero(tensors[name].to(vectors.device)) for name in sorted(tensors)
@@ -103,13 +91,13 @@ class LearnedQuantizer(Quantizer):
         )
         module.vectors = sample
         data = VectorDataModule(batch_size=self.batch_size, seed=self.seed)
-        train_alone(module, data, num_steps=self.num_steps, device=device)
+        train_alone(module, data, num_steps=self.num_steps, device=device, seed=self.seed)
         return module.fitted()
 
 
 @dataclass(frozen=True, slots=True)
 class Trained(Quantizer):
-    """A quantizer that already is fitted, for a bundle's maker.
+    """A quantizer that is fitted already, for ``build_semantic_ids``.
 
     Attributes:
         facts: Its name and settings.
@@ -127,25 +115,3 @@ class Trained(Quantizer):
         """Return what was learned."""
         del vectors
         return self.fitted
-
-
-@contextmanager
-def _by_itself(seed: int) -> Iterator[None]:
-    """Train without a trace: own random numbers, gradients on, Lightning's remarks off."""
-    import_module("lightning")  # first: importing it sets its logger's level
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.ERROR)
-    try:
-        with (
-            torch.random.fork_rng(),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            warnings.catch_warnings(),
-        ):
-            for remark in _REMARKS:
-                warnings.filterwarnings("ignore", message=remark)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        lightning.setLevel(level)

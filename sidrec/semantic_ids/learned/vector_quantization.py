@@ -1,7 +1,7 @@
-"""What quantizes latent vectors while the network trains, on vector-quantize-pytorch.
+"""Quantizers of latent vectors during training, on vector-quantize-pytorch.
 
-Two of that library's ways (1.32) are not taken. Its residual quantizers pass each level's gradient
-straight through, so that the encoder gets it once per level; here it gets it once. And under
+Two behaviors of that library (1.32) are replaced. Its residual quantizers pass the gradient of each
+level straight through, so that the encoder gets it once per level; here it gets it once. And under
 ``torch.distributed`` its LFQ divides the mean probabilities by the number of ranks without having
 summed them; so its layers stay in evaluation mode and the entropy is ours.
 """
@@ -115,12 +115,14 @@ class VqCore(nn.Module):
             sync_codebook=synchronize,
         )
 
-    def start(self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int) -> None:
-        """Put the codebooks where residual k-means puts them; all ranks pass the same rows.
+    def initialize(
+        self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int
+    ) -> None:
+        """Initialize the codebooks by residual k-means; all ranks pass the same rows.
 
         Args:
             latents: Of a sample of the catalogue, by the untrained encoder.
-            batch_size: Rows that all ranks together see per step: the scale of moving counts.
+            batch_size: Rows of all ranks per step: the scale of moving counts.
             seed: Of k-means.
         """
         sizes = tuple(len(book) for book in self.codebooks())
@@ -130,7 +132,7 @@ class VqCore(nn.Module):
             init="progressive",
             sample_rows_per_code=256,
             seed=seed,
-            refine_rounds=0,
+            num_refit_rounds=0,
             train_rows_per_code=None,
         )
         begin, end = block_of_rank(len(latents))
@@ -139,7 +141,7 @@ class VqCore(nn.Module):
         for level, book in enumerate(self._books()):
             counts = torch.bincount(codes[:, level], minlength=sizes[level]).float()
             counts = counts * (batch_size / len(latents))
-            centroids = fitted.tensors()[f"level_{level + 1}.codebook"]
+            centroids = fitted.tensors()[f"codebooks.{level + 1}"]
             book.embed.copy_(centroids.unsqueeze(0))
             book.cluster_size.copy_(counts.unsqueeze(0))
             book.embed_avg.copy_((centroids * counts.unsqueeze(1)).unsqueeze(0))
@@ -207,8 +209,10 @@ class LfqCore(nn.Module):
             dim=num_bits, num_quantizers=num_levels, codebook_size=1 << num_bits
         ).train()  # its layers share a module, which others may have put into evaluation mode
 
-    def start(self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int) -> None:
-        """Do nothing: codes are signs, there is nothing to place."""
+    def initialize(
+        self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int
+    ) -> None:
+        """Do nothing: codes are signs, nothing needs initialization."""
 
     def forward(
         self, latents: Float[Tensor, "row latent"], *, batch_size: int, learn: bool

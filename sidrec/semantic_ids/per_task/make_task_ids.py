@@ -6,27 +6,29 @@ from typing import Any, Literal
 
 import torch
 
-from sidrec.encoder.fusion import fused_concat, fused_svd
+from sidrec.encoder.fusion import Combine, fused_concat, fused_svd
 from sidrec.errors import ConfigError, DataError
+from sidrec.plugins import find_function
 from sidrec.semantic_ids.bundle.append import stored_bundle
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from sidrec.semantic_ids.bundle.vector_reader import finite_rows
 from sidrec.semantic_ids.collisions.policies import CollisionPolicy
 from sidrec.semantic_ids.per_task.prefix_share import PrefixShareSettings, fit_prefix_share
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.semantic_ids.quality.id_metrics import quality_of
 from sidrec.semantic_ids.quantizers.base import Quantizer
 from sidrec.semantic_ids.quantizers.rq_codebooks import FittedRqKMeans
 from sidrec.types import TASKS, ItemEmbeddings, SemanticIdTable, Task
 
-Fusion = Literal["none", "concat", "svd_sum", "svd_concat"]
+FUSIONS = ("none", "concat", "svd_sum", "svd_concat")
 
 
 def fuse_ids(
     run: Path,
     other: Path | None,
     *,
-    fusion: Fusion,
+    fusion: str,
     dim: int | None,
     reader: Path | None,
     out: Path,
@@ -39,8 +41,10 @@ def fuse_ids(
     Args:
         run: Encoder run or bundle.
         other: The second one; None with fusion ``none``.
-        fusion: ``none`` quantizes ``run`` alone.
-        dim: Dimensions that truncated SVD keeps; None for the other ways.
+        fusion: ``none`` quantizes ``run`` alone; else ``concat``, ``svd_sum``, ``svd_concat``, or
+            the name or path of a function of a plug-in (``sidrec.fusions``), which is called as
+            ``function(first, second, dim=dim)`` and returns one vector per item.
+        dim: Dimensions that truncated SVD keeps; None for ``none`` and ``concat``.
         reader: Run or bundle whose vectors the bundle shall hold in place of the fused ones: what
             a generator reads as items, in one space with the queries. Its codes then differ from
             strategy to strategy and nothing else does. None keeps the fused vectors.
@@ -68,7 +72,7 @@ def fuse_ids(
         "bundles": [bundle.hash for folder, bundle in bundles.items() if folder != reader],
         "reader": bundles[reader].hash if reader is not None else None,
     }
-    bundle = make_semantic_ids(
+    bundle = build_semantic_ids(
         vectors,
         quantizer=quantizer,
         policy=policy,
@@ -84,19 +88,25 @@ def fuse_ids(
 
 
 def _fused(
-    first: ItemEmbeddings, second: ItemEmbeddings, *, fusion: Fusion, dim: int | None
+    first: ItemEmbeddings, second: ItemEmbeddings, *, fusion: str, dim: int | None
 ) -> torch.Tensor:
     if fusion == "concat":
         return fused_concat(first.vectors, second.vectors)
-    return fused_svd(
-        first.vectors,
-        second.vectors,
-        dim=dim or 0,
-        combine="sum" if fusion == "svd_sum" else "concat",
-    )
+    if fusion in FUSIONS:
+        combine: Combine = "sum" if fusion == "svd_sum" else "concat"
+        return fused_svd(first.vectors, second.vectors, dim=dim or 0, combine=combine)
+    fused = find_function("fusions", fusion, known=FUSIONS)(first.vectors, second.vectors, dim=dim)
+    if not (isinstance(fused, torch.Tensor) and len(fused) == len(first.vectors)):
+        raise DataError(f"The fusion '{fusion}' did not return one vector for every item.")
+    return finite_rows(fused, f"the result of fusion '{fusion}'")
 
 
-def _check(other: Path | None, fusion: Fusion, dim: int | None) -> None:
+def _check(other: Path | None, fusion: str, dim: int | None) -> None:
+    if fusion not in FUSIONS:
+        find_function("fusions", fusion, known=FUSIONS)
+        if other is None:
+            raise ConfigError(f"--fusion {fusion} needs --and RUN.")
+        return
     if (other is None) != (fusion == "none"):
         raise ConfigError(
             f"--fusion {fusion} with {'one run' if other is None else 'two runs'}: give --and RUN "
@@ -208,7 +218,7 @@ def separate_ids(
         DataError: If the vectors are not usable, or of different catalogues.
     """
     bundles = {
-        task: make_semantic_ids(
+        task: build_semantic_ids(
             vectors[task],
             quantizer=quantizer,
             policy=policy,

@@ -1,32 +1,36 @@
 """One encoder, two decoders, three codebooks: IDs whose first code both tasks share."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import lightning as L
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from sidrec.errors import ConfigError
-from sidrec.semantic_ids.kmeans.lloyd import nearest
+from sidrec.kernels.nearest import nearest_codes
+from sidrec.semantic_ids.kmeans.lloyd import cluster
+from sidrec.semantic_ids.learned.codebooks import perceptron
+from sidrec.semantic_ids.learned.datamodule import VectorBatch, VectorDataModule
+from sidrec.semantic_ids.learned.module import train_alone
+from sidrec.semantic_ids.quantizers.base import refuse_few_items
 from sidrec.semantic_ids.quantizers.rq_codebooks import FittedRqKMeans
 from sidrec.types import TASKS, Task
 
-_LLOYD_PASSES = 10
+_INIT_ITERATIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixShareSettings:
-    """All that decides the codes beside the vectors.
+    """Settings of prefix-share IDs.
 
     Attributes:
         shared_codes: Size of the codebook that both tasks use first.
         task_codes: Size of each task's own codebook.
-        latent_dim: Width of what the encoder makes of both vectors.
+        latent_dim: Width of a latent vector.
         hidden_dim: Width of the hidden layers.
         num_steps: Steps without codebooks, and as many with them.
-        batch_size: Items per step.
+        batch_size: Items per step; at most the catalogue.
         learning_rate: Of AdamW.
         commitment_weight: Pull of the codes on the encoder.
         seed: Of weights, batches and first codes.
@@ -44,10 +48,10 @@ class PrefixShareSettings:
 
 
 class PrefixShare(NamedTuple):
-    """What came of the training.
+    """Result of the training.
 
     Attributes:
-        latents: What was quantized; row = item_index.
+        latents: The quantized vectors; row = item_index.
         quantizers: Of each task, over the latents: shared codebook, then its own.
         errors: Per task, squared error of the reconstruction over the variance of its vectors.
     """
@@ -57,47 +61,81 @@ class PrefixShare(NamedTuple):
     errors: dict[Task, float]
 
 
-class PrefixShareModel(nn.Module):
+class PrefixShareModule(L.LightningModule):
     """Encoder of both embeddings of an item, a decoder for each, and the codebooks.
+
+    Args:
+        vectors: Both embeddings of each item, side by side, search first.
+        search_dim: Width of the search embedding.
+        settings: Of the model and its training.
 
     Source:
         Penha et al. 2025 (arXiv 2508.10478), "Prefix-share". Its architecture is not stated:
-        here two layers each, and the task's code quantizes what the shared one leaves.
+        here two layers each, and the task's code quantizes the residual of the shared one.
     """
 
-    def __init__(self, dims: Mapping[Task, int], settings: PrefixShareSettings) -> None:
+    needs_pairs = False
+    fingerprint = ""
+
+    def __init__(
+        self, vectors: Float[Tensor, "item both"], search_dim: int, settings: PrefixShareSettings
+    ) -> None:
         super().__init__()
-        hidden, latent = settings.hidden_dim, settings.latent_dim
-        self.encoder = nn.Sequential(
-            nn.Linear(sum(dims.values()), hidden), nn.GELU(), nn.Linear(hidden, latent)
-        )
+        self.vectors, self.options, self.quantizes = vectors, settings, False
+        self.dims: dict[Task, int] = {
+            "search": search_dim,
+            "recommendation": vectors.shape[1] - search_dim,
+        }
+
+    def configure_model(self) -> None:
+        """Build networks and codebooks, the latter empty."""
+        if hasattr(self, "encoder"):
+            return
+        hidden, latent = self.options.hidden_dim, self.options.latent_dim
+        self.encoder = perceptron((self.vectors.shape[1], hidden, latent))
         self.decoders = nn.ModuleDict(
-            {
-                task: nn.Sequential(nn.Linear(latent, hidden), nn.GELU(), nn.Linear(hidden, dim))
-                for task, dim in dims.items()
-            }
+            {task: perceptron((latent, hidden, dim)) for task, dim in self.dims.items()}
         )
-        self.shared = nn.Parameter(torch.zeros(settings.shared_codes, latent))
+        self.shared = nn.Parameter(torch.zeros(self.options.shared_codes, latent))
         self.own = nn.ParameterDict(
-            {task: torch.zeros(settings.task_codes, latent) for task in dims}
+            {task: torch.zeros(self.options.task_codes, latent) for task in self.dims}
         )
 
-    def loss(
-        self, vectors: Mapping[Task, Tensor], *, quantize: bool, commitment_weight: float
-    ) -> Float[Tensor, ""]:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW without weight decay, at a constant rate."""
+        rate = self.options.learning_rate
+        return torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=0.0)
+
+    def training_step(self, batch: VectorBatch) -> Tensor:
         """Return the error of both reconstructions, and that of the codes if there are any."""
-        latents = self.encoder(torch.cat(list(vectors.values()), dim=1))
+        latents = self.encoder(batch.vectors)
         total = latents.new_zeros(())
-        for task, target in vectors.items():
-            through = latents
-            if quantize:
+        for task, target in self.split(batch.vectors).items():
+            decoded = latents
+            if self.quantizes:
                 coded = self._decoded(latents, task)
                 total = total + (coded - latents.detach()).square().mean()
-                total = total + commitment_weight * (latents - coded.detach()).square().mean()
-                through = latents + (coded - latents).detach()  # gradient as if nothing was lost
-            total = total + (self.decoders[task](through) - target).square().mean()
+                pull = (latents - coded.detach()).square().mean()
+                total = total + self.options.commitment_weight * pull
+                decoded = latents + (coded - latents).detach()  # straight-through gradient
+            total = total + (self.decoders[task](decoded) - target).square().mean()
         error: Tensor = total
         return error
+
+    @torch.no_grad()
+    def initialize_codebooks(self, seed: int) -> None:
+        """Cluster the latents into shared codes, and their residuals into each task's codes."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def centroids(rows: Tensor, num_codes: int) -> Tensor:
+            initial = rows[torch.randperm(len(rows), generator=generator)[:num_codes]]
+            return cluster(rows, initial, num_iterations=_INIT_ITERATIONS, tolerance=0.0)
+
+        latents = self.encoder(self.vectors)
+        self.shared.copy_(centroids(latents, len(self.shared)))
+        residual = latents - self.shared[nearest_codes(latents, self.shared)]
+        for codebook in self.own.values():
+            codebook.copy_(centroids(residual, len(codebook)))
 
     def quantizer(self, task: Task) -> FittedRqKMeans:
         """Return the fixed codebooks of a task, over latents."""
@@ -105,11 +143,15 @@ class PrefixShareModel(nn.Module):
         lengths = (torch.ones(1), torch.ones(len(codebooks[0])))
         return FittedRqKMeans(codebooks, lengths, normalized=False)
 
+    def split(self, both: Float[Tensor, "row both"]) -> dict[Task, Tensor]:
+        """Return the columns of each task."""
+        return dict(zip(self.dims, torch.split(both, list(self.dims.values()), dim=1), strict=True))
+
     def _decoded(self, latents: Tensor, task: Task) -> Float[Tensor, "item latent"]:
         own = self.own[task]
-        first = nearest(latents.detach(), self.shared.detach())[1]
-        left = latents.detach() - self.shared.detach()[first]
-        second = nearest(left, own.detach())[1]
+        first = nearest_codes(latents.detach(), self.shared.detach())
+        residual = latents.detach() - self.shared.detach()[first]
+        second = nearest_codes(residual, own.detach())
         decoded: Tensor = self.shared[first] + own[second]
         return decoded
 
@@ -122,81 +164,34 @@ def fit_prefix_share(
     """Train encoder, decoders and codebooks on the vectors of one catalogue, on this rank.
 
     First the autoencoder alone, then codebooks from k-means of its latents, then all together:
-    codes that start on an untrained encoder collapse.
+    codebooks initialized on an untrained encoder collapse.
 
     Raises:
         ConfigError: If there are fewer items than codes.
     """
-    num_items = len(search)
-    if num_items < max(settings.shared_codes, settings.task_codes):
-        raise ConfigError(
-            f"{num_items} items cannot fill {settings.shared_codes} shared and "
-            f"{settings.task_codes} own codes; lower them."
+    refuse_few_items(len(search), (settings.shared_codes, settings.task_codes))
+    both = torch.cat([_scaled(search), _scaled(recommendation)], dim=1)
+    module = PrefixShareModule(both, search.shape[1], settings)
+    for quantizes in (False, True):
+        module.quantizes = quantizes
+        if quantizes:
+            module.initialize_codebooks(settings.seed)
+        train_alone(
+            module,
+            VectorDataModule(settings.batch_size, settings.seed),
+            num_steps=settings.num_steps,
+            device=torch.device("cpu"),
+            seed=settings.seed,
         )
-    vectors: dict[Task, Tensor] = {
-        "search": _scaled(search),
-        "recommendation": _scaled(recommendation),
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = PrefixShareModel({task: vectors[task].shape[1] for task in TASKS}, settings)
-        drawn = torch.Generator().manual_seed(settings.seed)
-        _train(model, vectors, settings, drawn, quantize=False)
-        _start_codebooks(model, vectors, drawn)
-        _train(model, vectors, settings, drawn, quantize=True)
     with torch.no_grad():
-        latents = model.encoder(torch.cat(list(vectors.values()), dim=1))
-        quantizers: dict[Task, FittedRqKMeans] = {task: model.quantizer(task) for task in TASKS}
+        latents = module.encoder(both)
+        quantizers = {task: module.quantizer(task) for task in TASKS}
         errors: dict[Task, float] = {}
-        for task in TASKS:
+        for task, target in module.split(both).items():
             coded = quantizers[task].decode(quantizers[task].encode(latents))
-            left = model.decoders[task](coded) - vectors[task]
-            errors[task] = float(left.square().sum() / vectors[task].square().sum())
+            left = module.decoders[task](coded) - target
+            errors[task] = float(left.square().sum() / target.square().sum())
     return PrefixShare(latents, quantizers, errors)
-
-
-def _train(
-    model: PrefixShareModel,
-    vectors: Mapping[Task, Tensor],
-    settings: PrefixShareSettings,
-    drawn: torch.Generator,
-    *,
-    quantize: bool,
-) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    num_items = len(vectors["search"])
-    for _ in range(settings.num_steps):
-        rows = torch.randint(num_items, (settings.batch_size,), generator=drawn)
-        batch = {task: part[rows] for task, part in vectors.items()}
-        loss = model.loss(batch, quantize=quantize, commitment_weight=settings.commitment_weight)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-
-@torch.no_grad()
-def _start_codebooks(
-    model: PrefixShareModel, vectors: Mapping[Task, Tensor], drawn: torch.Generator
-) -> None:
-    """Put the shared codes on the latents, and each task's on what they leave."""
-    latents = model.encoder(torch.cat(list(vectors.values()), dim=1))
-    model.shared.copy_(_centroids(latents, len(model.shared), drawn))
-    left = latents - model.shared[nearest(latents, model.shared)[1]]
-    for codebook in model.own.values():
-        codebook.copy_(_centroids(left, len(codebook), drawn))
-
-
-def _centroids(
-    rows: Float[Tensor, "row dim"], num_codes: int, drawn: torch.Generator
-) -> Float[Tensor, "code dim"]:
-    """Return a few passes of Lloyd's k-means from random rows; codes without rows stay."""
-    centroids = rows[torch.randperm(len(rows), generator=drawn)[:num_codes]].clone()
-    for _ in range(_LLOYD_PASSES):
-        codes: Int[Tensor, " row"] = nearest(rows, centroids)[1]
-        counts = torch.bincount(codes, minlength=num_codes)[:, None]
-        sums = torch.zeros_like(centroids).index_add_(0, codes, rows)
-        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
-    return centroids
 
 
 def _scaled(vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "item dim"]:

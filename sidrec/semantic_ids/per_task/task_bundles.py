@@ -16,7 +16,7 @@ from sidrec.semantic_ids.bundle.storage import DESCRIPTION
 from sidrec.types import TASKS, ItemEmbeddings, Task
 
 TASK_IDS = "task_ids.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,10 @@ class TaskBundles:
             return cls.common(one)
         description: dict[str, Any] = read_json(folder / TASK_IDS)
         if description.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(f"{folder / TASK_IDS} is of another version; make the IDs again.")
+            raise DataError(
+                f"{folder / TASK_IDS} was made by another version of sidrec; make the Semantic IDs "
+                "again."
+            )
         bundles: dict[Task, SemanticIdBundle] = {
             task: SemanticIdBundle.load(folder / task, corpus_fingerprint=corpus_fingerprint)
             for task in TASKS

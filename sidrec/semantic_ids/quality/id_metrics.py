@@ -1,4 +1,4 @@
-"""How good Semantic IDs are: what they lose, how evenly codes are used, who shares an ID."""
+"""Quality figures of Semantic IDs: reconstruction error, use of codes, collisions."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from sidrec.semantic_ids.collisions.policies import Resolution, group_numbers
 from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
 from sidrec.semantic_ids.quality.purity import Attribute, prefix_purity
 from sidrec.semantic_ids.quantizers.base import FittedQuantizer
+from sidrec.semantic_ids.quantizers.controls import hash_rows
 
 NUM_NEIGHBORS = 10
 _MOST_QUERIES = 1000
@@ -151,7 +152,7 @@ def relative_error(
     quantizer: FittedQuantizer,
 ) -> float:
     """Return squared error over squared deviation from the mean; 0 for constant vectors."""
-    lost = spread = 0.0
+    lost = deviation = 0.0
     total = torch.zeros(vectors.shape[1], dtype=torch.float64)
     for chunk in torch.split(vectors, CHUNK_ROWS):
         total += chunk.double().sum(dim=0).cpu()
@@ -160,21 +161,15 @@ def relative_error(
         chunk = vectors[start : start + CHUNK_ROWS].float()
         decoded = quantizer.decode(codes[start : start + CHUNK_ROWS]).to(chunk.device)
         lost += (chunk - decoded).square().sum(dtype=torch.float64).item()
-        spread += (chunk - mean).square().sum(dtype=torch.float64).item()
+        deviation += (chunk - mean).square().sum(dtype=torch.float64).item()
     scale = vectors.shape[0] * mean.square().sum().item()
-    return lost / spread if spread > 1e-12 * scale else 0.0  # below: rounding of equal rows
+    return lost / deviation if deviation > 1e-12 * scale else 0.0  # below: rounding of equal rows
 
 
 def identical_groups(vectors: Float[Tensor, "item dim"]) -> Int[Tensor, " item"]:
     """Return a dense number per row; rows with the same float32 bits share one (64-bit hash)."""
-    weights = np.random.default_rng(0).integers(1, 2**63, vectors.shape[1], dtype=np.uint64)
-    hashes = [np.zeros(0, dtype=np.uint64)]
-    for start in range(0, len(vectors), CHUNK_ROWS):
-        chunk = vectors[start : start + CHUNK_ROWS].float().cpu() + 0.0  # -0.0 becomes 0.0
-        mixed = (chunk.contiguous().numpy().view(np.uint32).astype(np.uint64) + 1) * weights
-        mixed ^= mixed >> np.uint64(29)
-        hashes.append((mixed * np.uint64(0x9E3779B97F4A7C15 | 1)).sum(axis=1, dtype=np.uint64))
-    return torch.from_numpy(np.unique(np.concatenate(hashes), return_inverse=True)[1])
+    hashes = hash_rows(vectors, key=0)
+    return torch.from_numpy(np.unique(hashes, return_inverse=True)[1])
 
 
 def _purities(codes: Tensor, attributes: Sequence[Attribute]) -> dict[str, float]:

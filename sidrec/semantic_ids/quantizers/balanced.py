@@ -1,8 +1,7 @@
-"""Balanced residual k-means: at no level may a code hold many more items than its share."""
+"""Balanced residual k-means: a limit on the items of a code at every level."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -10,98 +9,78 @@ from torch import Tensor
 
 from sidrec.distributed import from_rank_zero
 from sidrec.errors import ConfigError
-from sidrec.semantic_ids.kmeans.initialization import progressive_start, uniform_sample
-from sidrec.semantic_ids.kmeans.lloyd import k_means
-from sidrec.semantic_ids.kmeans.sharded_rows import Rows, block_of_rank, chunks_of, rows_to_fit
+from sidrec.semantic_ids.kmeans.initialization import progressive_dims_init, uniform_sample
+from sidrec.semantic_ids.kmeans.lloyd import cluster
+from sidrec.semantic_ids.kmeans.sharded_rows import common_offset, rows_to_fit
 from sidrec.semantic_ids.quantizers.base import (
     FittedQuantizer,
     Quantizer,
     check_sizes,
+    encode_residual,
     refuse_few_items,
+    squared_distances,
+    sum_of_codes,
 )
-from sidrec.semantic_ids.quantizers.capacity_duals import capacity_prices, cheapest
+from sidrec.semantic_ids.quantizers.capacity_duals import fit_capacity_duals, nearest_with_duals
 
 
 @dataclass(frozen=True, slots=True)
-class FittedBalancedRqKMeans:
+class FittedBalancedRqKMeans(FittedQuantizer):
     """Fitted codebooks. A vector is decoded as the sum of its centroids.
 
     Attributes:
         codebooks: One per level, coarse level first, float32.
-        prices: One per code, ``>= 0``: squared distance that a residual may save before it goes
-            elsewhere. All 0 gives plain residual k-means.
+        duals: One per code, ``>= 0``, added to the squared distance when a residual chooses its
+            code. All 0 gives plain residual k-means.
+        offset: As in ``FittedRqKMeans``.
     """
 
     codebooks: tuple[Float[Tensor, "_ dim"], ...]
-    prices: tuple[Float[Tensor, " _"], ...]
+    duals: tuple[Float[Tensor, " _"], ...]
+    offset: Float[Tensor, " dim"] | None = None
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Number of codes at each level."""
         return tuple(len(codebook) for codebook in self.codebooks)
 
-    def encode(self, vectors: Float[Tensor, "item dim"]) -> Int[Tensor, "item level"]:
-        """Return per level the code whose centroid is near the residual, and cheap.
+    def encode_chunk(
+        self, chunk: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
+    ) -> Int[Tensor, "row level"]:
+        """Return per level the code with the least squared distance plus dual."""
 
-        Raises:
-            DataError: If the width differs from the codebooks', or a value is not finite.
-        """
-        return self.complete(vectors, torch.zeros((len(vectors), 0), dtype=torch.int64))
+        def nearest(residual: Tensor, level: int) -> Tensor:
+            return nearest_with_duals(residual, self.codebooks[level], self.duals[level])
 
-    def complete(
-        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
-    ) -> Int[Tensor, "item level"]:
-        """Return codes that begin with ``prefix``, the levels after it encoded as in ``encode``."""
-        device, dim = self.codebooks[0].device, self.codebooks[0].shape[1]
-        codes = torch.zeros((len(vectors), len(self.codebooks)), dtype=torch.int64, device=device)
-        codes[:, : prefix.shape[1]] = prefix.to(device)
-        for rows, chunk in chunks_of(vectors, dim=dim, device=device):
-            part = codes[rows]
-            left = chunk - self.decode(part[:, : prefix.shape[1]])
-            for level in range(prefix.shape[1], len(self.codebooks)):
-                part[:, level] = cheapest(left, self.codebooks[level], self.prices[level])
-                left = left - self.codebooks[level][part[:, level]]
-        return codes
+        return encode_residual(self._centered(chunk), prefix, self.codebooks, nearest)
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
         """Return the vectors that the codes, or their first levels alone, stand for."""
-        codes = codes.to(self.codebooks[0].device, torch.int64)
-        total = self.codebooks[0].new_zeros((len(codes), self.codebooks[0].shape[1]))
-        for level, column in enumerate(codes.unbind(dim=1)):
-            total += self.codebooks[level][column]
-        return total
+        decoded = sum_of_codes(self.codebooks, codes)
+        return decoded if self.offset is None else decoded + self.offset
 
-    def candidate_errors(
+    def next_code_errors(
         self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
     ) -> Float[Tensor, "item code"]:
-        """Return the squared error of the decoded vector for each code, without prices."""
+        """Return the squared error of the decoded vector for each code, without duals."""
         codebook = self.codebooks[prefix.shape[1]]
-        left = vectors.to(codebook.device, torch.float32) - self.decode(prefix)
-        squares = left.square().sum(dim=1, keepdim=True) + codebook.square().sum(dim=1)
-        return (squares - 2 * left @ codebook.T).clamp_(min=0)
+        rows = self._centered(vectors.to(codebook.device, torch.float32))
+        return squared_distances(rows - sum_of_codes(self.codebooks, prefix), codebook)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return ``level_N.codebook`` and ``level_N.prices``, levels counted from 1."""
-        named = {f"level_{n}.codebook": t for n, t in enumerate(self.codebooks, start=1)}
-        return named | {f"level_{n}.prices": t for n, t in enumerate(self.prices, start=1)}
+    def _centered(self, rows: Tensor) -> Tensor:
+        return rows if self.offset is None else rows - self.offset
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedBalancedRqKMeans":
-        """Build the quantizer from what ``tensors`` returned."""
-        levels = range(1, len(tensors) // 2 + 1)
-        return cls(
-            codebooks=tuple(tensors[f"level_{n}.codebook"] for n in levels),
-            prices=tuple(tensors[f"level_{n}.prices"] for n in levels),
-        )
+
+_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class BalancedRqKMeans(Quantizer):
     """Residual k-means in which a code of a level holds at most ``slack`` times its even share.
 
-    The limit counts all items of a level, whatever their prefix. It is kept by a price per code
-    that is stored with the centroids, so that items which come later are coded by the same rule:
-    nearest, price included. Of ``n`` fitted items no code has more than ``ceil(slack * n / k)``,
+    The limit counts all items of a level, whatever their prefix. A dual variable per code enforces
+    it and is stored with the centroids, so later items are coded by the same rule: least squared
+    distance plus dual. Of ``n`` fitted items no code has more than ``ceil(slack * n / k)``,
     equal vectors apart, which cannot be told from each other. Where the catalogue is larger than
     ``sample_rows`` the limit holds for the sample, and for the rest as far as it is like it.
 
@@ -109,9 +88,9 @@ class BalancedRqKMeans(Quantizer):
         codebook_sizes: Codes per level, coarse first, each in [2, 32768].
         slack: Largest number of items on a code over the even share, ``>= 1``.
         num_iterations: Most k-means iterations per level before balancing, ``>= 1``.
-        num_balancings: How often prices and centroids follow each other, ``>= 0``; once more,
-            prices are found for the last centroids.
-        price_step: Least rise of a price, as a fraction of the mean squared error; smaller is
+        num_balancings: How often duals and centroids follow each other, ``>= 0``; once more,
+            duals are found for the last centroids.
+        dual_step: Least rise of a dual, as a fraction of the mean squared error; smaller is
             slower and nearer to the least error that the limit allows.
         sample_rows: Everything is learned from at most this many rows.
         seed: Seed of all draws.
@@ -121,16 +100,18 @@ class BalancedRqKMeans(Quantizer):
 
     Source:
         Balanced k-means as in OneRec, sec. 3 (https://arxiv.org/abs/2502.18965). Differs: limits
-        are kept by prices, not by filling one cluster after another, so new items can be coded.
+        are kept by duals, not by filling one cluster after another, so new items can be coded.
     """
 
     codebook_sizes: tuple[int, ...] = (256, 256, 256)
     slack: float = 1.1
     num_iterations: int = 25
     num_balancings: int = 1
-    price_step: float = 1e-3
+    dual_step: float = 1e-3
     sample_rows: int = 65_536
     seed: int = 1234
+
+    name = "balanced_rq_kmeans"
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes)
@@ -138,13 +119,8 @@ class BalancedRqKMeans(Quantizer):
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {value}.")
-        if not self.price_step > 0:
-            raise ConfigError(f"price_step is {self.price_step}, expected more than 0.")
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as plain JSON types."""
-        sizes = list(self.codebook_sizes)
-        return {"name": "balanced_rq_kmeans"} | asdict(self) | {"codebook_sizes": sizes}
+        if not self.dual_step > 0:
+            raise ConfigError(f"dual_step is {self.dual_step}, expected more than 0.")
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Fit on a sample of all ranks' rows; every rank gets the same result.
@@ -157,31 +133,29 @@ class BalancedRqKMeans(Quantizer):
         refuse_few_items(min(rows.num_rows, self.sample_rows), self.codebook_sizes)
         generator = torch.Generator().manual_seed(self.seed)
         left = uniform_sample(rows, sample_rows=self.sample_rows, generator=generator)
-        codebooks, prices = [], []
+        offset = common_offset(vectors)
+        if offset is not None:
+            left = left - offset
+        codebooks, duals = [], []
         for size in self.codebook_sizes:
-            start = progressive_start(left, num_codes=size, generator=generator)
-            codebook, price = self._balanced(left, self._centroids(left, start))
+            initial = progressive_dims_init(left, num_codes=size, generator=generator)
+            centroids = cluster(
+                left, initial, num_iterations=self.num_iterations, tolerance=_TOLERANCE
+            )
+            codebook, dual = self._balanced(left, centroids)
             codebooks.append(codebook)
-            prices.append(price)
-            left = left - codebook[cheapest(left, codebook, price)]
-        return FittedBalancedRqKMeans(tuple(codebooks), tuple(prices))
-
-    def _centroids(self, points: Tensor, start: Tensor) -> Tensor:
-        """Run plain k-means on points that every rank holds; each rank works on its block."""
-        begin, end = block_of_rank(len(points))
-        block = points[begin:end]
-        rows = Rows(lambda a, b: block[a:b], len(block), points.shape[1])
-        found = k_means(rows, start, num_iterations=self.num_iterations, tolerance=1e-4)
-        return found.centroids
+            duals.append(dual)
+            left = left - codebook[nearest_with_duals(left, codebook, dual)]
+        return FittedBalancedRqKMeans(tuple(codebooks), tuple(duals), offset)
 
     def _balanced(self, points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         capacity = math.ceil(self.slack * len(points) / len(centroids))
         for _ in range(self.num_balancings):
-            prices = capacity_prices(points, centroids, capacity=capacity, step=self.price_step)
-            centroids = _means(points, cheapest(points, centroids, prices), centroids)
+            duals = fit_capacity_duals(points, centroids, capacity=capacity, step=self.dual_step)
+            centroids = _means(points, nearest_with_duals(points, centroids, duals), centroids)
         centroids = from_rank_zero(centroids)
-        prices = capacity_prices(points, centroids, capacity=capacity, step=self.price_step)
-        return centroids, from_rank_zero(prices)
+        duals = fit_capacity_duals(points, centroids, capacity=capacity, step=self.dual_step)
+        return centroids, from_rank_zero(duals)
 
 
 def _means(points: Tensor, codes: Tensor, before: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Prices of codes: each row takes the code that is near and cheap, so that none is overfull."""
+"""Dual variables that keep codes within a capacity: fitted to rows, used to assign them."""
 
 from typing import NamedTuple
 
@@ -11,44 +11,44 @@ _AUCTION_ROUNDS = 600
 
 
 class _TwoBest(NamedTuple):
-    costs: Tensor  # [row, 2] squared distance plus price, less the row's square
+    costs: Tensor  # [row, 2] squared distance plus dual, less the row's square
     codes: Tensor  # [row, 2]
 
 
-def cheapest(
+def nearest_with_duals(
     rows: Float[Tensor, "row dim"],
     centroids: Float[Tensor, "code dim"],
-    prices: Float[Tensor, " code"],
+    duals: Float[Tensor, " code"],
 ) -> Int[Tensor, " row"]:
-    """Return the code with the least squared distance plus price; ties: the lowest code."""
-    squares = centroids.square().sum(dim=1) + prices
+    """Return the code with the least squared distance plus dual; ties: the lowest code."""
+    squares = centroids.square().sum(dim=1) + duals
     return torch.addmm(squares, rows, centroids.T, alpha=-2).argmin(dim=1)
 
 
-def capacity_prices(
+def fit_capacity_duals(
     rows: Float[Tensor, "row dim"],
     centroids: Float[Tensor, "code dim"],
     *,
     capacity: int,
     step: float,
 ) -> Float[Tensor, " code"]:
-    """Return prices at which no code is chosen by more than ``capacity`` rows.
+    """Return duals at which no code is chosen by more than ``capacity`` rows.
 
-    First all prices follow the demand, up and down, by ever smaller steps; then, if codes still
-    are overfull, an auction: each raises its price until only ``capacity`` rows still prefer it to
-    their next choice, the others go there, and so on. Both end as soon as no code is overfull.
-    Equal rows go together, so where more than ``capacity`` of them are equal, or clusters lie so
-    far apart that a thousand rounds do not do, some codes stay overfull.
+    First a subgradient ascent moves all duals with shrinking steps; then, if codes still are
+    overfull, an auction raises the dual of each until only ``capacity`` rows prefer it to their
+    next choice. Both end as soon as no code is overfull. Equal rows get the same code, so where
+    more than ``capacity`` rows are equal, or clusters are so far apart that a thousand rounds do
+    not suffice, some codes stay overfull.
 
     Args:
-        rows: What is to be spread.
+        rows: Rows to assign.
         centroids: float32.
         capacity: Rows that a code may hold; ``capacity * code >= row``.
-        step: Last and least change of a price, as a fraction of the mean squared distance of a
+        step: Last and least change of a dual, as a fraction of the mean squared distance of a
             row to its nearest centroid, ``> 0``; smaller is slower, and errs less.
 
     Source:
-        Subgradient ascent on the prices of a transport problem, and Bertsekas 1988, auction with
+        Subgradient ascent on the duals of a transport problem, and Bertsekas 1988, auction with
         ε-complementary slackness (https://doi.org/10.1007/BF02186476), with capacities; a code's
         rows are a cell of a power diagram (Aurenhammer et al. 1998,
         https://doi.org/10.1007/PL00009187).
@@ -58,41 +58,39 @@ def capacity_prices(
     products = rows @ centroids.T
     costs = centroids.square().sum(dim=1) - 2 * products  # [row, code], less the row's square
     error = (costs.amin(dim=1) + rows.square().sum(dim=1)).mean().clamp(min=1e-12).item()
-    prices, found = _follow_demand(costs, capacity, first=error, last=step * error)
-    return prices if found else _auction(costs, prices, capacity, rise=step * error)
+    duals, found = _follow_demand(costs, capacity, first=error, last=step * error)
+    return duals if found else _auction(costs, duals, capacity, rise=step * error)
 
 
 def _follow_demand(
     costs: Tensor, capacity: int, *, first: float, last: float
 ) -> tuple[Tensor, bool]:
-    """Return the best prices met on the way, and whether they leave no code overfull."""
-    prices = costs.new_zeros(costs.shape[1])
-    best, fullest = prices, len(costs) + 1
+    """Return the best duals met on the way, and whether they leave no code overfull."""
+    duals = costs.new_zeros(costs.shape[1])
+    best, fullest = duals, len(costs) + 1
     for turn in range(_DEMAND_ROUNDS):
-        counts = torch.bincount((costs + prices).argmin(dim=1), minlength=len(prices))
+        counts = torch.bincount((costs + duals).argmin(dim=1), minlength=len(duals))
         if int(counts.max()) < fullest:
-            best, fullest = prices, int(counts.max())
+            best, fullest = duals, int(counts.max())
         if fullest <= capacity:
             return best, True
         change = first * (last / first) ** (turn / _DEMAND_ROUNDS)
         excess = ((counts - capacity) / capacity).clamp(max=1)
-        prices = (prices + change * excess).clamp(min=0)
+        duals = (duals + change * excess).clamp(min=0)
     return best, False
 
 
-def _auction(costs: Tensor, prices: Tensor, capacity: int, *, rise: float) -> Tensor:
-    """Raise prices of overfull codes until none is."""
-    best = _two_best(costs, prices)
+def _auction(costs: Tensor, duals: Tensor, capacity: int, *, rise: float) -> Tensor:
+    """Raise duals of overfull codes until none is."""
+    best = _two_best(costs, duals)
     for _ in range(_AUCTION_ROUNDS):
-        overfull = torch.bincount(best.codes[:, 0], minlength=len(prices)) > capacity
+        overfull = torch.bincount(best.codes[:, 0], minlength=len(duals)) > capacity
         if not overfull.any():
             break
-        prices = torch.where(
-            overfull, prices + _first_out(best, capacity, len(prices)) + rise, prices
-        )
-        stale = overfull[best.codes].any(dim=1).nonzero().flatten()  # other prices did not move
-        best.costs[stale], best.codes[stale] = _two_best(costs[stale], prices)
-    return prices
+        duals = torch.where(overfull, duals + _first_out(best, capacity, len(duals)) + rise, duals)
+        stale = overfull[best.codes].any(dim=1).nonzero().flatten()  # other duals did not move
+        best.costs[stale], best.codes[stale] = _two_best(costs[stale], duals)
+    return duals
 
 
 def _first_out(best: _TwoBest, capacity: int, num_codes: int) -> Tensor:
@@ -105,9 +103,9 @@ def _first_out(best: _TwoBest, capacity: int, num_codes: int) -> Tensor:
     return margins[order[place.clamp(max=len(order) - 1)]]
 
 
-def _two_best(costs: Tensor, prices: Tensor) -> _TwoBest:
+def _two_best(costs: Tensor, duals: Tensor) -> _TwoBest:
     """Return each row's least and second least cost and their codes."""
-    every = costs + prices
+    every = costs + duals
     first = every.min(dim=1)
     second = every.scatter(1, first.indices.unsqueeze(1), torch.inf).min(dim=1)
     return _TwoBest(

@@ -1,14 +1,13 @@
-"""Two controls: Semantic IDs that say nothing about what the items are.
+"""Controls: Semantic IDs that do not depend on the content of items.
 
-What a model does with them it owes to memory alone; what an ID of content adds is the distance
-from here. Both depend on the bits of a vector and on nothing that the bits mean, so that two
-near items have unrelated IDs, and both decode to the mean of the catalogue (relative error 1).
+Results with them are memorization alone; the gain of a content ID is measured against them. Codes
+depend on the bits of a vector and not on their meaning, so two near items have unrelated IDs, and
+all codes decode to the mean of the catalogue (relative error 1).
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sidrec.distributed import gather_rows
 from sidrec.errors import ConfigError
-from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS, chunks_of, exact_mean, rows_to_fit
+from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS, exact_mean, rows_to_fit
 from sidrec.semantic_ids.quantizers.base import (
     MAX_CODEBOOK_SIZE,
     FittedQuantizer,
@@ -53,47 +52,40 @@ def hash_rows(vectors: Float[Tensor, "row dim"], *, key: int) -> npt.NDArray[np.
 
 
 @dataclass(frozen=True, slots=True)
-class _ContentFree(ABC):
-    """What the controls share: codes come from hashes, and every code decodes to the mean.
+class _ContentFree(FittedQuantizer):
+    """Base of the controls: codes come from hashes, and every code decodes to the mean.
 
     Attributes:
         mean: Mean vector of the catalogue.
-        codebook_sizes: Number of codes at each level, coarse level first.
+        sizes: Number of codes at each level, coarse level first.
     """
 
     mean: Float[Tensor, " dim"]
-    codebook_sizes: tuple[int, ...]
+    sizes: tuple[int, ...]
 
-    def encode(self, vectors: Float[Tensor, "item dim"]) -> Int[Tensor, "item level"]:
-        """Return codes that depend on the bits of a vector only; int64 on the mean's device.
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes at each level."""
+        return self.sizes
 
-        Raises:
-            DataError: If the width differs from the catalogue's, or a value is not finite.
-        """
-        device = self.mean.device
-        codes = [torch.zeros((0, len(self.codebook_sizes)), dtype=torch.int64, device=device)]
-        for _, chunk in chunks_of(vectors, dim=len(self.mean), device=device):
-            codes.append(self._codes(chunk).to(device))
-        return torch.cat(codes)
-
-    def complete(
-        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
-    ) -> Int[Tensor, "item level"]:
+    def encode_chunk(
+        self, chunk: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
+    ) -> Int[Tensor, "row level"]:
         """Return the vectors' codes with their first levels replaced by ``prefix``."""
-        codes = self.encode(vectors)
-        codes[:, : prefix.shape[1]] = prefix.to(codes.device)
+        codes = self._codes(chunk).to(self.mean.device)
+        codes[:, : prefix.shape[1]] = prefix
         return codes
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
         """Return the mean of the catalogue for every item."""
         return self.mean.repeat(len(codes), 1)
 
-    def candidate_errors(
+    def next_code_errors(
         self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
     ) -> Float[Tensor, "item code"]:
         """Return the squared distance to the mean: no code is nearer than another."""
         left = vectors.to(self.mean.device, torch.float32) - self.mean
-        size = self.codebook_sizes[prefix.shape[1]]
+        size = self.sizes[prefix.shape[1]]
         return left.square().sum(dim=1, keepdim=True).repeat(1, size)
 
     @abstractmethod
@@ -119,24 +111,13 @@ class FittedRandomCodes(_ContentFree):
         ]
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return ``mean``, ``codebook_sizes`` and ``seed``."""
-        sizes = torch.tensor(self.codebook_sizes)
-        return {"mean": self.mean, "codebook_sizes": sizes, "seed": torch.tensor(self.seed)}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedRandomCodes":
-        """Build the quantizer from what ``tensors`` returned."""
-        sizes = tuple(tensors["codebook_sizes"].tolist())
-        return cls(tensors["mean"], sizes, int(tensors["seed"]))
-
 
 @dataclass(frozen=True, slots=True)
 class FittedAtomicCodes(_ContentFree):
     """A number for every item of the catalogue, written as one code per level.
 
     The n hashes of the catalogue, in order, give each distinct vector its number. Numbers are
-    spread evenly over all codes, so every level is used evenly and prefixes have equally many
+    spaced evenly over all codes, so every level is used evenly and prefixes have equally many
     items. A vector from outside gets the number of the next hash, that of an unrelated item.
 
     Attributes:
@@ -153,24 +134,12 @@ class FittedAtomicCodes(_ContentFree):
         )
         number = place.clamp(max=len(self.hashes) - 1)
         capacity = min(math.prod(self.codebook_sizes), 1 << 62)  # int64 below
-        number = _spread_evenly(number, len(self.hashes), capacity)
+        number = _evenly_spaced(number, len(self.hashes), capacity)
         columns = []
         for size in reversed(self.codebook_sizes):
             columns.append(number % size)
             number = number // size
         return torch.stack(columns[::-1], dim=1)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return ``mean``, ``codebook_sizes``, ``hashes`` and ``seed``."""
-        sizes = torch.tensor(self.codebook_sizes)
-        named = {"mean": self.mean, "codebook_sizes": sizes, "hashes": self.hashes}
-        return named | {"seed": torch.tensor(self.seed)}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedAtomicCodes":
-        """Build the quantizer from what ``tensors`` returned."""
-        sizes = tuple(tensors["codebook_sizes"].tolist())
-        return cls(tensors["mean"], sizes, tensors["hashes"], int(tensors["seed"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +160,13 @@ class RandomCodes(Quantizer):
     codebook_sizes: tuple[int, ...] = (256, 256, 256)
     seed: int = 1234
 
+    name = "random"
+
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as plain JSON types."""
-        sizes = list(self.codebook_sizes)
-        return {"name": "random", "codebook_sizes": sizes, "seed": self.seed}
-
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
-        """Take the mean of the catalogue; there is nothing else to learn."""
+        """Take the mean of the catalogue; nothing else is learned."""
         return FittedRandomCodes(exact_mean(rows_to_fit(vectors)), self.codebook_sizes, self.seed)
 
 
@@ -224,14 +190,11 @@ class AtomicCodes(Quantizer):
     codebook_sizes: tuple[int, ...] | None = None
     seed: int = 1234
 
+    name = "atomic"
+
     def __post_init__(self) -> None:
         if self.codebook_sizes is not None:
             check_sizes(self.codebook_sizes)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as plain JSON types."""
-        sizes = None if self.codebook_sizes is None else list(self.codebook_sizes)
-        return {"name": "atomic", "codebook_sizes": sizes, "seed": self.seed}
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Number the distinct vectors of all ranks.
@@ -264,7 +227,7 @@ def _fewest_levels(num_items: int) -> tuple[int, ...]:
     return (size,) * num_levels
 
 
-def _spread_evenly(number: Tensor, count: int, capacity: int) -> Tensor:
+def _evenly_spaced(number: Tensor, count: int, capacity: int) -> Tensor:
     """Return ``number * capacity // count`` without leaving int64: distinct numbers."""
     whole, rest = divmod(capacity, count)
     return number * whole + number * rest // count

@@ -1,7 +1,7 @@
-"""Dictionary encoding: an item's Semantic ID names the few atoms that its vector is made of."""
+"""Dictionary encoding: a Semantic ID names the components of a sparse code of the vector."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 from sidrec.distributed import from_rank_zero, rank_and_world_size
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.kmeans.initialization import uniform_sample
-from sidrec.semantic_ids.kmeans.sharded_rows import chunks_of, exact_mean, rows_to_fit
+from sidrec.semantic_ids.kmeans.sharded_rows import exact_mean, rows_to_fit
 from sidrec.semantic_ids.quantizers.base import (
     FittedQuantizer,
     Quantizer,
@@ -19,27 +19,27 @@ from sidrec.semantic_ids.quantizers.base import (
     refuse_few_items,
 )
 
-_RIDGE = 1e-6  # keeps the projection defined where a prefix names an atom twice
+_RIDGE = 1e-6  # keeps the projection defined where a prefix names an component twice
 
 
 @dataclass(frozen=True, slots=True)
-class FittedDictionary:
-    """Fitted atoms. A vector is decoded as the mean plus, per level, a length times a direction.
+class FittedDictionary(FittedQuantizer):
+    """Fitted components. A vector decodes to the mean plus, per level, a length times a direction.
 
-    All levels choose from the same atoms: the code of a level says which atom, and with ``signed``
-    in which of its two directions. The coefficient of the vector is not part of the code; decoding
-    uses the length that was best for the fitted vectors with that code at that level.
+    All levels choose from the same components: the code of a level names the component, and with
+    ``signed`` its direction. The coefficient of the vector is not part of the code; decoding uses
+    the length that was best for the fitted vectors with that code at that level.
 
     Attributes:
         mean: Subtracted before coding.
-        atoms: Of length 1.
+        components: Of length 1.
         lengths: ``lengths[l, k]`` multiplies direction ``k`` at level ``l``.
-        signed: Codes ``0 … A - 1`` are the ``A`` atoms and ``A … 2 A - 1`` their opposites;
-            otherwise a code stands for an atom in either direction.
+        signed: Codes ``0 … A - 1`` are the ``A`` components and ``A … 2 A - 1`` their opposites;
+            otherwise a code stands for an component in either direction.
     """
 
     mean: Float[Tensor, " dim"]
-    atoms: Float[Tensor, "atom dim"]
+    components: Float[Tensor, "component dim"]
     lengths: Float[Tensor, "level code"]
     signed: bool
 
@@ -51,71 +51,50 @@ class FittedDictionary:
     @property
     def directions(self) -> Float[Tensor, "code dim"]:
         """What each code adds for a length of 1."""
-        return torch.cat([self.atoms, -self.atoms]) if self.signed else self.atoms
+        return torch.cat([self.components, -self.components]) if self.signed else self.components
 
-    def encode(self, vectors: Float[Tensor, "item dim"]) -> Int[Tensor, "item level"]:
-        """Return the atoms that orthogonal matching pursuit takes, in the order it takes them.
+    def encode_chunk(
+        self, chunk: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
+    ) -> Int[Tensor, "row level"]:
+        """Return the components that orthogonal matching pursuit takes, in the order it takes them.
 
-        Each level takes the atom that correlates most with what the least-squares fit on the
-        atoms before it leaves over (ties: the lowest code); no atom is taken twice.
-
-        Raises:
-            DataError: If the width differs from the atoms', or a value is not finite.
+        Each level takes the component that correlates most with the residual of the least-squares
+        fit on the components before it (ties: the lowest code); no component is taken twice.
 
         Source:
             Pati et al. 1993 (https://doi.org/10.1109/ACSSC.1993.342465).
         """
-        return self.complete(vectors, torch.zeros((len(vectors), 0), dtype=torch.int64))
-
-    def complete(
-        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
-    ) -> Int[Tensor, "item level"]:
-        """Return codes that begin with ``prefix``, the pursuit going on from there."""
-        device, num_levels = self.atoms.device, len(self.lengths)
-        codes = torch.zeros((len(vectors), num_levels), dtype=torch.int64, device=device)
-        codes[:, : prefix.shape[1]] = prefix.to(device)
-        for rows, chunk in chunks_of(vectors, dim=len(self.mean), device=device):
-            part = codes[rows]
-            for level in range(prefix.shape[1], num_levels):
-                part[:, level] = self._best(chunk - self.mean, part[:, :level])
+        codes = prefix
+        for _ in range(prefix.shape[1], len(self.lengths)):
+            code = self._best(chunk - self.mean, codes)
+            codes = torch.cat([codes, code.unsqueeze(1)], dim=1)
         return codes
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
         """Return the vectors that the codes, or their first levels alone, stand for."""
-        codes = codes.to(self.atoms.device, torch.int64)
+        codes = codes.to(self.components.device, torch.int64)
         total = self.mean.repeat(len(codes), 1)
         directions = self.directions
         for level, column in enumerate(codes.unbind(dim=1)):
             total += self.lengths[level][column].unsqueeze(1) * directions[column]
         return total
 
-    def candidate_errors(
+    def next_code_errors(
         self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
     ) -> Float[Tensor, "item code"]:
         """Return the squared error of the decoded vector for each code after ``prefix``."""
-        left = vectors.to(self.atoms.device, torch.float32) - self.decode(prefix)
+        left = vectors.to(self.components.device, torch.float32) - self.decode(prefix)
         lengths = self.lengths[prefix.shape[1]]
         cross = left @ self.directions.T * lengths
         return (left.square().sum(dim=1, keepdim=True) - 2 * cross + lengths.square()).clamp_(min=0)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return ``mean``, ``atoms``, ``lengths`` and ``signed``."""
-        named = {"mean": self.mean, "atoms": self.atoms, "lengths": self.lengths}
-        return named | {"signed": torch.tensor(self.signed)}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedDictionary":
-        """Build the quantizer from what ``tensors`` returned."""
-        named = {name: tensors[name] for name in ("mean", "atoms", "lengths")}
-        return cls(**named, signed=bool(tensors["signed"]))
-
     def _best(self, centered: Tensor, prefix: Tensor) -> Tensor:
         """Return the code that correlates most with what the projection on ``prefix`` leaves."""
-        scores = self._left(centered, prefix) @ self.atoms.T  # [row, atom]
+        scores = self._left(centered, prefix) @ self.components.T  # [row, component]
         scores = torch.cat([scores, -scores], dim=1) if self.signed else scores.abs()
-        taken = prefix % len(self.atoms)
+        taken = prefix % len(self.components)
         if self.signed:
-            taken = torch.cat([taken, taken + len(self.atoms)], dim=1)
+            taken = torch.cat([taken, taken + len(self.components)], dim=1)
         best: Tensor = scores.scatter(1, taken, -torch.inf).argmax(dim=1)
         return best
 
@@ -133,19 +112,19 @@ class FittedDictionary:
 class Dictionary(Quantizer):
     """Sparse coding on scikit-learn's ``MiniBatchDictionaryLearning``.
 
-    One dictionary serves all levels; codes are the atoms of an orthogonal matching pursuit with as
-    many non-zero coefficients as there are levels, in the order in which it takes them, which is
-    the order in which they explain the vector. That is nearly the order of their coefficients,
-    but unlike it makes the first levels independent of the later ones. Levels are coarse to fine;
-    a prefix is a coarser description, but equal codes at different levels name the same atom.
+    One dictionary serves all levels. Codes are the components of an orthogonal matching pursuit
+    with as many non-zero coefficients as levels, in the order in which the pursuit takes them. That
+    is nearly the order of their coefficients, but makes the first levels independent of the later
+    ones. A prefix is a coarser description, but equal codes at different levels name the same
+    component.
 
     Attributes:
         codebook_sizes: Codes per level, the same for all; even if ``signed``.
-        signed: Half as many atoms, each with a code for either direction. Otherwise the sign of
-            the coefficient is lost, and vectors on opposite sides of an atom share a code.
-        alpha: Weight of the L1 penalty while atoms are learned, ``>= 0``.
+        signed: Half as many components, each with one code per direction. Otherwise the sign of the
+            coefficient is lost, and vectors on opposite sides of a component share a code.
+        alpha: Weight of the L1 penalty while components are learned, ``>= 0``.
         max_iter: Most passes over the sample, ``>= 1``.
-        batch_size: Rows per update of the atoms, ``>= 1``.
+        batch_size: ShardedRows per update of the components, ``>= 1``.
         fit_algorithm: ``cd`` (coordinate descent) or ``lars``.
         sample_rows: Atoms and lengths are learned from at most this many rows.
         seed: Seed of all draws.
@@ -167,53 +146,51 @@ class Dictionary(Quantizer):
     sample_rows: int = 65_536
     seed: int = 1234
 
+    name = "dictionary"
+
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes)
         sizes = list(self.codebook_sizes)
         if len(set(sizes)) > 1 or (self.signed and sizes[0] % 2):
             raise ConfigError(
                 f"codebook_sizes is {sizes}, expected one size for every level, even where codes "
-                "are signed: all levels choose from the same atoms."
+                "are signed: all levels choose from the same components."
             )
-        if len(sizes) > self.num_atoms:
+        if len(sizes) > self.num_components:
             raise ConfigError(
-                f"{len(sizes)} levels cannot name {self.num_atoms} atoms once each; raise "
-                "codebook_sizes or drop a level."
+                f"{len(sizes)} levels cannot name {self.num_components} components once each; "
+                "raise codebook_sizes or drop a level."
             )
         for name, least in (("alpha", 0), ("max_iter", 1), ("batch_size", 1), ("sample_rows", 2)):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}.")
 
     @property
-    def num_atoms(self) -> int:
+    def num_components(self) -> int:
         """Atoms of the dictionary."""
         return self.codebook_sizes[0] // (2 if self.signed else 1)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as plain JSON types."""
-        return {"name": "dictionary"} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
-
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
-        """Learn atoms on rank 0 from a sample of all ranks' rows; all get the same result.
+        """Learn components on rank 0 from a sample of all ranks' rows; all get the same result.
 
         Raises:
             DataError: If a value is not finite (names rows).
-            ConfigError: If there are fewer items than atoms.
+            ConfigError: If there are fewer items than components.
         """
         rows = rows_to_fit(vectors)
-        refuse_few_items(min(rows.num_rows, self.sample_rows), (self.num_atoms,))
+        refuse_few_items(min(rows.num_rows, self.sample_rows), (self.num_components,))
         mean = exact_mean(rows)
         generator = torch.Generator().manual_seed(self.seed)
         sample = uniform_sample(rows, sample_rows=self.sample_rows, generator=generator) - mean
-        atoms = sample.new_zeros((self.num_atoms, rows.dim))
+        components = sample.new_zeros((self.num_components, rows.dim))
         if rank_and_world_size()[0] == 0:
-            atoms = F.normalize(self._learn(sample).to(sample), dim=1)
-        atoms = from_rank_zero(atoms)
+            components = F.normalize(self._learn(sample).to(sample), dim=1)
+        components = from_rank_zero(components)
         blank = sample.new_ones((len(self.codebook_sizes), self.codebook_sizes[0]))
         lengths = _lengths(
-            sample, FittedDictionary(torch.zeros_like(mean), atoms, blank, self.signed)
+            sample, FittedDictionary(torch.zeros_like(mean), components, blank, self.signed)
         )
-        return FittedDictionary(mean, atoms, from_rank_zero(lengths), self.signed)
+        return FittedDictionary(mean, components, from_rank_zero(lengths), self.signed)
 
     def _learn(self, sample: Tensor) -> Tensor:
         import warnings
@@ -222,7 +199,7 @@ class Dictionary(Quantizer):
         from sklearn.exceptions import ConvergenceWarning
 
         learner = MiniBatchDictionaryLearning(
-            n_components=self.num_atoms,
+            n_components=self.num_components,
             alpha=self.alpha,
             max_iter=self.max_iter,
             batch_size=min(self.batch_size, len(sample)),

@@ -1,6 +1,6 @@
 """Product quantization through faiss: flat codes, one per part of the vector."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,21 +11,21 @@ from sidrec.distributed import from_rank_zero, rank_and_world_size
 from sidrec.errors import ConfigError
 from sidrec.kernels.nearest import nearest_codes
 from sidrec.semantic_ids.kmeans.initialization import uniform_sample
-from sidrec.semantic_ids.kmeans.sharded_rows import chunks_of, exact_mean, rows_to_fit
+from sidrec.semantic_ids.kmeans.sharded_rows import exact_mean, rows_to_fit
 from sidrec.semantic_ids.quantizers.base import (
     FittedQuantizer,
     Quantizer,
     check_equal_powers_of_two,
     refuse_few_items,
+    squared_distances,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class FittedProductQuantizer:
+class FittedProductQuantizer(FittedQuantizer):
     """Fitted codebooks. A vector is rotated, cut into equal parts, and each part coded by itself.
 
-    Levels are not coarse to fine: they are independent, and a prefix knows nothing of the parts
-    after it, which it decodes to their mean.
+    Levels are independent, not coarse to fine: a prefix decodes the parts after it to their mean.
 
     Attributes:
         rotation: Orthonormal rows; the identity without rotation.
@@ -42,56 +42,33 @@ class FittedProductQuantizer:
         """Number of codes at each level."""
         return tuple(len(codebook) for codebook in self.codebooks)
 
-    def encode(self, vectors: Float[Tensor, "item dim"]) -> Int[Tensor, "item level"]:
-        """Return per level the centroid nearest to the level's part; ties: the lowest code.
-
-        Raises:
-            DataError: If the width differs from the codebooks', or a value is not finite.
-        """
-        return self.complete(vectors, torch.zeros((len(vectors), 0), dtype=torch.int64))
-
-    def complete(
-        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
-    ) -> Int[Tensor, "item level"]:
-        """Return codes that begin with ``prefix``; the other levels do not depend on it."""
-        device, num_levels = self.mean.device, len(self.codebooks)
-        codes = torch.zeros((len(vectors), num_levels), dtype=torch.int64, device=device)
-        codes[:, : prefix.shape[1]] = prefix.to(device)
-        for rows, chunk in chunks_of(vectors, dim=len(self.mean), device=device):
-            parts = (chunk @ self.rotation.T).chunk(num_levels, dim=1)
-            for level in range(prefix.shape[1], num_levels):
-                codes[rows, level] = nearest_codes(parts[level].contiguous(), self.codebooks[level])
-        return codes
+    def encode_chunk(
+        self, chunk: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
+    ) -> Int[Tensor, "row level"]:
+        """Return per level the centroid nearest to its part; no level depends on the prefix."""
+        parts = (chunk @ self.rotation.T).chunk(len(self.codebooks), dim=1)
+        nearest = [
+            nearest_codes(parts[level].contiguous(), self.codebooks[level])
+            for level in range(prefix.shape[1], len(self.codebooks))
+        ]
+        return torch.stack([*prefix.unbind(dim=1), *nearest], dim=1)
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
         """Return the vectors that the codes stand for; parts without a code are the mean's."""
         return self._decode_rotated(codes) @ self.rotation
 
-    def candidate_errors(
+    def next_code_errors(
         self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
     ) -> Float[Tensor, "item code"]:
         """Return the squared error of the decoded vector for each code after ``prefix``."""
         level, codebook = prefix.shape[1], self.codebooks[prefix.shape[1]]
         rotated = vectors.to(self.mean.device, torch.float32) @ self.rotation.T
         part = rotated.chunk(len(self.codebooks), dim=1)[level]
-        own = part.square().sum(dim=1, keepdim=True) - 2 * part @ codebook.T
-        own += codebook.square().sum(dim=1)
+        own = squared_distances(part, codebook)
         left = (rotated - self._decode_rotated(prefix)).square()
         others = left.chunk(len(self.codebooks), dim=1)
         rest = left.sum(dim=1, keepdim=True) - others[level].sum(dim=1, keepdim=True)
-        return own.clamp_(min=0) + rest.clamp_(min=0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return ``rotation``, ``mean`` and ``level_N.codebook``, levels counted from 1."""
-        named = {f"level_{n}.codebook": t for n, t in enumerate(self.codebooks, start=1)}
-        return named | {"rotation": self.rotation, "mean": self.mean}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedProductQuantizer":
-        """Build the quantizer from what ``tensors`` returned."""
-        levels = range(1, len(tensors) - 1)
-        codebooks = tuple(tensors[f"level_{n}.codebook"] for n in levels)
-        return cls(tensors["rotation"], tensors["mean"], codebooks)
+        return own + rest.clamp_(min=0)
 
     def _decode_rotated(self, codes: Tensor) -> Tensor:
         codes = codes.to(self.mean.device, torch.int64)
@@ -138,8 +115,7 @@ class ProductQuantizer(Quantizer):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain JSON types; the name is ``opq`` with a rotation."""
-        name = "opq" if self.rotate else "pq"
-        return {"name": name} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
+        return Quantizer.settings(self) | {"name": "opq" if self.rotate else "pq"}
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Train on rank 0 with a sample of all ranks' rows; all get the same result.
@@ -195,7 +171,7 @@ class ProductQuantizer(Quantizer):
         codec = faiss.ProductQuantizer(dim, len(self.codebook_sizes), bits)
         codec.cp.niter, codec.cp.seed = self.num_iterations, self.seed
         codec.cp.min_points_per_centroid = 1  # the default only warns
-        codec.cp.max_points_per_centroid = self.sample_rows  # no sampling behind our back
+        codec.cp.max_points_per_centroid = self.sample_rows  # no sampling by faiss
         codec.cp.verbose = False
         return codec
 

@@ -1,12 +1,13 @@
-"""Fitted quantizers by the name that a bundle stores: codebooks on disk, ready to encode again."""
+"""Registry of fitted quantizers: from the name that a bundle stores to its codebooks."""
 
 from importlib import import_module
-from typing import cast
+from typing import Any
 
 from torch import Tensor
 
 from sidrec.errors import DataError
-from sidrec.semantic_ids.quantizers.base import FittedQuantizer
+from sidrec.plugins import find_class
+from sidrec.semantic_ids.quantizers.base import FittedQuantizer, Quantizer
 
 _CLASSES = {
     "rq_kmeans": "sidrec.semantic_ids.quantizers.rq_codebooks.FittedRqKMeans",
@@ -25,22 +26,33 @@ def load_quantizer(name: str, tensors: dict[str, Tensor]) -> FittedQuantizer:
     """Build the fitted quantizer that a bundle's ``codebooks.safetensors`` holds.
 
     Args:
-        name: ``quantizer["name"]`` of the bundle.
+        name: ``quantizer["name"]`` of the bundle: a name of sidrec, of an entry point
+            ``sidrec.quantizers``, or the path of a ``Quantizer`` class with a ``fitted_class``.
         tensors: What the fitted quantizer's ``tensors()`` returned.
 
     Raises:
-        DataError: If this sidrec knows no quantizer of that name, or tensors are missing.
+        DataError: If nothing has that name, or tensors are missing.
+        ConfigError: If a plug-in cannot be imported.
     """
-    if name not in _CLASSES:
-        raise DataError(
-            f"The bundle's quantizer is '{name}', expected one of {', '.join(sorted(_CLASSES))}; "
-            "make the bundle again with `sidrec ids`."
-        )
-    module, _, class_name = _CLASSES[name].rpartition(".")
     try:
-        fitted = getattr(import_module(module), class_name).from_tensors(tensors)
+        return _fitted_class(name).from_tensors(tensors)
     except KeyError as missing:
         raise DataError(
             f"The codebooks of quantizer '{name}' lack the tensor {missing}; make the bundle again."
         ) from None
-    return cast("FittedQuantizer", fitted)
+
+
+def _fitted_class(name: str) -> type[FittedQuantizer]:
+    if name in _CLASSES:
+        module, _, class_name = _CLASSES[name].rpartition(".")
+        found: type[FittedQuantizer] = getattr(import_module(module), class_name)
+        return found
+    base: type[Any] = Quantizer
+    kind = find_class("quantizers", name, base, known=_CLASSES)
+    fitted: type[FittedQuantizer] | None = getattr(kind, "fitted_class", None)
+    if fitted is None:
+        raise DataError(
+            f"The quantizer '{name}' has no class attribute fitted_class, which opens its bundles "
+            "again; set it to the class that fit returns."
+        )
+    return fitted

@@ -1,4 +1,4 @@
-"""Codebooks of residual k-means: vectors to codes and back."""
+"""Fitted codebooks of residual k-means."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sidrec.errors import DataError
 from sidrec.kernels.nearest import nearest_codes
-from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
+from sidrec.semantic_ids.quantizers.base import FittedQuantizer
 
 _NOISE = 1e-6  # a residual shorter than this fraction of its vector is rounding, not direction
 
 
 @dataclass(frozen=True, slots=True)
-class FittedRqKMeans:
+class FittedRqKMeans(FittedQuantizer):
     """Fitted codebooks. A vector is decoded as the sum over levels of length times centroid.
 
     Attributes:
@@ -28,51 +27,32 @@ class FittedRqKMeans:
         beam_width: Prefixes kept per item while it is encoded, ``>= 1``. With 1 each level takes
             the centroid nearest to the (normalized) residual; with more, each level keeps the
             prefixes that decode with the least error, and the best whole code wins.
+        offset: Subtracted before coding and added when decoding: the mean of vectors whose common
+            part dwarfs their differences (see ``checked_rows.common_offset``); else None.
     """
 
     codebooks: tuple[Float[Tensor, "_ dim"], ...]
     lengths: tuple[Float[Tensor, " _"], ...]
     normalized: bool
     beam_width: int = 1
+    offset: Float[Tensor, " dim"] | None = None
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Number of codes at each level."""
         return tuple(len(codebook) for codebook in self.codebooks)
 
-    def encode(self, vectors: Float[Tensor, "item dim"]) -> Int[Tensor, "item level"]:
-        """Return the codes of each vector (see ``beam_width``); ties: the lowest code.
-
-        Works in chunks, in float32, whatever the input's dtype and strides; codes are int64 on
-        the codebooks' device.
-
-        Raises:
-            DataError: If the width differs from the codebooks', or a value is not finite.
-        """
-        return self.complete(vectors, torch.zeros((len(vectors), 0), dtype=torch.int64))
-
-    def complete(
-        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
-    ) -> Int[Tensor, "item level"]:
-        """Return codes that begin with ``prefix``, the levels after it encoded as in ``encode``."""
-        device, dim = self.codebooks[0].device, self.codebooks[0].shape[1]
-        if vectors.shape[1] != dim:
-            raise DataError(
-                f"Vectors have {vectors.shape[1]} dimensions but the codebooks {dim}; "
-                "use the encoder that the codebooks were fitted on."
-            )
-        codes = torch.zeros((len(vectors), len(self.codebooks)), dtype=torch.int64, device=device)
-        codes[:, : prefix.shape[1]] = prefix.to(device)
-        for start in range(0, len(vectors), CHUNK_ROWS):
-            part = codes[start : start + CHUNK_ROWS]
-            chunk = vectors[start : start + CHUNK_ROWS].to(device, torch.float32)
-            refuse_not_finite(chunk, first_row=start)
-            if self.beam_width > 1:
-                part[:] = self._best_of_beams(chunk, part[:, : prefix.shape[1]])
-                continue
-            for level in range(prefix.shape[1], len(self.codebooks)):
-                rows = self.residual(chunk, part[:, :level])
-                part[:, level] = nearest_codes(rows, self.codebooks[level])
+    def encode_chunk(
+        self, chunk: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
+    ) -> Int[Tensor, "row level"]:
+        """Return codes of all levels that begin with ``prefix`` (see ``beam_width``)."""
+        chunk = self._centered(chunk)
+        if self.beam_width > 1:
+            return self._best_of_beams(chunk, prefix)
+        codes = prefix
+        for codebook in self.codebooks[prefix.shape[1] :]:
+            code = nearest_codes(self.residual(chunk, codes), codebook)
+            codes = torch.cat([codes, code.unsqueeze(1)], dim=1)
         return codes
 
     def _best_of_beams(self, chunk: Tensor, prefix: Tensor) -> Tensor:
@@ -80,7 +60,7 @@ class FittedRqKMeans:
         for level in range(prefix.shape[1], len(self.codebooks)):
             num_rows, width, _ = beams.shape
             rows = chunk.repeat_interleave(width, dim=0)
-            errors = self.candidate_errors(rows, beams.flatten(0, 1)).view(num_rows, -1)
+            errors = self._errors(rows, beams.flatten(0, 1)).view(num_rows, -1)
             kept = min(self.beam_width if level + 1 < len(self.codebooks) else 1, errors.shape[1])
             best = errors.topk(kept, dim=1, largest=False).indices
             size = len(self.codebooks[level])
@@ -90,6 +70,34 @@ class FittedRqKMeans:
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
         """Return the vectors that the codes, or their first levels alone, stand for."""
+        decoded = self._sum(codes)
+        return decoded if self.offset is None else decoded + self.offset
+
+    def next_code_errors(
+        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
+    ) -> Float[Tensor, "item code"]:
+        """Return the squared error of the decoded vector for each code after ``prefix``."""
+        device = self.codebooks[0].device
+        rows = self._centered(vectors.to(device, torch.float32))
+        return self._errors(rows, prefix.to(device, torch.int64))
+
+    def residual(
+        self, rows: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
+    ) -> Float[Tensor, "row dim"]:
+        """Return the input of the level after ``prefix``: row less decoded prefix.
+
+        Rows have no ``offset`` any more. With normalization the residual has length 1, or is 0
+        where the prefix already is exact.
+        """
+        if prefix.shape[1] == 0:
+            return rows
+        left = rows - self._sum(prefix)
+        return _unit_length(left, rows) if self.normalized else left
+
+    def _centered(self, rows: Tensor) -> Tensor:
+        return rows if self.offset is None else rows - self.offset
+
+    def _sum(self, codes: Tensor) -> Tensor:
         codebook = self.codebooks[0]
         codes = codes.to(codebook.device, torch.int64)
         total = codebook.new_zeros((len(codes), codebook.shape[1]))
@@ -100,61 +108,16 @@ class FittedRqKMeans:
             total += part
         return total
 
-    def residual(
-        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
-    ) -> Float[Tensor, "item dim"]:
-        """Return what the level after ``prefix`` looks at: vector minus decoded prefix.
-
-        With normalization it has length 1, or is 0 where the prefix already is exact.
-        """
-        if prefix.shape[1] == 0:
-            return vectors
-        left = vectors - self.decode(prefix)
-        return _unit_length(left, vectors) if self.normalized else left
-
-    def candidate_errors(
-        self, vectors: Float[Tensor, "item dim"], prefix: Int[Tensor, "item prefix"]
-    ) -> Float[Tensor, "item code"]:
-        """Return the squared error of the decoded vector for each code after ``prefix``."""
-        level = prefix.shape[1]
-        codebook = self.codebooks[level]
-        prefix = prefix.to(codebook.device, torch.int64)
-        left = vectors.to(codebook.device, torch.float32) - self.decode(prefix)
+    def _errors(self, rows: Tensor, prefix: Tensor) -> Tensor:
+        level, codebook = prefix.shape[1], self.codebooks[prefix.shape[1]]
+        left = rows - self._sum(prefix)
         cross = left @ codebook.T
         squares = codebook.square().sum(dim=1)
         if self.normalized and level > 0:
             length = self.lengths[level][prefix[:, -1]].unsqueeze(1)
             cross, squares = cross * length, squares * length.square()
-        return (left.square().sum(dim=1, keepdim=True) - 2 * cross + squares).clamp_(min=0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return ``level_N.codebook`` and ``level_N.lengths``, levels counted from 1."""
-        named = {f"level_{n}.codebook": t for n, t in enumerate(self.codebooks, start=1)}
-        named |= {f"level_{n}.lengths": t for n, t in enumerate(self.lengths, start=1)}
-        settings = {"normalized": self.normalized, "beam_width": self.beam_width}
-        return named | {name: torch.tensor(value) for name, value in settings.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedRqKMeans":
-        """Build the quantizer from what ``tensors`` returned; without ``beam_width`` it is 1."""
-        normalized = bool(tensors["normalized"])
-        levels = range(1, sum(name.endswith(".codebook") for name in tensors) + 1)
-        return cls(
-            codebooks=tuple(tensors[f"level_{n}.codebook"] for n in levels),
-            lengths=tuple(tensors[f"level_{n}.lengths"] for n in levels),
-            normalized=normalized,
-            beam_width=int(tensors.get("beam_width", torch.tensor(1))),
-        )
-
-
-def refuse_not_finite(chunk: Float[Tensor, "row dim"], *, first_row: int) -> None:
-    """Raise for rows that hold NaN or infinity, naming them; ``first_row`` numbers the chunk's."""
-    bad = (~torch.isfinite(chunk).all(dim=1)).nonzero().flatten() + first_row
-    if len(bad):
-        raise DataError(
-            f"{len(bad)} vectors hold NaN or infinity (first rows: {bad[:5].tolist()}); "
-            "remove those items or encode them again."
-        )
+        errors: Tensor = left.square().sum(dim=1, keepdim=True) - 2 * cross + squares
+        return errors.clamp_(min=0)
 
 
 def _unit_length(left: Tensor, vectors: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Residual-quantized k-means: each level clusters what the levels before it leave over."""
+"""Residual k-means: each level clusters the residuals of the levels before it."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,31 +12,37 @@ from sidrec.errors import ConfigError
 from sidrec.kernels.nearest import nearest_codes
 from sidrec.semantic_ids.kmeans.backend import BACKENDS, Backend, Lloyd, lloyd_of
 from sidrec.semantic_ids.kmeans.initialization import (
-    central_start,
-    greedy_start,
-    plus_plus_start,
-    progressive_start,
+    greedy_kmeans_pp_init,
+    kmeans_pp_init,
+    progressive_dims_init,
+    shrunken_random_init,
     uniform_sample,
 )
 from sidrec.semantic_ids.kmeans.lloyd import GRID_BITS, KMeans, sums_by_code
 from sidrec.semantic_ids.kmeans.sharded_rows import (
     CHUNK_ROWS,
-    Rows,
-    checked_sizes,
-    grid_unit,
+    ShardedRows,
+    common_offset,
+    count_checked_rows,
+    exact_sum_quantum,
     training_block,
 )
-from sidrec.semantic_ids.quantizers.base import FittedQuantizer, Quantizer, check_sizes
+from sidrec.semantic_ids.quantizers.base import (
+    FittedQuantizer,
+    Quantizer,
+    check_sizes,
+    refuse_few_items,
+)
 from sidrec.semantic_ids.quantizers.rq_codebooks import FittedRqKMeans
 
 
-def refined(
+def joint_refit(
     vectors: Float[Tensor, "item dim"], codes: Int[Tensor, "item level"], fitted: FittedRqKMeans
 ) -> FittedRqKMeans:
     """Move each centroid to where its items lose least, the other levels held; last level first.
 
-    A level is fitted before anyone knows what later levels will add; this tells it. While the
-    codes stay, no step raises the error. Collective; exact over ranks as ``k_means`` is. A code
+    A level is fitted before the later levels exist; this corrects it for what they add. With fixed
+    codes no step raises the error. Collective; exact over ranks as ``k_means`` is. A code
     without items stays where it is.
 
     Args:
@@ -69,7 +75,7 @@ def _errors_by_code(
     pairs = zip(fitted.codebooks, fitted.lengths, strict=True)
     decoded = sum(book.abs().max().item() * lengths.max().item() for book, lengths in pairs)
     most = fitted.lengths[level].max().item()
-    unit = grid_unit(max((largest + decoded) * most, most * most) * CHUNK_ROWS, GRID_BITS)
+    unit = exact_sum_quantum(max((largest + decoded) * most, most * most) * CHUNK_ROWS, GRID_BITS)
     num_codes, dim = fitted.codebooks[level].shape
     totals = torch.zeros((num_codes, dim + 1), dtype=torch.float64, device=vectors.device)
     for start in range(0, len(vectors), CHUNK_ROWS):
@@ -86,11 +92,11 @@ def _errors_by_code(
 
 Init = Literal["greedy-mixed", "greedy", "mixed", "central", "progressive", "k-means++"]
 INITS: tuple[Init, ...] = get_args(Init)
-_STARTS = {
-    "central": central_start,
-    "greedy": greedy_start,
-    "k-means++": plus_plus_start,
-    "progressive": progressive_start,
+_INITIALIZERS = {
+    "central": shrunken_random_init,
+    "greedy": greedy_kmeans_pp_init,
+    "k-means++": kmeans_pp_init,
+    "progressive": progressive_dims_init,
 }
 _BEFORE_LAST = {"greedy-mixed": "greedy", "mixed": "central"}  # the last level: progressive
 _SUM_BITS = 29
@@ -105,23 +111,23 @@ class RqKMeans(Quantizer):
         num_iterations: Most k-means iterations per level, ``>= 1``.
         tolerance: A level stops when an iteration lowers its objective by less than this
             fraction, ``>= 0``.
-        num_redo: Runs per level with different random starts, the best is kept; ``>= 1``.
+        num_redo: Runs per level with different random draws, the best is kept; ``>= 1``.
         init: ``greedy`` (greedy k-means++ pulled to the mean: least error), ``central`` (random
             rows pulled to the mean), ``progressive`` (growing principal dimensions: evenest codes),
             ``greedy-mixed`` and ``mixed`` (greedy or central, the last level progressive), or
             ``k-means++``.
-        sample_rows_per_code: The start is found on this many rows per code, drawn uniformly.
+        sample_rows_per_code: Initial centroids come from this many rows per code, drawn uniformly.
         normalize_residuals: Scale every residual to length 1 before the next level.
         seed: Seed of all draws.
         shrink: With fewer items than codes, use as many codes as items instead of refusing.
         beam_width: Prefixes kept per item when encoding, ``>= 1`` (see ``FittedRqKMeans``); 1 is
             greedy. With residual normalization, more than 1 goes by the error after scaling back.
-        refine_rounds: How often, at the end, all codebooks are fitted once more to the codes
-            that items got (see ``refinement``), ``>= 0``.
+        num_refit_rounds: How often, at the end, the codebooks of all levels are fitted together to
+            the codes of the items (see ``refinement``), ``>= 0``.
         train_rows_per_code: Codebooks are fitted on at most this many rows per code of the
             largest level, drawn uniformly (faiss.Kmeans takes 256); null fits on all.
         backend: Who runs the iterations: ``torch``, ``faiss``, or ``auto`` (see ``backends``).
-            Starts, residuals and encoding are torch's either way.
+            Initialization, residuals and encoding use torch either way.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -137,9 +143,11 @@ class RqKMeans(Quantizer):
     seed: int = 1234
     shrink: bool = False
     beam_width: int = 1
-    refine_rounds: int = 3
+    num_refit_rounds: int = 3
     train_rows_per_code: int | None = 256
     backend: Backend = "torch"
+
+    name = "rq_kmeans"
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes)
@@ -150,14 +158,10 @@ class RqKMeans(Quantizer):
         counts = ["num_iterations", "num_redo", "sample_rows_per_code", "beam_width"]
         if self.train_rows_per_code is not None:
             counts.append("train_rows_per_code")
-        for name in (*counts, "tolerance", "refine_rounds"):
+        for name in (*counts, "tolerance", "num_refit_rounds"):
             least = 1 if name in counts else 0
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}.")
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as plain JSON types."""
-        return {"name": "rq_kmeans"} | asdict(self) | {"codebook_sizes": list(self.codebook_sizes)}
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
         """Fit on the vectors of all ranks; every rank passes its block and gets the same result."""
@@ -165,7 +169,7 @@ class RqKMeans(Quantizer):
 
 
 def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeans) -> FittedRqKMeans:
-    """Fit one codebook per level to what the levels before leave over.
+    """Fit one codebook per level to the residuals of the levels before.
 
     Collective: every rank calls it with its block of the rows (cut by ``rows.block_of_rank``).
     Codebooks are the same bits for any number of ranks on the same kind of device.
@@ -183,30 +187,38 @@ def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeans) -> Fit
         residuals against the hourglass effect (https://arxiv.org/abs/2407.21488). Differs: the
         residual is taken after scaling back, so each level repairs what decoding really leaves.
     """
-    sizes = checked_sizes(vectors, settings.codebook_sizes, shrink=settings.shrink)
+    num_items = count_checked_rows(vectors)
+    sizes = settings.codebook_sizes
+    if settings.shrink:
+        sizes = tuple(min(size, num_items) for size in sizes)
+    remedy = f", or set shrink: true to use at most {num_items} codes a level"
+    refuse_few_items(num_items, sizes, remedy=remedy)
     lloyd = lloyd_of(settings.backend, vectors.device)
     per_code = settings.train_rows_per_code
     num_rows = None if per_code is None else per_code * max(sizes)
     vectors = training_block(vectors, num_rows=num_rows, seed=settings.seed)
+    offset = common_offset(vectors)
+    if offset is not None:
+        vectors = vectors.float() - offset
     codebooks: list[Tensor] = []
     lengths: list[Tensor] = []
     codes = torch.zeros((len(vectors), 0), dtype=torch.int64, device=vectors.device)
     for level, size in enumerate(sizes):
         fitted = FittedRqKMeans(tuple(codebooks), tuple(lengths), settings.normalize_residuals)
-        rows = Rows(_Residuals(vectors, codes, fitted), len(vectors), vectors.shape[1])
+        rows = ShardedRows(_Residuals(vectors, codes, fitted), len(vectors), vectors.shape[1])
         codebooks.append(_best_run(rows, size, level, settings, lloyd).centroids)
         lengths.append(_lengths(vectors, codes, fitted, codebooks[-1]))
         fitted = FittedRqKMeans(tuple(codebooks), tuple(lengths), settings.normalize_residuals)
-        if level + 1 < len(sizes) or settings.refine_rounds:
-            codes = fitted.complete(vectors, codes)
-    for number in range(settings.refine_rounds):
+        if level + 1 < len(sizes) or settings.num_refit_rounds:
+            codes = fitted.encode_from_prefix(vectors, codes)
+    for number in range(settings.num_refit_rounds):
         codes = fitted.encode(vectors) if number else codes
-        fitted = refined(vectors, codes, fitted)
-    return replace(fitted, beam_width=settings.beam_width)
+        fitted = joint_refit(vectors, codes, fitted)
+    return replace(fitted, beam_width=settings.beam_width, offset=offset)
 
 
 class _Residuals:
-    """Reads rows of what the level after ``codes`` has to quantize."""
+    """Reader of the residuals that the level after ``codes`` quantizes."""
 
     def __init__(self, vectors: Tensor, codes: Tensor, fitted: FittedRqKMeans) -> None:
         self.vectors, self.codes, self.fitted = vectors, codes, fitted
@@ -215,7 +227,7 @@ class _Residuals:
         return self.fitted.residual(self.vectors[start:stop].float(), self.codes[start:stop])
 
 
-def _best_run(rows: Rows, size: int, level: int, settings: RqKMeans, lloyd: Lloyd) -> KMeans:
+def _best_run(rows: ShardedRows, size: int, level: int, settings: RqKMeans, lloyd: Lloyd) -> KMeans:
     init: str = settings.init
     if init in _BEFORE_LAST:
         is_last = level + 1 == len(settings.codebook_sizes)
@@ -225,11 +237,11 @@ def _best_run(rows: Rows, size: int, level: int, settings: RqKMeans, lloyd: Lloy
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + level * 1_009 + redo)
         num_rows = settings.sample_rows_per_code * size
         sample = uniform_sample(rows, sample_rows=num_rows, generator=generator)
-        start = _STARTS[init](sample, num_codes=size, generator=generator)
+        initial = _INITIALIZERS[init](sample, num_codes=size, generator=generator)
         runs.append(
             lloyd(
                 rows,
-                start,
+                initial,
                 num_iterations=settings.num_iterations,
                 tolerance=settings.tolerance,
             )
@@ -252,7 +264,7 @@ def _lengths(vectors: Tensor, codes: Tensor, fitted: FittedRqKMeans, codebook: T
         products[start:stop, 1] = direction.square().sum(dim=1)
     both = products.double()
     largest = max(gather_objects(both.abs().max().item() if len(both) else 0.0))
-    unit = grid_unit(largest, _SUM_BITS)
+    unit = exact_sum_quantum(largest, _SUM_BITS)
     sums = both.new_zeros((len(fitted.codebooks[-1]), 2))
     sums.index_add_(0, codes[:, -1], (both / unit).round_())
     sums = sum_over_ranks(sums)

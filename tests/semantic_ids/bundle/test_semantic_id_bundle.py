@@ -19,7 +19,7 @@ def bundle_of(codes, sizes, **changes):
         "embeddings": ItemEmbeddings(torch.eye(len(codes), 4), "e" * 64, "f" * 64),
         "item_ids": [f"m{row}" for row in range(len(codes))],
         "titles": [f"Film {row}" for row in range(len(codes))],
-        "codebooks": {"level_1.codebook": torch.ones(2, 4), "normalized": torch.tensor(False)},
+        "codebooks": {"codebooks.1": torch.ones(2, 4), "normalized": torch.tensor(False)},
         "quantizer": {"name": "rq_kmeans"},
         "policy": {"name": "none"},
         "source": {"file": "x.npy"},
@@ -57,7 +57,7 @@ def test_what_is_loaded_is_what_was_saved(bundle, tmp_path):
     again = SemanticIdBundle.load(tmp_path / "ids", corpus_fingerprint="f" * 64)
     assert torch.equal(again.table.codes, bundle.table.codes)
     assert torch.equal(again.embeddings.vectors, bundle.embeddings.vectors)
-    assert torch.equal(again.codebooks["level_1.codebook"], torch.ones(2, 4))
+    assert torch.equal(again.codebooks["codebooks.1"], torch.ones(2, 4))
     for name in ("item_ids", "titles", "quantizer", "policy", "source", "quality", "hash"):
         assert getattr(again, name) == getattr(bundle, name)
     assert sorted(file.name for file in (tmp_path / "ids").iterdir()) == [
@@ -84,7 +84,7 @@ def test_hash_follows_the_content(bundle):
         bundle_of([[1, 2], [0, 301], [1, 2], [1, 0]], (2, 512)),
         bundle_of([[1, 2], [0, 300], [1, 2], [1, 0]], (2, 600)),
         replace(bundle, item_ids=["m0", "m1", "m3", "m2"]),
-        replace(bundle, codebooks={"level_1.codebook": torch.zeros(2, 4)}),
+        replace(bundle, codebooks={"codebooks.1": torch.zeros(2, 4)}),
         replace(bundle, embeddings=ItemEmbeddings(torch.eye(4), "other", "f" * 64)),
     ]
     assert len({other.hash for other in others} | {bundle.hash}) == 6
@@ -111,7 +111,8 @@ def test_altered_truncated_and_missing_files_are_refused(bundle, tmp_path, name)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "schema version 99, this sidrec reads 1"),
+        ({"schema_version": 1}, "made by sidrec 0.1, .*; make the Semantic IDs again"),
+        ({"schema_version": 99}, r"another version of sidrec \(schema 99\), this one reads"),
         ({"codebook_sizes": [2, 513]}, "was altered: its hash does not match"),
         ({"corpus_fingerprint": "0" * 64}, "was altered"),
     ],

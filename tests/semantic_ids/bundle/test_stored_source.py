@@ -7,7 +7,7 @@ from sidrec.errors import ConfigError, RunError
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.bundle.append import attributes_of_run, device_named, stored_bundle
 from sidrec.semantic_ids.collisions.policies import KeepCollisions
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.types import ItemEmbeddings
 from tests.pairs.made import make_corpus
 from tests.semantic_ids.made import small_settings
@@ -25,7 +25,7 @@ def run(tmp_path, corpus_folder):
     """A run directory with a bundle of the corpus, as the encoder's stage leaves it."""
     run = RunDirectory(tmp_path / "enc")
     corpus = Corpus.load(corpus_folder)
-    make_semantic_ids(
+    build_semantic_ids(
         ItemEmbeddings(torch.randn(corpus.num_items, 4), "e" * 64, corpus.fingerprint),
         quantizer=small_settings(4, 4),
         policy=KeepCollisions(),

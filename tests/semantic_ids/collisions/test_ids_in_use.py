@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.collisions.policies import ExtraLevel, KeepCollisions, ReassignLastLevel
-from sidrec.semantic_ids.collisions.sinkhorn import SinkhornLastLevel, load_policy, priced
+from sidrec.semantic_ids.collisions.sinkhorn import SinkhornLastLevel, costs_with_duals, load_policy
 from tests.semantic_ids.made import quantizer_of, random_quantizer
 
 LINE = quantizer_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
@@ -108,7 +108,7 @@ def test_sinkhorn_comes_near_the_best_assignment():
         for seed in range(10):
             vectors = torch.randn(30, 3, generator=torch.Generator().manual_seed(seed)) * 0.1
             fitted = random_quantizer((1, 40), seed=seed)
-            errors = fitted.candidate_errors(vectors, torch.zeros(30, 1, dtype=torch.int64))
+            errors = fitted.next_code_errors(vectors, torch.zeros(30, 1, dtype=torch.int64))
             best += errors[linear_sum_assignment(errors.numpy())].sum().item()
             codes = resolve(policy, vectors, fitted)
             found += errors.gather(1, codes[:, 1:]).sum().item()
@@ -145,7 +145,9 @@ def test_a_stored_policy_is_the_one_that_was_used(policy):
 
 def test_policies_of_older_and_unknown_bundles():
     assert load_policy({"name": "reassign_last_level"}) == ReassignLastLevel()
-    with pytest.raises(DataError, match=r"policy is 'magic', expected one of .*sinkhorn"):
+    with pytest.raises(
+        DataError, match=r"No CollisionPolicy is named 'magic', expected one of .*sinkhorn"
+    ):
         load_policy({"name": "magic"})
     with pytest.raises(DataError, match=r"'none' does not take the stored settings \{'size': 3\}"):
         load_policy({"name": "none", "size": 3})
@@ -153,19 +155,21 @@ def test_policies_of_older_and_unknown_bundles():
 
 def test_prices_by_hand():
     errors, group = np.array([[0.0, 1.0], [0.0, 1.0]], dtype=np.float32), np.zeros(2, dtype=int)
-    roomy = priced(errors, group, np.array([[2, 2]]), epsilon=1.0, num_iterations=50)
+    roomy = costs_with_duals(errors, group, np.array([[2, 2]]), epsilon=1.0, num_iterations=50)
     np.testing.assert_array_equal(roomy, errors)
-    # one place each: code 0 costs as much as code 1 once its price is 1, the difference in error
-    tight = priced(errors, group, np.array([[1, 1]]), epsilon=1.0, num_iterations=200)
+    # one place each: code 0 costs as much as code 1 once its dual is 1, the difference in error
+    tight = costs_with_duals(errors, group, np.array([[1, 1]]), epsilon=1.0, num_iterations=200)
     np.testing.assert_allclose(tight, 1, atol=0.02)
 
 
 def test_groups_have_prices_of_their_own():
     errors = np.random.default_rng(0).random((40, 6), dtype=np.float32)
     group, room = np.repeat(np.arange(10), 4), np.ones((10, 6), dtype=int)
-    together = priced(errors, group, room, epsilon=0.1, num_iterations=60)
+    together = costs_with_duals(errors, group, room, epsilon=0.1, num_iterations=60)
     alone = [
-        priced(errors[rows], np.zeros(4, dtype=int), room[:1], epsilon=0.1, num_iterations=60)
+        costs_with_duals(
+            errors[rows], np.zeros(4, dtype=int), room[:1], epsilon=0.1, num_iterations=60
+        )
         for rows in np.split(np.arange(40), 10)
     ]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-4)

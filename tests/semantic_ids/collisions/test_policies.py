@@ -118,7 +118,7 @@ def test_added_error_is_near_the_best_assignment():
     vectors = torch.randn(30, 3) * 0.3
     fitted = random_quantizer((1, 40))
     codes, after = resolve(ReassignLastLevel(), vectors, fitted)
-    errors = fitted.candidate_errors(vectors, codes[:, :1])
+    errors = fitted.next_code_errors(vectors, codes[:, :1])
     best = errors[linear_sum_assignment(errors.numpy())].sum()
     found = errors.gather(1, after.codes[:, 1:]).sum()
     assert best - 1e-4 <= found <= 1.1 * best
@@ -131,6 +131,29 @@ def test_batches_of_groups_do_not_change_the_result(monkeypatch):
     monkeypatch.setattr("sidrec.semantic_ids.collisions.capacitated_assignment._BATCH_CELLS", 800)
     _, parts = resolve(ReassignLastLevel(), vectors, fitted)
     assert torch.equal(whole.codes, parts.codes)
+
+
+@pytest.mark.parametrize("num_equal", [0, 150])
+def test_an_overfull_group_in_parts_gives_the_same_codes(monkeypatch, num_equal):
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(600, 3, generator=generator) * 0.05  # nearly all on one coarse code
+    vectors[:num_equal] = vectors[0]
+    fitted = random_quantizer((30, 24))
+    codes, whole = resolve(ReassignLastLevel(), vectors, fitted)
+    assert codes[:, 0].bincount().max() > 5 * 24  # a coarse code that overflows
+    asked = []
+    original = type(fitted).next_code_errors
+
+    def counted(self, vectors, prefix):
+        asked.append(len(vectors))
+        return original(self, vectors, prefix)
+
+    monkeypatch.setattr(type(fitted), "next_code_errors", counted)
+    monkeypatch.setattr("sidrec.semantic_ids.collisions.capacitated_assignment._BATCH_CELLS", 150)
+    monkeypatch.setattr("sidrec.semantic_ids.collisions.capacitated_assignment._LEAST_WIDTH", 2)
+    _, parts = resolve(ReassignLastLevel(), vectors, fitted)
+    assert torch.equal(whole.codes, parts.codes)
+    assert max(asked) <= 4 * 150 // 24
 
 
 def test_a_hundred_thousand_items_take_seconds():

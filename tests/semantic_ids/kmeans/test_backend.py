@@ -8,7 +8,7 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.kmeans import backend as backends
 from sidrec.semantic_ids.kmeans.backend import faiss_k_means, lloyd_of
 from sidrec.semantic_ids.kmeans.lloyd import k_means
-from sidrec.semantic_ids.kmeans.sharded_rows import Rows
+from sidrec.semantic_ids.kmeans.sharded_rows import ShardedRows
 from sidrec.semantic_ids.quality.id_metrics import relative_error
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 
@@ -19,7 +19,7 @@ SETTINGS = RqKMeans((16, 8), 20, 0.0, 1, "central", 64, False, 1, backend="faiss
 def test_faiss_moves_centroids_as_torch_does():
     pytest.importorskip("faiss")
     vectors = torch.randn(500, 6)
-    rows = Rows(lambda a, b: vectors[a:b], 500, 6)
+    rows = ShardedRows(lambda a, b: vectors[a:b], 500, 6)
     ours = k_means(rows, vectors[:16], num_iterations=3, tolerance=0.0)
     theirs = faiss_k_means(rows, vectors[:16], num_iterations=3, tolerance=0.0, on_gpu=False)
     torch.testing.assert_close(theirs.centroids, ours.centroids, rtol=1e-4, atol=1e-4)

@@ -3,21 +3,28 @@ import math
 import pytest
 import torch
 
+from sidrec.kernels.nearest import nearest_codes
 from sidrec.semantic_ids.kmeans import sharded_rows as rows_module
 from sidrec.semantic_ids.kmeans.initialization import (
     GREEDY_FRACTION,
-    central_start,
-    greedy_start,
-    plus_plus_start,
-    progressive_start,
+    greedy_kmeans_pp_init,
+    kmeans_pp_init,
+    progressive_dims_init,
+    shrunken_random_init,
     uniform_sample,
 )
-from sidrec.semantic_ids.kmeans.lloyd import k_means, nearest
-from sidrec.semantic_ids.kmeans.sharded_rows import Rows, block_of_rank, grid_unit
+from sidrec.semantic_ids.kmeans.lloyd import k_means
+from sidrec.semantic_ids.kmeans.sharded_rows import ShardedRows, block_of_rank, exact_sum_quantum
+
+
+def nearest(rows, centroids):
+    """Return the squared distance to the nearest centroid and its code."""
+    codes = nearest_codes(rows, centroids)
+    return (rows - centroids[codes]).square().sum(dim=1), codes
 
 
 def rows_of(vectors):
-    return Rows(lambda a, b: vectors[a:b], len(vectors), vectors.shape[1])
+    return ShardedRows(lambda a, b: vectors[a:b], len(vectors), vectors.shape[1])
 
 
 def test_two_clusters_on_a_line_by_hand():
@@ -92,7 +99,7 @@ def test_rows_that_are_read_again_give_what_kept_rows_give(monkeypatch):
 
 @pytest.mark.parametrize("largest", [1e-20, 0.3, 1.0, 7e8])
 def test_grid_unit_is_a_power_of_two_of_the_right_size(largest):
-    unit = grid_unit(largest, 23)
+    unit = exact_sum_quantum(largest, 23)
     assert math.frexp(unit)[0] == 0.5
     assert 2**22 <= largest / unit <= 2**23
 
@@ -107,7 +114,7 @@ def test_one_rank_holds_all_rows():
     assert block_of_rank(5000) == (0, 5000)
 
 
-@pytest.mark.parametrize("start", [greedy_start, plus_plus_start, progressive_start])
+@pytest.mark.parametrize("start", [greedy_kmeans_pp_init, kmeans_pp_init, progressive_dims_init])
 def test_starts_find_separated_clusters(start):
     centers = torch.diag(torch.tensor([50.0, 80.0, 120.0, 170.0, 240.0, 330.0]))
     vectors = (centers.repeat(50, 1) + torch.randn(300, 6)).float()
@@ -117,7 +124,9 @@ def test_starts_find_separated_clusters(start):
     assert nearest(centers, result.centroids)[1].unique().numel() == 6
 
 
-@pytest.mark.parametrize("start", [central_start, greedy_start, plus_plus_start, progressive_start])
+@pytest.mark.parametrize(
+    "start", [shrunken_random_init, greedy_kmeans_pp_init, kmeans_pp_init, progressive_dims_init]
+)
 def test_starts_survive_fewer_distinct_rows_than_codes(start):
     vectors = torch.ones(8, 3)
     found = start(vectors, num_codes=4, generator=torch.Generator().manual_seed(1))
@@ -126,7 +135,7 @@ def test_starts_survive_fewer_distinct_rows_than_codes(start):
 
 def test_central_start_lies_a_quarter_of_the_way_from_the_mean():
     sample = torch.tensor([[0.0, 8.0], [4.0, 0.0], [8.0, 4.0]])  # mean (4, 4)
-    start = central_start(sample, num_codes=3, generator=torch.Generator().manual_seed(1))
+    start = shrunken_random_init(sample, num_codes=3, generator=torch.Generator().manual_seed(1))
     assert sorted(start.tolist()) == [[3.0, 5.0], [4.0, 3.0], [5.0, 4.0]]
 
 
@@ -134,7 +143,7 @@ def test_greedy_start_lies_part_of_the_way_from_the_mean_to_rows_far_apart():
     sample = torch.tensor([[0.0], [0.0], [8.0], [8.0], [4.0]])  # mean 4
     for seed in range(20):  # a second row at 4 leaves 16 more than one at the other end
         generator = torch.Generator().manual_seed(seed)
-        start = greedy_start(sample, num_codes=3, generator=generator).flatten()
+        start = greedy_kmeans_pp_init(sample, num_codes=3, generator=generator).flatten()
         assert sorted(start.tolist()) == pytest.approx([2.8, 4.0, 5.2])
 
 
@@ -142,21 +151,21 @@ def test_greedy_start_seldom_takes_a_far_row():
     # from 0, the row at 25 is drawn with probability .29, but leaves more than one at 10 does
     sample = torch.tensor([0.0] * 15 + [10.0] * 15 + [25.0]).unsqueeze(1)
     taken = {}
-    for start in (greedy_start, plus_plus_start):
+    for start in (greedy_kmeans_pp_init, kmeans_pp_init):
         found = [
             start(sample, num_codes=2, generator=torch.Generator().manual_seed(seed))
             for seed in range(200)
         ]
         taken[start] = sum(centroids.max() > 11 for centroids in found)
-    assert taken[plus_plus_start] > 20
-    assert taken[greedy_start] < 0.5 * taken[plus_plus_start]
+    assert taken[kmeans_pp_init] > 20
+    assert taken[greedy_kmeans_pp_init] < 0.5 * taken[kmeans_pp_init]
 
 
 @pytest.mark.parametrize("num_codes", [3, 40])
 def test_greedy_start_leaves_less_than_plus_plus(num_codes):
     vectors = torch.randn(15 * num_codes, 8, generator=torch.Generator().manual_seed(0))
     mean, left = vectors.mean(dim=0), {}
-    for start, fraction in ((greedy_start, GREEDY_FRACTION), (plus_plus_start, 1.0)):
+    for start, fraction in ((greedy_kmeans_pp_init, GREEDY_FRACTION), (kmeans_pp_init, 1.0)):
         left[start] = 0.0
         for seed in range(10):
             generator = torch.Generator().manual_seed(seed)
@@ -164,7 +173,7 @@ def test_greedy_start_leaves_less_than_plus_plus(num_codes):
             rows = mean + (chosen - mean) / fraction
             assert nearest(rows, vectors)[0].max() < 1e-4  # they are rows of the sample
             left[start] += nearest(vectors, rows)[0].mean().item() / 10
-    assert left[greedy_start] < 0.95 * left[plus_plus_start]
+    assert left[greedy_kmeans_pp_init] < 0.95 * left[kmeans_pp_init]
 
 
 def test_sample_has_no_row_twice():

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from sidrec.semantic_ids import spread
 from sidrec.semantic_ids.collisions.policies import ReassignLastLevel
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.semantic_ids.quantizers.base import Quantizer
 from sidrec.semantic_ids.bundle.vector_reader import read_vector_file
 from tests.semantic_ids.made import random_quantizer
@@ -39,7 +39,7 @@ def watch():
 
 def make(source, out):
     read = read_vector_file(source)
-    make_semantic_ids(
+    build_semantic_ids(
         read.embeddings, quantizer=Fixed(), policy=ReassignLastLevel(), item_ids=read.item_ids,
         titles=read.titles, source={{}}, device=torch.device("cpu"),
     ).save(out)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sidrec.semantic_ids.collisions.policies import KeepCollisions
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.semantic_ids.quantizers.controls import RandomCodes
 from sidrec.types import ItemEmbeddings
 from tests.pairs.made import make_corpus
@@ -18,7 +18,7 @@ def bundle(tmp_path_factory, corpus):
     """A bundle of the corpus with vectors that nobody trained."""
     folder = tmp_path_factory.mktemp("learned") / "semantic_ids"
     drawn = torch.randn(corpus.num_items, 6, generator=torch.Generator().manual_seed(1))
-    made = make_semantic_ids(
+    made = build_semantic_ids(
         ItemEmbeddings(drawn, "external", corpus.fingerprint),
         quantizer=RandomCodes((4, 4), 0),
         policy=KeepCollisions(),

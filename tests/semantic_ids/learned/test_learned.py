@@ -67,7 +67,7 @@ def test_standardized_coded_and_scaled_back_by_hand():
     # (11, 6) - 5, over (2, 1): (3, 1), codes 1 and 1, decoded 2 * 3 + 5 and 1 + 5
     assert fitted.encode(torch.tensor([[11.0, 6.0]])).tolist() == [[1, 1]]
     assert fitted.decode(torch.tensor([[1, 1], [0, 0]])).tolist() == [[11.0, 6.0], [5.0, 5.0]]
-    assert fitted.candidate_errors(torch.tensor([[11.0, 6.0]]), torch.tensor([[1]])).tolist() == [
+    assert fitted.next_code_errors(torch.tensor([[11.0, 6.0]]), torch.tensor([[1]])).tolist() == [
         [1.0, 0.0]
     ]
 
@@ -87,8 +87,8 @@ def test_laws_that_every_quantizer_keeps(method):
     vectors, quantizer = clustered(300), replace(SHORT, method=method)
     fitted = quantizer.fit(vectors)
     codes = fitted.encode(vectors)
-    assert torch.equal(fitted.complete(vectors, codes[:, :1]), codes)
-    assert torch.equal(fitted.candidate_errors(vectors, codes[:, :1]).argmin(dim=1), codes[:, 1])
+    assert torch.equal(fitted.encode_from_prefix(vectors, codes[:, :1]), codes)
+    assert torch.equal(fitted.next_code_errors(vectors, codes[:, :1]).argmin(dim=1), codes[:, 1])
     assert fitted.decode(codes[:, :0]).shape == vectors.shape
     again = load_quantizer(quantizer.settings()["name"], fitted.tensors())
     assert torch.equal(again.encode(vectors), codes)

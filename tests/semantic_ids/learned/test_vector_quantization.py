@@ -78,7 +78,7 @@ def test_codebooks_start_at_k_means_and_then_follow_their_rows():
     centers = torch.tensor([[0.0, 0.0], [8.0, 0.0]])
     latents = centers.repeat_interleave(50, dim=0) + 0.01 * torch.randn(100, 2)
     core = vq().train()
-    core.start(latents, batch_size=10, seed=0)
+    core.initialize(latents, batch_size=10, seed=0)
     first = core.codebooks()[0]
     assert sorted(first[:, 0].round().tolist()) == [0.0, 8.0]
     moved = latents + torch.tensor([1.0, 0.0])

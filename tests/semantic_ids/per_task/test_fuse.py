@@ -11,7 +11,7 @@ from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions.policies import ReassignLastLevel
 from sidrec.semantic_ids.per_task.make_task_ids import fuse_ids
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
-from sidrec.semantic_ids.pipeline import make_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.types import ItemEmbeddings
 from tests.semantic_ids.test_callback import quantizer
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def bundle_of(seed, dim, corpus="c" * 64):
     vectors = torch.randn(NUM_ITEMS, dim, generator=torch.Generator().manual_seed(seed))
-    return make_semantic_ids(
+    return build_semantic_ids(
         ItemEmbeddings(torch.nn.functional.normalize(vectors, dim=1), f"hash{seed}", corpus),
         quantizer=quantizer(),
         policy=ReassignLastLevel(),
@@ -95,7 +95,7 @@ def ids_config(tmp_path):
                 "init": "progressive",
                 "sample_rows_per_code": 64,
                 "seed": 1,
-                "refine_rounds": 0,
+                "num_refit_rounds": 0,
                 "train_rows_per_code": None,
             },
         },

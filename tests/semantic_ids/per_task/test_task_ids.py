@@ -119,7 +119,7 @@ def test_levels_that_should_be_shared_are_compared(first, other):
 
 
 def test_fewer_items_than_codes(vectors):
-    with pytest.raises(ConfigError, match="120 items cannot fill 500 shared and 4 own codes"):
+    with pytest.raises(ConfigError, match="120 items, fewer than the 500 codes"):
         made(vectors, KeepCollisions(), replace(SETTINGS, shared_codes=500))
 
 

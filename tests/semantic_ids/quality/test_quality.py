@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sidrec.errors import DataError
-from sidrec.semantic_ids.bundle.diff import difference, difference_table
+from sidrec.semantic_ids.bundle.diff import diff, diff_table
 from sidrec.semantic_ids.bundle.quality_report import quality_table, save_picture
 from sidrec.semantic_ids.collisions.policies import KeepCollisions, ReassignLastLevel
 from sidrec.semantic_ids.pipeline import append_ids, fit_ids
@@ -169,25 +169,25 @@ def test_a_bundle_of_an_older_version_still_has_a_table():
 def test_difference_by_hand():
     a = made(policy=KeepCollisions())
     b = append_ids(a, torch.randn(3, 6), item_ids=["x", "y", "z"])
-    found = difference(a, b)
+    found = diff(a, b)
     assert (found.added, found.removed, found.changed) == (["x", "y", "z"], [], [])
     assert found.changed_fraction == [0, 0, 0]
     assert [key for key, _, _ in found.settings] == ["corpus_fingerprint", "source.appended"]
-    back = difference(b, a)
+    back = diff(b, a)
     assert (back.added, back.removed) == ([], ["x", "y", "z"])
     c = made(policy=ReassignLastLevel())
     moved = (a.table.codes != c.table.codes).any(dim=1).nonzero().flatten().tolist()
-    found = difference(a, c)
+    found = diff(a, c)
     assert found.changed == [f"m{row}" for row in moved]
     assert found.changed_fraction[:2] == [0, 0]
     assert found.changed_fraction[2] == pytest.approx(len(moved) / 120)
     assert ("policy.name", "none", "reassign_last_level") in found.settings
     figures = {key: (one, other) for key, one, other in found.quality}
     assert figures["ids/collision_rate"] == (a.quality["ids/collision_rate"], 0.0)
-    text = difference_table(a, c)
+    text = diff_table(a, c)
     assert f"changed {len(moved)} of 120 in both: m" in text
     assert "policy.name: none -> reassign_last_level" in text
-    assert "the same Semantic IDs" in difference_table(a, a)
+    assert "the same Semantic IDs" in diff_table(a, a)
 
 
 def test_items_are_compared_by_id_not_by_row():
@@ -200,7 +200,7 @@ def test_items_are_compared_by_id_not_by_row():
         item_ids=[a.item_ids[row] for row in order],
     )
     b.table.codes[:] = a.table.codes[order]
-    assert difference(a, b).changed == []
+    assert diff(a, b).changed == []
 
 
 def test_the_picture_is_no_part_of_the_bundle(tmp_path):

@@ -9,7 +9,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS, block_of_rank
 from sidrec.semantic_ids.quality.id_metrics import relative_error
 from sidrec.semantic_ids.quantizers.balanced import BalancedRqKMeans, FittedBalancedRqKMeans
-from sidrec.semantic_ids.quantizers.capacity_duals import capacity_prices, cheapest
+from sidrec.semantic_ids.quantizers.capacity_duals import fit_capacity_duals, nearest_with_duals
 from sidrec.semantic_ids.quantizers.registry import load_quantizer
 from tests.ranks import run_on_ranks
 
@@ -18,7 +18,7 @@ SETTINGS = BalancedRqKMeans(
     slack=1.1,
     num_iterations=10,
     num_balancings=1,
-    price_step=1e-3,
+    dual_step=1e-3,
     sample_rows=10_000,
     seed=1,
 )
@@ -35,10 +35,10 @@ def test_a_price_sends_the_farthest_away_by_hand():
     rows = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
     centroids = torch.tensor([[0.0], [10.0]])
     # distances to 0 and 10: 0|100, 1|81, 4|64, 81|1; the margin of row 2 is 60, of row 1 it is 80
-    prices = capacity_prices(rows, centroids, capacity=2, step=1e-3)
-    assert 60 < prices[0] < 80
-    assert prices[1] == 0
-    assert cheapest(rows, centroids, prices).tolist() == [0, 0, 1, 1]
+    duals = fit_capacity_duals(rows, centroids, capacity=2, step=1e-3)
+    assert 60 < duals[0] < 80
+    assert duals[1] == 0
+    assert nearest_with_duals(rows, centroids, duals).tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("slack", [1.0, 1.2, 2.0])
@@ -47,8 +47,8 @@ def test_no_code_is_overfull_and_the_error_is_near_the_least(slack):
 
     rows, centroids = clustered(120), torch.randn(6, 6) * 3
     capacity = math.ceil(slack * 120 / 6)
-    codes = cheapest(
-        rows, centroids, capacity_prices(rows, centroids, capacity=capacity, step=1e-4)
+    codes = nearest_with_duals(
+        rows, centroids, fit_capacity_duals(rows, centroids, capacity=capacity, step=1e-4)
     )
     assert torch.bincount(codes).max() <= capacity
     costs = (rows.unsqueeze(1) - centroids).square().sum(dim=2)
@@ -59,15 +59,17 @@ def test_no_code_is_overfull_and_the_error_is_near_the_least(slack):
 
 def test_without_crowding_nothing_costs():
     rows = torch.randn(100, 6)
-    prices = capacity_prices(rows, rows[:50], capacity=100, step=1e-3)
-    assert not prices.any()
+    duals = fit_capacity_duals(rows, rows[:50], capacity=100, step=1e-3)
+    assert not duals.any()
     with pytest.raises(ValueError, match="50 codes of 1 rows cannot hold 100 rows"):
-        capacity_prices(rows, rows[:50], capacity=1, step=1e-3)
+        fit_capacity_duals(rows, rows[:50], capacity=1, step=1e-3)
 
 
 def test_equal_rows_stay_together_and_it_ends():
     rows, centroids = torch.ones(30, 6), torch.randn(4, 6)
-    codes = cheapest(rows, centroids, capacity_prices(rows, centroids, capacity=8, step=0.1))
+    codes = nearest_with_duals(
+        rows, centroids, fit_capacity_duals(rows, centroids, capacity=8, step=0.1)
+    )
     assert len(codes.unique()) == 1
 
 
@@ -76,7 +78,7 @@ def test_no_level_has_an_overfull_code(slack):
     vectors = clustered(2000)
     fitted = replace(SETTINGS, slack=slack).fit(vectors)
     codes = fitted.encode(vectors)
-    plain = FittedBalancedRqKMeans(fitted.codebooks, tuple(map(torch.zeros_like, fitted.prices)))
+    plain = FittedBalancedRqKMeans(fitted.codebooks, tuple(map(torch.zeros_like, fitted.duals)))
     for level, size in enumerate(fitted.codebook_sizes):
         limit = math.ceil(slack * 2000 / size)
         assert torch.bincount(codes[:, level]).max() <= limit
@@ -86,7 +88,7 @@ def test_no_level_has_an_overfull_code(slack):
 def test_with_much_slack_it_is_residual_k_means():
     vectors = clustered(1000)
     fitted = replace(SETTINGS, slack=20.0).fit(vectors)
-    assert not any(price.any() for price in fitted.prices)
+    assert not any(dual.any() for dual in fitted.duals)
     codes = fitted.encode(vectors)
     distances = (vectors.unsqueeze(1) - fitted.codebooks[0]).square().sum(dim=2)
     assert torch.equal(codes[:, 0], distances.argmin(dim=1))
@@ -98,8 +100,8 @@ def test_laws_that_every_quantizer_keeps():
     vectors = clustered(600)
     fitted = SETTINGS.fit(vectors)
     codes = fitted.encode(vectors)
-    assert torch.equal(fitted.complete(vectors, codes[:, :1]), codes)
-    errors = fitted.candidate_errors(vectors, codes[:, :1])
+    assert torch.equal(fitted.encode_from_prefix(vectors, codes[:, :1]), codes)
+    errors = fitted.next_code_errors(vectors, codes[:, :1])
     tried = torch.cat([codes[:, :1], torch.full((600, 1), 5)], dim=1)
     expected = (vectors - fitted.decode(tried)).square().sum(dim=1)
     torch.testing.assert_close(errors[:, 5], expected, rtol=1e-4, atol=1e-4)
@@ -114,8 +116,8 @@ def test_laws_that_every_quantizer_keeps():
 def test_settings_and_vectors_out_of_range_are_refused():
     with pytest.raises(ConfigError, match=r"slack is 0.9, expected at least 1"):
         replace(SETTINGS, slack=0.9)
-    with pytest.raises(ConfigError, match=r"price_step is 0.0, expected more than 0"):
-        replace(SETTINGS, price_step=0.0)
+    with pytest.raises(ConfigError, match=r"dual_step is 0.0, expected more than 0"):
+        replace(SETTINGS, dual_step=0.0)
     with pytest.raises(ConfigError, match=r"12 items, fewer than the 16 codes"):
         SETTINGS.fit(torch.randn(12, 6))
     with pytest.raises(DataError, match=r"hold NaN or infinity \(first rows: \[0\]\)"):

@@ -67,7 +67,7 @@ def test_every_code_decodes_to_the_mean(quantizer):
     codes = fitted.encode(vectors)
     torch.testing.assert_close(fitted.decode(codes[:2]), vectors.mean(dim=0).repeat(2, 1))
     assert relative_error(vectors, codes, fitted) == pytest.approx(1.0, abs=1e-6)
-    errors = fitted.candidate_errors(vectors, codes[:, :1])
+    errors = fitted.next_code_errors(vectors, codes[:, :1])
     expected = (vectors - vectors.mean(dim=0)).square().sum(dim=1)
     torch.testing.assert_close(errors[:, 3], expected)
     assert errors.shape == (300, 12)
@@ -78,7 +78,7 @@ def test_complete_keeps_the_prefix_and_collisions_can_be_resolved(quantizer):
     vectors = torch.randn(300, 6).repeat(2, 1)  # every vector twice
     fitted = quantizer.fit(vectors)
     prefix = torch.full((600, 1), 3)
-    completed = fitted.complete(vectors, prefix)
+    completed = fitted.encode_from_prefix(vectors, prefix)
     assert (completed[:, 0] == 3).all()
     assert torch.equal(completed[:, 1:], fitted.encode(vectors)[:, 1:])
     resolution = ReassignLastLevel().resolve(vectors, fitted.encode(vectors), fitted)

@@ -25,31 +25,31 @@ SETTINGS = Dictionary(
 
 
 def test_atoms_are_taken_by_size_and_named_with_their_direction():
-    atoms = FittedDictionary(torch.zeros(3), torch.eye(3), torch.ones(2, 6), signed=True)
+    components = FittedDictionary(torch.zeros(3), torch.eye(3), torch.ones(2, 6), signed=True)
     vectors = torch.tensor([[0.1, -5.0, 2.0], [3.0, 0.0, -4.0]])
-    assert atoms.encode(vectors).tolist() == [[4, 2], [5, 0]]  # -e1 e2; -e2 e0
-    assert atoms.decode(torch.tensor([[4, 2]])).tolist() == [[0.0, -1.0, 1.0]]
+    assert components.encode(vectors).tolist() == [[4, 2], [5, 0]]  # -e1 e2; -e2 e0
+    assert components.decode(torch.tensor([[4, 2]])).tolist() == [[0.0, -1.0, 1.0]]
     unsigned = FittedDictionary(torch.zeros(3), torch.eye(3), torch.ones(2, 3), signed=False)
     assert unsigned.encode(vectors).tolist() == [[1, 2], [2, 0]]
 
 
 def test_stored_lengths_by_hand():
     lengths = torch.tensor([[2.0, 3.0], [5.0, 7.0]])
-    atoms = FittedDictionary(torch.tensor([1.0, 1.0]), torch.eye(2), lengths, signed=False)
-    assert atoms.decode(torch.tensor([[0, 1], [1, 0]])).tolist() == [[3.0, 8.0], [6.0, 4.0]]
-    assert atoms.decode(torch.zeros((1, 0), dtype=torch.int64)).tolist() == [[1.0, 1.0]]
+    components = FittedDictionary(torch.tensor([1.0, 1.0]), torch.eye(2), lengths, signed=False)
+    assert components.decode(torch.tensor([[0, 1], [1, 0]])).tolist() == [[3.0, 8.0], [6.0, 4.0]]
+    assert components.decode(torch.zeros((1, 0), dtype=torch.int64)).tolist() == [[1.0, 1.0]]
 
 
-def pursuit_by_hand(vector, atoms, num_levels):
+def pursuit_by_hand(vector, components, num_levels):
     """Orthogonal matching pursuit with a least-squares solver, one vector at a time."""
     chosen, left = [], vector
     for _ in range(num_levels):
-        scores = (atoms @ left).abs()
+        scores = (components @ left).abs()
         scores[chosen] = -1
         chosen.append(int(scores.argmax()))
-        basis = atoms[chosen].T
+        basis = components[chosen].T
         left = vector - basis @ torch.linalg.lstsq(basis, vector.unsqueeze(1)).solution.squeeze(1)
-    signs = [int(atoms[atom] @ vector < 0) for atom in chosen]
+    signs = [int(components[component] @ vector < 0) for component in chosen]
     return chosen, signs
 
 
@@ -57,9 +57,9 @@ def pursuit_by_hand(vector, atoms, num_levels):
 def test_encode_is_orthogonal_matching_pursuit(signed):
     vectors = torch.randn(200, 6)
     fitted = replace(SETTINGS, signed=signed).fit(vectors)
-    codes = fitted.encode(vectors[:50]) % len(fitted.atoms)
+    codes = fitted.encode(vectors[:50]) % len(fitted.components)
     for vector, row in zip(vectors[:50], codes.tolist(), strict=True):
-        assert row == pursuit_by_hand(vector - fitted.mean, fitted.atoms, 3)[0]
+        assert row == pursuit_by_hand(vector - fitted.mean, fitted.components, 3)[0]
 
 
 def test_a_catalogue_made_of_atoms_is_found_again():
@@ -88,9 +88,9 @@ def test_laws_that_every_quantizer_keeps(signed):
     vectors = torch.randn(300, 6)
     fitted = replace(SETTINGS, signed=signed).fit(vectors)
     codes = fitted.encode(vectors)
-    assert torch.equal(fitted.complete(vectors, codes[:, :2]), codes)
+    assert torch.equal(fitted.encode_from_prefix(vectors, codes[:, :2]), codes)
     assert len({*map(len, codes.unique(dim=0).tolist())}) == 1
-    errors = fitted.candidate_errors(vectors, codes[:, :1])
+    errors = fitted.next_code_errors(vectors, codes[:, :1])
     tried = torch.cat([codes[:, :1], torch.full((300, 1), 5)], dim=1)
     expected = (vectors - fitted.decode(tried)).square().sum(dim=1)
     torch.testing.assert_close(errors[:, 5], expected, rtol=1e-4, atol=1e-5)
@@ -103,10 +103,12 @@ def test_laws_that_every_quantizer_keeps(signed):
 
 def test_no_atom_is_taken_twice_even_when_nothing_is_left():
     fitted = SETTINGS.fit(torch.randn(300, 6))
-    codes = fitted.encode(torch.cat([fitted.mean.unsqueeze(0), fitted.mean + 2 * fitted.atoms]))
+    codes = fitted.encode(
+        torch.cat([fitted.mean.unsqueeze(0), fitted.mean + 2 * fitted.components])
+    )
     assert all(len({code % 8 for code in row}) == 3 for row in codes.tolist())
     doubled = torch.tensor([[3, 3], [3, 11]])  # a collision policy may ask for such prefixes
-    assert fitted.complete(torch.randn(2, 6), doubled)[:, :2].equal(doubled)
+    assert fitted.encode_from_prefix(torch.randn(2, 6), doubled)[:, :2].equal(doubled)
 
 
 def test_settings_out_of_range_are_refused():
@@ -114,7 +116,7 @@ def test_settings_out_of_range_are_refused():
         replace(SETTINGS, codebook_sizes=(16, 8))
     with pytest.raises(ConfigError, match=r"expected one size for every level, even where"):
         replace(SETTINGS, codebook_sizes=(15, 15))
-    with pytest.raises(ConfigError, match=r"3 levels cannot name 2 atoms once each"):
+    with pytest.raises(ConfigError, match=r"3 levels cannot name 2 components once each"):
         replace(SETTINGS, codebook_sizes=(4, 4, 4))
     with pytest.raises(ConfigError, match=r"alpha is -1.0, expected at least 0"):
         replace(SETTINGS, alpha=-1.0)

@@ -12,7 +12,7 @@ from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans, fit_rq_kmeans
 from tests.ranks import run_on_ranks
 
 SETTINGS = RqKMeans(
-    refine_rounds=0,
+    num_refit_rounds=0,
     train_rows_per_code=None,
     codebook_sizes=(16, 12, 8),
     num_iterations=8,
@@ -81,7 +81,7 @@ def test_candidate_errors_are_those_of_decoding(normalize):
     vectors = torch.randn(200, 6)
     fitted = fit_rq_kmeans(vectors, replace(SETTINGS, normalize_residuals=normalize))
     codes = fitted.encode(vectors)
-    errors = fitted.candidate_errors(vectors, codes[:, :1])
+    errors = fitted.next_code_errors(vectors, codes[:, :1])
     tried = torch.cat([codes[:, :1], torch.full((200, 1), 5)], dim=1)
     expected = (vectors - fitted.decode(tried)).square().sum(dim=1)
     torch.testing.assert_close(errors[:, 5], expected, rtol=1e-4, atol=1e-5)
@@ -99,7 +99,7 @@ def test_a_beam_as_wide_as_all_prefixes_finds_the_best_code():
         torch.testing.assert_close(
             (vectors - fitted.decode(codes)).norm(dim=1), best, rtol=0, atol=3e-3
         )
-        tied = fitted.complete(vectors, codes[:, :1].roll(1, 0))
+        tied = fitted.encode_from_prefix(vectors, codes[:, :1].roll(1, 0))
         assert tied[:, 0].equal(codes[:, 0].roll(1))
 
 
@@ -115,11 +115,22 @@ def test_wider_beams_lose_less_and_are_stored():
     assert lost[0] > lost[1] > lost[2]
 
 
-def test_tensors_of_older_bundles_are_greedy():
-    fitted = fit_rq_kmeans(torch.randn(50, 6), replace(SETTINGS, beam_width=3))
-    older = {name: t for name, t in fitted.tensors().items() if name != "beam_width"}
-    again = FittedRqKMeans.from_tensors(older)
-    assert (again.beam_width, again.codebook_sizes) == (1, (16, 12, 8))
+@pytest.mark.parametrize("init", ["greedy-mixed", "k-means++", "central"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_large_common_offset_changes_no_code(init, normalize):
+    vectors = (torch.randn(400, 6, generator=torch.Generator().manual_seed(0)) * 64).round() / 64
+    settings = replace(SETTINGS, init=init, normalize_residuals=normalize, num_iterations=10)
+    centered = vectors - vectors.mean(dim=0)
+    plain = fit_rq_kmeans(centered, settings)
+    moved = fit_rq_kmeans(vectors + 10_000, settings)  # exact in float32
+    codes = plain.encode(centered)
+    assert (moved.encode(vectors + 10_000) == codes).all(dim=1).float().mean() > 0.99
+    again = FittedRqKMeans.from_tensors(moved.tensors())
+    torch.testing.assert_close(again.decode(codes), plain.decode(codes) + moved.offset)
+    errors = moved.next_code_errors(vectors + 10_000, codes[:, :1])
+    assert torch.equal(
+        errors.argmin(dim=1), plain.next_code_errors(centered, codes[:, :1]).argmin(1)
+    )
 
 
 def test_same_seed_same_codebooks_other_seed_others():
@@ -222,7 +233,7 @@ def test_empty_catalogue_and_wrong_width_are_refused():
         ({"init": "pca"}, r"init is 'pca', expected one of greedy-mixed, greedy, mixed"),
         ({"beam_width": 0}, "beam_width is 0, expected at least 1"),
         ({"train_rows_per_code": 0}, "train_rows_per_code is 0"),
-        ({"refine_rounds": -1}, "refine_rounds is -1, expected at least 0"),
+        ({"num_refit_rounds": -1}, "num_refit_rounds is -1, expected at least 0"),
         ({"backend": "jax"}, "backend is 'jax', expected auto, torch, faiss"),
     ],
 )
@@ -267,10 +278,10 @@ def _fit_block(rank, world_size, tmp_path):
 def _varied():
     few = replace(SETTINGS, num_iterations=4, init="central")
     return [
-        replace(few, beam_width=2, refine_rounds=2),
+        replace(few, beam_width=2, num_refit_rounds=2),
         replace(few, init="progressive", train_rows_per_code=300),  # 4,800 of 8,692 rows
-        replace(few, init="k-means++", normalize_residuals=True, refine_rounds=1),
-        replace(few, init="greedy-mixed", refine_rounds=2, train_rows_per_code=300),
+        replace(few, init="k-means++", normalize_residuals=True, num_refit_rounds=1),
+        replace(few, init="greedy-mixed", num_refit_rounds=2, train_rows_per_code=300),
     ]
 
 

@@ -1,0 +1,103 @@
+"""Serving items that came after training: a trained generator over a larger bundle."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from sidrec.errors import DataError
+from sidrec.generator.decoding.trie import SemanticIdTrie
+from sidrec.generator.model.code_space import CodeSpace
+from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.training.module import JointGenerator
+from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from sidrec.types import TASKS, Task
+
+
+def with_appended_items(generator: JointGenerator, ids: TaskBundles) -> JointGenerator:
+    """Return the generator over the items of ``ids``; it shares the T5 with the given one.
+
+    New items have no train interactions, so they come last among items with one Semantic ID. The
+    prior keeps its code means, which are those of the items of training.
+
+    Args:
+        generator: Trained, with its model built.
+        ids: The bundle of training with further items, from ``sidrec ids --append``.
+
+    Raises:
+        DataError: If anything of an old item differs, names the first one.
+    """
+    check_extends(generator.ids, ids)
+    model = generator.model
+    num_new = len(ids.item_ids) - len(generator.ids.item_ids)
+    popularity = F.pad(model.popularity, (0, num_new))
+    spaces: dict[Task, CodeSpace] = {}
+    for task in TASKS:
+        if ids.is_common and spaces:
+            spaces[task] = spaces[TASKS[0]]
+            continue
+        old, table = model.space(task), ids.bundles[task].table
+        prior = copy.deepcopy(old.prior)
+        if prior is not None:
+            order = SemanticIdTrie.from_table(table, popularity).items
+            prior.codes = table.codes[order].long()
+        spaces[task] = CodeSpace(old.vocabulary, table, popularity, prior)
+    embedder = model.embedder
+    larger = GeneratorModel(
+        model.t5,
+        generator.inputs,
+        embedder.tokenizer,
+        spaces,
+        ids.item_vectors,
+        popularity,
+        embedder.tower,
+    )
+    larger.load_state_dict(model.state_dict())
+    larger.decoding = generator.decoding
+    arguments = {k: v for k, v in generator.hparams.items() if not k.startswith("_")}
+    served = JointGenerator(**arguments)
+    served.ids, served.model = ids, larger
+    return served
+
+
+def check_extends(trained: TaskBundles, ids: TaskBundles) -> None:
+    """Refuse bundles that are not those of training with items behind the old ones.
+
+    Raises:
+        DataError: Names the first old item that is missing, moved or changed.
+    """
+    if (trained.is_common, trained.num_shared_levels) != (ids.is_common, ids.num_shared_levels):
+        raise DataError(
+            "The Semantic IDs to serve share other levels between the tasks than those of "
+            "training; append to the bundle that the generator was trained on."
+        )
+    for task in TASKS:
+        _check_bundle(trained.bundles[task], ids.bundles[task])
+
+
+def _check_bundle(old: SemanticIdBundle, new: SemanticIdBundle) -> None:
+    remedy = "append to the generator's own bundle with `sidrec ids --append`, which keeps all IDs"
+    num_old = len(old.item_ids)
+    if old.table.codebook_sizes != new.table.codebook_sizes:
+        raise DataError(
+            f"The Semantic IDs to serve have codebook sizes {list(new.table.codebook_sizes)}, the "
+            f"generator was trained on {list(old.table.codebook_sizes)}; {remedy}."
+        )
+    for row, item_id in enumerate(old.item_ids):
+        if new.item_ids[row : row + 1] != [item_id]:
+            raise DataError(
+                f"item_id '{item_id}' is item {row} of the generator's Semantic IDs but not of "
+                f"those to serve; {remedy}."
+            )
+    codes = new.table.codes[:num_old]
+    changed = (codes != old.table.codes).any(dim=1).nonzero().flatten().tolist()
+    if changed:
+        row = changed[0]
+        raise DataError(
+            f"{len(changed)} old items have another Semantic ID than in training (first: "
+            f"'{old.item_ids[row]}', {old.table.codes[row].tolist()} then, {codes[row].tolist()} "
+            f"now); {remedy}."
+        )
+    if not torch.equal(new.embeddings.vectors[:num_old], old.embeddings.vectors):
+        raise DataError(f"Old items have other vectors than in training; {remedy}.")
