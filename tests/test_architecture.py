@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = ["corpus", "pairs", "encoder", "semantic_ids", "generator", "comparison"]
 SOURCES = sorted((ROOT / "sidrec").rglob("*.py"))
 SIGN = re.compile(r"Stage (\d) of 6: (.+) -> (.+)\.")
-LONGEST = 300
+LONGEST = 400
 
 
 def sign(stage):

@@ -15,11 +15,9 @@ from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.grad_cache import embed_in_chunks
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.tower import TextTower
-from sidrec.errors import ConfigError, RunError
+from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
-from sidrec.runs.checkpoints import read_checkpoint
-from sidrec.runs.directory import RunDirectory
 from sidrec.training.counter_rng import key_of
 from sidrec.training.nan_guard import LossGuard
 from sidrec.training.optimizer import Decay, optimizer_of
@@ -110,9 +108,13 @@ class BiEncoder(L.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Refuse pairs that were cut by another encoder's tokenizer."""
+        """Refuse batches without negatives, and pairs cut by another encoder's tokenizer."""
         del stage
         data = self._data()
+        if data.batch_size * rank_and_world_size()[1] < 2:
+            raise ConfigError(
+                "data.batch_size 1 has no negatives to contrast with; give 2 or more."
+            )
         if (data.encoder, data.revision) != (self.settings.encoder, self.settings.revision):
             raise ConfigError(
                 f"model.encoder is '{self.settings.encoder}' ({self.settings.revision}) but "
@@ -235,28 +237,3 @@ class BiEncoder(L.LightningModule):
         if not isinstance(data, PairDataModule):
             raise ConfigError("BiEncoder trains on data.class_path PairDataModule only.")
         return data
-
-
-def load_bi_encoder(run: RunDirectory) -> BiEncoder:
-    """Return the best bi-encoder of a finished run, on the CPU, in evaluation mode.
-
-    Everything comes from the checkpoint: no hub, no package, no folder of the pretrained encoder
-    is needed.
-
-    Raises:
-        RunError: If the run has not finished, is no encoder run, or its checkpoint is damaged.
-    """
-    file = run.finished_checkpoint()
-    checkpoint = read_checkpoint(file)
-    if "text_tower" not in checkpoint:
-        raise RunError(f"{file} is no bi-encoder; give --from the folder of an encoder run.")
-    arguments = {
-        name: value
-        for name, value in checkpoint["hyper_parameters"].items()
-        if not name.startswith("_")
-    }
-    model = BiEncoder(**arguments)
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.eval()
-    return model

@@ -10,7 +10,7 @@ from torch import Tensor
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
 from sidrec.distributed import gather_objects, rank_and_world_size
-from sidrec.errors import ConfigError, DataError
+from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.decoding.search_strategy import Decoding, DecodingMode
 from sidrec.generator.model.batch import GeneratorBatch
@@ -249,11 +249,7 @@ class JointGenerator(L.LightningModule):
         self.guard.num_skipped = checkpoint.get("num_skipped_losses", 0)
         if not hasattr(self, "ids"):
             self.ids = self._load_ids()
-        if checkpoint["bundle_hash"] != self.ids.hash:
-            raise DataError(
-                f"{self.settings.semantic_ids} holds Semantic IDs {self.ids.hash[:12]}, but "
-                f"this generator was trained on {checkpoint['bundle_hash'][:12]}; give it those."
-            )
+        self.ids.refuse_other_than(checkpoint["bundle_hash"], self.settings.semantic_ids)
         if not hasattr(self, "model"):
             self.model = generator_from(
                 checkpoint["generator"],
