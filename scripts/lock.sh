@@ -33,8 +33,9 @@ cpu_wheel() {
 cuda='^(nvidia-|cuda-|triton==)'
 wheel=$(cpu_wheel "${1:-}")
 {
-  head_of 'Linux, x86-64, Python 3.11, CPU; extras cpu, dev, wandb'
-  compile 3.11 constraints/cpu.txt pyproject.toml --extra cpu --extra dev --extra wandb |
+  head_of 'Linux, x86-64, Python 3.11, CPU; extras cpu, dev, dictionary, learned, wandb'
+  compile 3.11 constraints/cpu.txt pyproject.toml --extra cpu --extra dev --extra dictionary \
+    --extra learned --extra wandb |
     awk -v cuda="$cuda" -v wheel="$wheel" '
       /^[a-z]/ { skip = ($0 ~ cuda) }
       skip { next }
@@ -46,8 +47,9 @@ wheel=$(cpu_wheel "${1:-}")
 grep -v '^faiss-cpu==' constraints/cpu.txt >"$scratch/gpu.txt"
 echo 'faiss-gpu==1.15.1' >>"$scratch/gpu.txt"
 {
-  head_of 'Linux, x86-64, Python 3.12, NVIDIA GPU; extras gpu, wandb'
-  compile 3.12 "$scratch/gpu.txt" pyproject.toml --extra gpu --extra wandb
+  head_of 'Linux, x86-64, Python 3.12, NVIDIA GPU; extras gpu, dictionary, learned, wandb'
+  compile 3.12 "$scratch/gpu.txt" pyproject.toml --extra gpu --extra dictionary \
+    --extra learned --extra wandb
   minilm
 } >"$scratch/lock-gpu.txt"
 mv "$scratch"/lock-*.txt constraints/

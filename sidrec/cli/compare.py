@@ -1,12 +1,14 @@
 """``sidrec compare``: strategies × seeds → table, significance, Pareto plot, report."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jsonargparse import Namespace
+
+from sidrec.cli.parser import CommandParser
 from sidrec.comparison.execution.runner import (
     Outcome,
     launch_here,
@@ -33,22 +35,12 @@ def main(arguments: list[str]) -> None:
     Raises:
         RunError: If a stage failed; everything else is finished and reported.
     """
-    parser = argparse.ArgumentParser(prog="sidrec compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, help="configs/compare/NAME.yaml")
-    parser.add_argument("--strategies", help="only these systems, separated by commas")
-    parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="stages at once on this machine; cores are shared out"
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print the plan and do nothing")
-    parser.add_argument("--report_only", action="store_true", help="report what is finished")
-    parser.add_argument("--only", metavar="KEY", help="run one stage of the plan (for launchers)")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     if given.jobs < 1 or (given.jobs > 1 and given.launcher != "local"):
         raise ConfigError(
             f"--jobs must be 1 or more, and belongs to --launcher local; got {given.jobs}."
         )
-    comparison = read_comparison(given.config)
+    comparison = read_comparison(Path(given.config))
     if given.strategies:
         comparison = comparison.only([name.strip() for name in given.strategies.split(",")])
     read_discussion(comparison.report)  # before hours of work, not after
@@ -68,7 +60,28 @@ def main(arguments: list[str]) -> None:
         launch = partial(launch_here, num_threads=threads_of(given.jobs))
         outcomes = outcomes or run_stages(stages, out, launch=launch, jobs=given.jobs)
         command = f"sidrec compare {' '.join(arguments)}"
-        _report(comparison, cells, outcomes, corpus, command, given.config.stem)
+        _report(comparison, cells, outcomes, corpus, command, Path(given.config).stem)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="sidrec compare",
+        description="Strategies x seeds -> table, significance, Pareto plot, report.",
+    )
+    parser.add_argument(
+        "--config", type=str, required=True, help="YAML file, or packaged: compare/NAME.yaml."
+    )
+    parser.add_argument("--strategies", type=str | None, help="Only these, separated by commas.")
+    parser.add_argument(
+        "--launcher", type=Literal["local", "slurm"], default="local", help="Where."
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="Stages at once on this machine; they share the cores."
+    )
+    parser.add_argument("--dry_run", action="store_true", help="Print the plan and do nothing.")
+    parser.add_argument("--report_only", action="store_true", help="Report what is finished.")
+    parser.add_argument("--only", type=str | None, help="Run one stage of the plan, by its key.")
+    return parser
 
 
 def _check_runs(comparison: Comparison, corpus: Corpus) -> None:
@@ -154,9 +167,9 @@ def _run_one(key: str, stages: Sequence[Stage], out: Path) -> None:
         raise RunError(f"{chosen.label}: {outcome.reason}")
 
 
-def _write_jobs(given: argparse.Namespace, stages: Sequence[Stage], out: Path) -> None:
+def _write_jobs(given: Namespace, stages: Sequence[Stage], out: Path) -> None:
     left = [stage for stage in stages if not is_done(stage, out)]
-    compare = [sys.executable, "-m", "sidrec", "compare", "--config", str(given.config)]
+    compare = [sys.executable, "-m", "sidrec", "compare", "--config", given.config]
     if given.strategies:
         compare += ["--strategies", given.strategies]
     scripts = write_scripts(array_jobs(left), compare, out / "slurm")

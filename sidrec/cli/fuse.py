@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from sidrec.cli.ids import IdsParser
+from sidrec.cli.parser import CommandParser
 from sidrec.errors import ConfigError
 from sidrec.plugins import load_plugins
 from sidrec.runs.from_run import allow_known_classes_only
@@ -59,15 +59,16 @@ def main(args: list[str]) -> None:
     sys.stdout.write("\n\n".join(tables) + f"\nwritten: {config.out}\n")
 
 
-def _parser() -> IdsParser:
-    parser = IdsParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="sidrec fuse",
+        parts=(Quantizer, CollisionPolicy),
+        source="Encoder run, or a bundle.",
+        source_required=True,
         description="Make Semantic IDs from the vectors of two runs, or for another run's reader. "
         "With separate and prefix_share each task gets IDs of its own: --from serves search, --and "
         "recommendation.",
     )
-    parser.add_argument("--config", action="config", help="YAML file, e.g. configs/ids/NAME.yaml.")
-    parser.add_argument("--from", type=str, required=True, help="Encoder run, or a bundle.")
     parser.add_argument("--and", type=str | None, help="The second one.")
     parser.add_argument(
         "--fusion", type=str, required=True, help=f"How two become one: {_FUSIONS}."

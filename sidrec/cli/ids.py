@@ -1,13 +1,10 @@
 """``sidrec ids``: make Semantic IDs from vectors or codes, append items to them, compare them."""
 
-import inspect
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from sidrec.cli.parser import options_of, with_suggestion
+from sidrec.cli.parser import CommandParser
 from sidrec.errors import ConfigError
 from sidrec.plugins import load_plugins
 from sidrec.runs.from_run import allow_known_classes_only
@@ -39,19 +36,6 @@ _ATTRIBUTES = (
 )
 
 
-class IdsParser(ArgumentParser):
-    """Parser whose error is one line that names the nearest valid key."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line and exit with code 2."""
-        del ex
-        parts = (*Quantizer.__subclasses__(), *CollisionPolicy.__subclasses__())
-        valid = [name for part in parts for name in inspect.signature(part).parameters]
-        valid += options_of(self)
-        sys.stderr.write(f"sidrec ids: {with_suggestion(message, valid)}\n")
-        sys.exit(ConfigError.exit_code)
-
-
 def main(args: list[str]) -> None:
     """Run ``sidrec ids`` with the words after the command's name."""
     allow_known_classes_only()
@@ -66,14 +50,14 @@ def main(args: list[str]) -> None:
 
 
 def _make(args: list[str]) -> None:
-    parser = IdsParser(
+    parser = CommandParser(
         prog="sidrec ids",
+        parts=(Quantizer, CollisionPolicy),
+        source=_FROM,
         description="Make Semantic IDs from stored embeddings, with any quantizer and policy. "
         "Two more forms: `sidrec ids --append NEW --from BUNDLE --out DIR` adds items and changes "
         "no ID; `sidrec ids --diff A B` says what differs between two bundles.",
     )
-    parser.add_argument("--config", action="config", help="YAML file, e.g. configs/ids/NAME.yaml.")
-    parser.add_argument("--from", type=str | None, help=_FROM)
     parser.add_argument(
         "--embeddings", type=str | None, help="Your own vectors: .npy, .safetensors or .parquet."
     )
@@ -100,8 +84,11 @@ def _make(args: list[str]) -> None:
 
 
 def _append(args: list[str]) -> None:
-    parser = IdsParser(
-        prog="sidrec ids", description="Add items to a bundle; the IDs of the old ones stay."
+    parser = CommandParser(
+        prog="sidrec ids",
+        description="Add items to a bundle; the IDs of the old ones stay.",
+        source=_FROM,
+        source_required=True,
     )
     parser.add_argument(
         "--append",
@@ -110,7 +97,6 @@ def _append(args: list[str]) -> None:
         help="New vectors, as --embeddings; or new items with their texts (item_id, title, text or "
         "description …), as `sidrec prepare table --items`, for an encoder run.",
     )
-    parser.add_argument("--from", type=str, required=True, help=_FROM)
     parser.add_argument("--attributes", type=str | None, help=_ATTRIBUTES)
     parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
     parser.add_argument("--device", type=str, default="auto", help=_DEVICE)
@@ -139,7 +125,7 @@ def _append(args: list[str]) -> None:
 
 
 def _compare(args: list[str]) -> None:
-    parser = IdsParser(prog="sidrec ids", description="Say what differs between two bundles.")
+    parser = CommandParser(prog="sidrec ids", description="Say what differs between two bundles.")
     parser.add_argument("--diff", type=str, nargs=2, required=True, help=f"Twice: {_FROM}")
     config: Any = parser.parse_args(args)
     first, second = (stored_bundle(Path(folder)) for folder in config.diff)

@@ -1,18 +1,16 @@
-"""``sidrec COMMAND``: finds the command, imports only what it needs, turns errors into one line."""
+"""Entry point ``sidrec COMMAND``: import only what the command needs, print errors as one line."""
 
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from importlib import import_module
+from typing import NoReturn
 
 from sidrec import __version__
-from sidrec.cli.parser import refuse_broken_configs
-from sidrec.errors import MAX_CHARACTERS, SidrecError, one_line
+from sidrec.errors import MAX_CHARACTERS, ConfigError, SidrecError, one_line
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, Preempted
 
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "prepare": ("sidrec.cli.prepare", "raw files -> corpus: prepare movielens|table|synthetic"),
     "fit": (
@@ -27,7 +25,14 @@ COMMANDS = {
     "retrieve": ("sidrec.cli.retrieve", "batch inference on your own requests"),
     "baselines": ("sidrec.cli.baselines", "a generator run beside simple baselines"),
     "compare": ("sidrec.cli.compare", "strategies x seeds -> table, tests, report"),
+    "configs": ("sidrec.configurations", "the packaged configurations: list, or copy one"),
     "doctor": ("sidrec.doctor.checks", "what works on this machine and what does not"),
+}
+EXTRAS = {  # optional packages by their import names
+    "faiss": "cpu",
+    "sklearn": "dictionary",
+    "vector_quantize_pytorch": "learned",
+    "wandb": "wandb",
 }
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 _WRONG_USAGE = 2
@@ -46,14 +51,16 @@ def main() -> None:
     except SidrecError as error:
         _fail(error, debug=debug, code=error.exit_code)
     except Preempted:
-        sys.stderr.write("Preempted. Run the same command again to go on.\n")
+        sys.stderr.write("Preempted. Run the same command again to resume.\n")
         sys.exit(PREEMPTED_EXIT_CODE)
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. Run the same command again to go on.\n")
+        sys.stderr.write("Interrupted. Run the same command again to resume.\n")
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        _fail(_missing_extra(error), debug=debug, code=_WRONG_USAGE)
     except OSError as error:
         _fail(_full_disk(error), debug=debug, code=1)
     except Exception as error:
@@ -66,23 +73,31 @@ def _run(arguments: list[str]) -> None:
     elif arguments[0] == "--version":
         sys.stdout.write(f"sidrec {__version__}\n")
     else:
-        command = _command(arguments[0])
-        refuse_broken_configs(arguments)
-        command(arguments[1:])
+        name = arguments[0]
+        if name not in COMMANDS:
+            _refuse_command(name)
+        from sidrec.cli.front import TRAINING_COMMANDS, prepared
+
+        rest = prepared(name, arguments[1:])
+        module = import_module(COMMANDS[name][0])
+        module.main([name, *rest] if name in TRAINING_COMMANDS else rest)
 
 
-def _command(name: str) -> Callable[[list[str]], None]:
-    if name not in COMMANDS:
-        from difflib import get_close_matches
+def _refuse_command(name: str) -> NoReturn:
+    from difflib import get_close_matches
 
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}."
-        sys.stderr.write(f"sidrec: no command '{name}'; {hint}\n")
-        sys.exit(_WRONG_USAGE)
-    module = import_module(COMMANDS[name][0])
-    if name in LIGHTNING_COMMANDS:
-        return lambda arguments: module.main([name, *arguments])
-    return module.main  # type: ignore[no-any-return]
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}."
+    sys.stderr.write(f"sidrec: no command '{name}'; {hint}\n")
+    sys.exit(_WRONG_USAGE)
+
+
+def _missing_extra(error: ModuleNotFoundError) -> Exception:
+    """Name the extra that installs an optional package."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return error
+    return ConfigError(f"{package} is not installed; pip install 'sidrec[{EXTRAS[package]}]'.")
 
 
 def _full_disk(error: OSError) -> Exception:

@@ -1,12 +1,14 @@
-"""What is wrong with arguments and their files, as one line with file, line or nearest key."""
+"""Parser of the commands: an error is one line that names the nearest valid key."""
 
+import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
+
+import sidrec
 from sidrec.errors import MAX_CHARACTERS, ConfigError, nearest, one_line
 
 _UNKNOWN_KEY = re.compile(
@@ -16,7 +18,10 @@ _UNKNOWN_KEY = re.compile(
     r"|No action for key ['\"]([\w.]+)['\"]"
 )
 _GROUP = re.compile(r"Group ['\"]([\w.]+)['\"] does not accept")
-_UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_UNKNOWN_CLASS = re.compile(
+    r"module 'sidrec[\w.]*' has no attribute '(\w+)'"
+    r"|Importing 'sidrec\.(?:\w+\.)*(\w+)' is not allowed"
+)
 _NOISE = (
     (re.compile(r"\s*Does not validate against any of the Union subtypes.*?Errors:\s*-", re.S), ""),
     (re.compile(r"- Expected a <class 'NoneType'>"), ""),
@@ -34,7 +39,45 @@ _NOISE = (
     (re.compile(r"\s+"), " "),
 )
 _MAX_CHARACTERS = MAX_CHARACTERS - 40  # room for the name of the command before it
-_MAX_NODES = 100_000  # of a configuration; ours have a few hundred
+
+
+class CommandParser(ArgumentParser):
+    """Parser of a command that is not Lightning's, with ``--config`` where it has options.
+
+    Args:
+        parts: Base classes that options take; the arguments of their subclasses are valid keys.
+        source: Help of ``--from``; None: the command has none.
+        source_required: Whether ``--from`` must be given.
+    """
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401
+        parts: Sequence[type] = (),
+        source: str | None = None,
+        source_required: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+        self.parts = parts
+        if source is not None:
+            self.add_argument(
+                "--config", action="config", help="YAML file, or packaged name: `sidrec configs`."
+            )
+            kind = str if source_required else str | None
+            self.add_argument("--from", type=kind, required=source_required, help=source)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with code 2."""
+        del ex
+        valid = options_of(self)
+        for part in self.parts:
+            subclasses: list[type] = part.__subclasses__()
+            for one in subclasses:
+                valid += inspect.signature(one).parameters
+        program = self.prog.replace(" [options]", "")
+        sys.stderr.write(f"{program}: {with_suggestion(message, valid)}\n")
+        sys.exit(ConfigError.exit_code)
 
 
 def with_suggestion(message: str, valid: Iterable[str]) -> str:
@@ -50,55 +93,6 @@ def with_suggestion(message: str, valid: Iterable[str]) -> str:
         line = pattern.sub(replacement, line)
     hint = f"; did you mean '{near}'?" if near else "."
     return one_line(line.strip().rstrip(".;"), max_characters=_MAX_CHARACTERS - len(hint)) + hint
-
-
-def refuse_broken_configs(arguments: Sequence[str]) -> None:
-    """Check that every ``--config FILE`` of a command line can be read; parsers forget the name.
-
-    A file that is missing is left to the parser.
-
-    Raises:
-        ConfigError: If a file is no YAML mapping, contains itself, or unfolds to more than
-            100,000 values; names file and line.
-    """
-    files = [argument.split("=", 1)[1] for argument in arguments if argument[:9] == "--config="]
-    files += [value for flag, value in pairwise(arguments) if flag == "--config"]
-    for file in filter(Path.is_file, map(Path, files)):
-        import yaml
-
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except Exception as error:  # a wrong !!bool is a KeyError, a wrong date a ValueError, …
-            mark = getattr(error, "problem_mark", None)
-            place = f"{file}, line {mark.line + 1}" if mark else f"{file}"
-            reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
-            raise ConfigError(f"{place}: no valid YAML ({reason}); correct it.") from None
-        if content is not None and not isinstance(content, dict):
-            raise ConfigError(
-                f"{file}: expected keys with values, found a {type(content).__name__}; "
-                "`--print_config` shows what a configuration looks like."
-            )
-        _count_nodes(content, file, {}, set())
-
-
-def _count_nodes(node: Any, file: Path, known: dict[int, int], above: set[int]) -> int:  # noqa: ANN401
-    """Return how many values a tree has once its anchors are unfolded; refuse an endless one."""
-    if not isinstance(node, dict | list):
-        return 1
-    if id(node) in known:
-        return known[id(node)]
-    if id(node) in above:
-        raise ConfigError(f"{file}: an anchor contains itself; take its alias out of it.")
-    inside = node.values() if isinstance(node, dict) else node
-    above.add(id(node))
-    count = 1 + sum(_count_nodes(one, file, known, above) for one in inside)
-    above.discard(id(node))
-    if count > _MAX_NODES:
-        raise ConfigError(
-            f"{file}: its anchors unfold to more than {_MAX_NODES:,} values; write fewer aliases."
-        )
-    known[id(node)] = count
-    return count
 
 
 def options_of(parser: Any) -> list[str]:  # noqa: ANN401 (argparse hides what we read)
@@ -125,8 +119,5 @@ def _nearest_class(message: str) -> str | None:
     unknown = _UNKNOWN_CLASS.search(message)
     if unknown is None:
         return None
-    module, name = unknown.groups()
-    if module.split(".")[0] != "sidrec":  # nothing else is imported for a hint
-        return None
-    found = nearest(name, dir(import_module(module)))
-    return f"{module}.{found}" if found else None
+    found = nearest(next(filter(None, unknown.groups())), sidrec.__all__)
+    return f"sidrec.{found}" if found else None

@@ -5,12 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-from sidrec.cli.parser import options_of, with_suggestion
 from sidrec.console import say
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
-from sidrec.errors import ConfigError
 from sidrec.files import disk_errors
 
 if TYPE_CHECKING:
@@ -198,23 +196,16 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SidrecError: One line about what is wrong with the data or the settings.
     """
-    from jsonargparse import ArgumentParser, auto_cli
+    from jsonargparse import auto_cli
 
-    class OneLineParser(ArgumentParser):
-        """A parser whose errors are one line with the nearest option, exit code 2."""
-
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            del ex
-            program = self.prog.replace(" [options]", "")
-            sys.stderr.write(f"{program}: {with_suggestion(message, options_of(self))}\n")
-            sys.exit(ConfigError.exit_code)
+    from sidrec.cli.parser import CommandParser
 
     auto_cli(
         {"movielens": movielens, "table": table, "synthetic": synthetic},
         args=_bracketed(args),
         as_positional=False,
         prog="sidrec prepare",
-        parser_class=OneLineParser,
+        parser_class=CommandParser,
     )
 
 

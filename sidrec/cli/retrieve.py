@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jsonargparse import ArgumentParser
-
-from sidrec.cli.parser import options_of, with_suggestion
+from sidrec.cli.parser import CommandParser
 from sidrec.console import say
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import disk_errors
@@ -26,26 +24,15 @@ _STREAM = "-"
 _SAY_EVERY_S = 10.0
 
 
-class RetrieveParser(ArgumentParser):
-    """Parser whose error is one line that names the nearest valid key."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line and exit with code 2."""
-        del ex
-        sys.stderr.write(f"sidrec retrieve: {with_suggestion(message, options_of(self))}\n")
-        sys.exit(ConfigError.exit_code)
-
-
 def main(args: list[str]) -> None:
     """Run ``sidrec retrieve`` with the words after the command's name."""
-    parser = RetrieveParser(
+    parser = CommandParser(
         prog="sidrec retrieve",
         description='Answer requests: {"id": "a", "task": "search", "query": "heist in Paris"} or '
         '{"id": "b", "task": "recommendation", "history": ["356", "260"]}, one a line.',
-        allow_abbrev=False,
+        source="Run directory of a generator.",
+        source_required=True,
     )
-    parser.add_argument("--config", action="config", help="YAML file with these options.")
-    parser.add_argument("--from", type=str, required=True, help="Run directory of a generator.")
     parser.add_argument("--ids", type=str | None, help="Bundle with items appended after training.")
     parser.add_argument("--input", type=str, required=True, help="JSONL of requests; - is stdin.")
     parser.add_argument("--output", type=str, required=True, help="JSONL to write; - is stdout.")

@@ -1,20 +1,32 @@
-"""The composition root of training: LightningCLI, with run directories for checkpoint paths."""
+"""Training commands: LightningCLI on run directories."""
 # ruff: noqa: ANN401 (signatures are those of Lightning and jsonargparse)
 
 import shutil
 import signal
 import sys
+from argparse import SUPPRESS
 from contextlib import nullcontext
+from inspect import isclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from lightning import pytorch
+from lightning.pytorch import (
+    accelerators,
+    callbacks,
+    loggers,
+    plugins,
+    profilers,
+    strategies,
+)
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 
-from sidrec.cli.parser import options_of, with_suggestion
+from sidrec.cli.parser import CommandParser, options_of, with_suggestion
 from sidrec.console import say
 from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
@@ -30,9 +42,10 @@ from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import (
     absolute_paths,
     allow_known_classes_only,
-    arguments_from_run,
     is_finished_with,
     refuse_contradictions,
+    refuse_missed_validation,
+    refuse_missing_ids,
 )
 from sidrec.runs.lock import locked
 from sidrec.runs.preemption import Preempted
@@ -40,14 +53,19 @@ from sidrec.runs.rank_failures import end_launched_ranks, explained, take_charge
 
 CHECKPOINT_EVERY_S = 60.0
 MONITOR = "val/recall_harmonic_mean"
+_FROM = {
+    "fit": "Run of an encoder, or of a quantizer: gives data.corpus, model.semantic_ids and "
+    "model.encoder_run.",
+    **dict.fromkeys(("validate", "test", "predict"), "Finished run: configuration and weights."),
+}
 _AT_REST = ("new", "preempted", "finished")
 
 
-class SidrecParser(LightningArgumentParser):
-    """LightningCLI's parser whose error on a misspelt key names the nearest valid one."""
+class SidrecParser(CommandParser, LightningArgumentParser):
+    """Parser of LightningCLI whose error names the class and the nearest valid key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+        super().__init__(*args, **kwargs)
         self.place = ""  # which class's arguments this parser reads, if only one's
 
     def add_class_arguments(
@@ -64,6 +82,22 @@ class SidrecParser(LightningArgumentParser):
         del unused
         sys.stderr.write(f"sidrec: {self.place}{with_suggestion(message, options_of(self))}\n")
         sys.exit(ConfigError.exit_code)
+
+
+def lightning_classes() -> list[str]:
+    """Return the import paths of Lightning's classes that a configuration may name."""
+    rooms = [pytorch, callbacks, loggers, plugins, profilers, strategies, accelerators]
+    bases = (
+        *(L.Callback, loggers.Logger, strategies.Strategy, profilers.Profiler),
+        *(accelerators.Accelerator, plugins.Precision, plugins.CheckpointIO, plugins.LayerSync),
+        ClusterEnvironment,
+    )
+    found: set[str] = set()
+    for room in rooms:
+        for name, one in vars(room).items():
+            if isclass(one) and issubclass(one, bases):
+                found |= {f"{room.__name__}.{name}", f"{one.__module__}.{one.__qualname__}"}
+    return sorted(found)
 
 
 class SidrecCLI(LightningCLI):
@@ -92,9 +126,15 @@ class SidrecCLI(LightningCLI):
         return {self.only: super().subcommands()[self.only]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add where the run lives."""
+        """Add where the run lives, and the run that it reads."""
         parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="Folder of this run; resumes if begun."
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of this run, resumed if begun; default of fit: runs/CONFIG-TIME.",
+        )
+        parser.add_argument(  # only for --help: sidrec.cli.front replaces it
+            "--from", type=str, default=SUPPRESS, help=_FROM[self.only]
         )
 
     def before_instantiate_classes(self) -> None:
@@ -109,14 +149,17 @@ class SidrecCLI(LightningCLI):
         self.resolved = self._resolved()  # before the run's own paths enter it
         refuse_secrets(self.resolved)
         refuse_traversal(self.resolved)
+        refuse_missed_validation(self.resolved["trainer"])
         if self.subcommand == "fit":
             refuse_contradictions(self.run, self.resolved)
             if is_finished_with(self.run, self.resolved):
                 say(f"already finished: {self.run.root}")
                 sys.exit(0)
         config.trainer.default_root_dir = str(self.run.root)
-        if config.trainer.logger in (None, True):
-            config.trainer.logger = self.subcommand == "fit" and csv_logger(self.run)
+        if self.subcommand != "fit":  # a run is read where its logger may not be installed
+            config.trainer.logger = False
+        elif config.trainer.logger in (None, True):
+            config.trainer.logger = csv_logger(self.run)
         self.log_id = self.run.log_id()
         name_curve(config.trainer.logger, self.log_id)
 
@@ -208,6 +251,8 @@ class SidrecCLI(LightningCLI):
             checked(Path(chosen.ckpt_path))
             return
         newest = newest_whole_checkpoint(self.run)
+        if newest is None and self.trainer.is_global_zero:
+            say(f"run directory: {self.run.root} (the same --run_dir resumes)")
         if newest is not None:
             if self.trainer.is_global_zero:
                 set_aside_damaged(self.run, newest)
@@ -219,6 +264,7 @@ class SidrecCLI(LightningCLI):
         if self.trainer.interrupted:
             return
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            refuse_missing_ids(self.run, self.resolved["trainer"])
             self.run.write_manifest(state="finished")
             say(f"finished: {self.run.root}")
 
@@ -284,6 +330,5 @@ def _quieten() -> None:
 def main(arguments: list[str]) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``, the first of ``arguments``."""
     _quieten()
-    allow_known_classes_only()
-    command, rest = arguments[0], arguments[1:]
-    SidrecCLI([command, *arguments_from_run(command, rest)])
+    allow_known_classes_only(lightning_classes())
+    SidrecCLI(arguments)

@@ -7,18 +7,16 @@ from torch import Tensor
 
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.distributed import rank_and_world_size
 from sidrec.encoder.dense_retrieval import dense_recall, mean_history, own_slice
 from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings, ValidationSettings
 from sidrec.encoder.grad_cache import embed_in_chunks
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.tower import EncoderView, TextTower
-from sidrec.errors import ConfigError, RunError
+from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
-from sidrec.plugins import find_class
-from sidrec.runs.checkpoints import read_checkpoint
-from sidrec.runs.directory import RunDirectory
 from sidrec.training.optimizer import OptimizerSettings
 from sidrec.training.stage_module import StageModule
 from sidrec.types import TASKS, PairBatch, TextTokens
@@ -76,11 +74,15 @@ class BiEncoder(StageModule[PairDataModule]):
             )
 
     def setup(self, stage: str) -> None:
-        """Refuse pairs that were cut by another encoder's tokenizer."""
+        """Refuse batches without negatives, and pairs cut by another encoder's tokenizer."""
         del stage
         data, own = self._any_data(), self.tower_settings
         if not isinstance(data, PairDataModule):
             return
+        if data.batch_size * rank_and_world_size()[1] < 2:
+            raise ConfigError(
+                "data.batch_size 1 has no negatives to contrast with; give 2 or more."
+            )
         tokens = data.tokens
         if (tokens.encoder, tokens.revision) != (own.encoder, own.revision):
             raise ConfigError(
@@ -210,26 +212,3 @@ class BiEncoder(StageModule[PairDataModule]):
         mean = harmonic_mean(at_best)
         recalls = recalls | {"recall_harmonic_mean": mean}
         self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
-
-
-_OWN_CLASS = f"{BiEncoder.__module__}.{BiEncoder.__qualname__}"
-
-
-def load_bi_encoder(run: RunDirectory) -> BiEncoder:
-    """Return the best bi-encoder of a finished run, on the CPU, in evaluation mode.
-
-    Everything comes from the checkpoint: no hub, no package, no folder of the pretrained encoder
-    is needed.
-
-    A subclass must be importable: see ``plugins.find_class``.
-
-    Raises:
-        RunError: If the run has not finished, is no encoder run, or its checkpoint is damaged.
-    """
-    file = run.finished_checkpoint()
-    checkpoint = read_checkpoint(file)
-    if "text_tower" not in checkpoint:
-        raise RunError(f"{file} is no bi-encoder; give --from the folder of an encoder run.")
-    path = checkpoint.get("class_path", _OWN_CLASS)
-    kind = BiEncoder if path == _OWN_CLASS else find_class("encoders", path, BiEncoder, known=[])
-    return kind.from_checkpoint(checkpoint)

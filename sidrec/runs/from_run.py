@@ -1,5 +1,6 @@
 """From the run directory that a user names to the arguments that a stage needs."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -7,14 +8,15 @@ from typing import Any
 
 import yaml
 
+import sidrec
 from sidrec.errors import ConfigError, ContradictionError, RunError
 from sidrec.plugins import allowed_packages
 from sidrec.runs.directory import RunDirectory
 
 _FLAG = "--from"
+_ID_CALLBACKS = ("SemanticIdCallback", "LearnedIdsCallback")
 _FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name one
 _GROUPS = ("tower", "tokens", "t5")  # settings that hold such a name
-_KNOWN_PACKAGES = ("sidrec", "lightning", "torch.optim", "torchmetrics")
 
 
 def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -138,6 +140,37 @@ def is_finished_with(run: RunDirectory, resolved: dict[str, Any]) -> bool:
     return _as_of_now(absolute_paths(read_config(run.config)), resolved) == resolved
 
 
+def refuse_missed_validation(trainer: dict[str, Any]) -> None:
+    """Refuse a limit of batches below the validation interval: no validation would ever come.
+
+    Raises:
+        ConfigError: Names both keys.
+    """
+    interval, limit = trainer.get("val_check_interval"), trainer.get("limit_train_batches")
+    if trainer.get("check_val_every_n_epoch") is None:  # the interval counts across epochs
+        return
+    if isinstance(interval, int) and isinstance(limit, int) and limit < interval:
+        raise ConfigError(
+            f"trainer.limit_train_batches ({limit}) is below trainer.val_check_interval "
+            f"({interval}), so validation would never run; lower the interval."
+        )
+
+
+def refuse_missing_ids(run: RunDirectory, trainer: dict[str, Any]) -> None:
+    """Refuse to call a run finished that was told to make Semantic IDs and has none.
+
+    Raises:
+        RunError: Names the callback.
+    """
+    for callback in trainer.get("callbacks") or ():
+        makes = str(callback.get("class_path", "")).rsplit(".", 1)[-1]
+        if makes in _ID_CALLBACKS and not run.semantic_ids.is_dir():
+            raise RunError(
+                f"{run.root}: {makes} wrote no semantic_ids/, so the run is not finished; run the "
+                "same command again."
+            )
+
+
 def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
     """Give a stored configuration the defaults of options that came after it, in place."""
     for part in ("model", "data"):
@@ -152,13 +185,16 @@ def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, An
     return stored
 
 
-def allow_known_classes_only() -> None:
-    """Let YAML and command line name classes of these packages only.
+def allow_known_classes_only(others: Sequence[str] = ()) -> None:
+    """Let YAML and command line name the public classes of sidrec and those given, nothing else.
 
     A configuration is text from anywhere, and a ``class_path`` imports and calls what it names.
     The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas, and so does an
     installed package with an entry point of sidrec. A package
     that imports another does not let it through: where an object is defined counts as well.
+
+    Args:
+        others: Import paths of further classes.
 
     Raises:
         ConfigError: If the installed jsonargparse cannot do this.
@@ -168,7 +204,7 @@ def allow_known_classes_only() -> None:
     try:
         set_parsing_settings(
             import_path_denylist=["*"],
-            import_path_allowlist=[*_KNOWN_PACKAGES, *allowed_packages()],
+            import_path_allowlist=[*sidrec.public_classes(), *others, *allowed_packages()],
         )
     except TypeError:
         raise ConfigError(

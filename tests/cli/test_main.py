@@ -56,7 +56,7 @@ class MisconfigurationException(Exception):  # noqa: N818 (Lightning's name)
             "sidrec: runs/a cannot be written: No space left on device; make room and run the same",
         ),
         (OSError(5, "Input/output error"), 1, "sidrec: OSError: [Errno 5] Input/output error"),
-        (KeyboardInterrupt(), 130, "Interrupted. Run the same command again to go on."),
+        (KeyboardInterrupt(), 130, "Interrupted. Run the same command again to resume."),
     ],
 )
 def test_errors_are_one_line_with_their_code(monkeypatch, capsys, error, code, line):

@@ -114,7 +114,7 @@ def test_memory_stays_the_same_however_many_lines():
 )
 def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, arguments, code, text):
     monkeypatch.chdir(tmp_path)
-    assert sidrec("retrieve", "--from", "gen", *arguments) == code
+    assert sidrec("retrieve", "--from", ".", *arguments) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert not list(tmp_path.iterdir())

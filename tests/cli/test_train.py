@@ -64,7 +64,7 @@ def test_an_interrupted_run_goes_on_where_it_was(config, tmp_path, capsys):
     fit = ("fit", "--config", config, "--run_dir", run.root)
     stop = (f"{STOPS}", "--trainer.callbacks.step=3", "--trainer.callbacks.reason=person")
     assert sidrec(*fit, *stop) == 130
-    assert last_line(capsys) == "Interrupted. Run the same command again to go on."
+    assert last_line(capsys) == "Interrupted. Run the same command again to resume."
     assert run.state() == "interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 2
@@ -104,7 +104,7 @@ def test_a_signal_at_any_moment_ends_in_a_clear_state(config, tmp_path, capsys, 
     run = RunDirectory(tmp_path / "run")
     fit = ("fit", "--config", config, "--run_dir", run.root, "--trainer.val_check_interval", "2")
     assert sidrec(*fit, *send(hook, "SIGUSR1")) == 85
-    assert last_line(capsys) == "Preempted. Run the same command again to go on."
+    assert last_line(capsys) == "Preempted. Run the same command again to resume."
     assert run.state() == state
     assert not run.lock.exists()
     assert sidrec(*fit) == 0
@@ -132,7 +132,7 @@ def test_a_preempted_run_saves_where_it_was(config, tmp_path, monkeypatch, capsy
     fit = ("fit", "--config", config, "--run_dir", run.root)
     stop = (f"{STOPS}", "--trainer.callbacks.step=3", "--trainer.callbacks.reason=machine")
     assert sidrec(*fit, *stop) == 85
-    assert last_line(capsys) == "Preempted. Run the same command again to go on."
+    assert last_line(capsys) == "Preempted. Run the same command again to resume."
     assert run.state() == "preempted"
     assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 3
     assert sidrec(*fit) == 0
@@ -195,9 +195,15 @@ def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
         (["test", "--from"], 2, "--from needs the folder of a run"),
         (["test", "--from", "CONFIG"], 1, "config.yaml is a file; give --from the folder of the"),
         (["fit", "--from", "CONFIG", "--run_dir", "r"], 1, "config.yaml is a file; give --from"),
-        (["fit", "--config", "gone.yaml", "--run_dir", "r"], 2, "empty/gone.yaml'"),
+        (["fit", "--config", "gone.yaml", "--run_dir", "r"], 2, "sidrec: gone.yaml: no such file"),
         (["fit", "--run_dir", "r"], 2, "required: fit.model"),
-        (["fit", "--config", "CONFIG"], 2, "`sidrec fit` needs --run_dir FOLDER"),
+        (["test", "--config", "CONFIG"], 2, "`sidrec test` needs --run_dir FOLDER"),
+        (["fit", "--config", "CONFIG", "--run_dir", "s3://b/r"], 2, "local folders only"),
+        (
+            ["fit", "--config", "CONFIG", "--run_dir", "r", "--trainer.limit_train_batches", "2"],
+            2,
+            "trainer.limit_train_batches (2) is below trainer.val_check_interval (4)",
+        ),
         (["fit", "--config", "CONFIG", "--run_dir", "r", "--trainer.max_step=3"], 2, "max_steps'?"),
         (["fit", "--config", "CONFIG", "--rundir", "r"], 2, "did you mean 'run_dir'?"),
         (
@@ -218,6 +224,11 @@ def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
         ),
         (
             ["fit", "--config", "CONFIG", "--model", "sidrec.encoder.module.BiEncodr"],
+            2,
+            "did you mean 'sidrec.BiEncoder'?",
+        ),
+        (
+            ["fit", "--config", "CONFIG", "--model", "sidrec.BiEncodr"],
             2,
             "did you mean 'sidrec.BiEncoder'?",
         ),

@@ -15,7 +15,7 @@ from sidrec.encoder.dense_retrieval import mean_history
 from sidrec.encoder.encode import encode_texts
 from sidrec.encoder.enmf.datamodule import users_of
 from sidrec.encoder.enmf.module import load_enmf
-from sidrec.encoder.module import load_bi_encoder
+from sidrec.encoder.load_encoder import load_encoder
 from sidrec.errors import DataError
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
@@ -55,19 +55,21 @@ def dense_baseline(
         DataError: If the run belongs to another corpus.
     """
     directory = RunDirectory(run)
-    model = load_bi_encoder(directory)
+    tower, settings = load_encoder(directory)
     bundle = SemanticIdBundle.load(directory.semantic_ids, corpus_fingerprint=corpus.fingerprint)
-    items, settings = bundle.embeddings.vectors, model.validation
+    items = bundle.embeddings.vectors
     if requests and requests[0].task == "search":
         questions = encode_texts(
-            model.tower,
+            tower,
             [request.query for request in requests],
             max_tokens=_data_settings(directory)["tokens"]["max_query_tokens"],
-            batch_size=settings.encode_batch_size,
+            batch_size=settings["validation"]["encode_batch_size"],
         )
     else:
         histories = [request.history for request in requests]
-        questions = mean_history(items, histories, most_recent=settings.history_items)
+        questions = mean_history(
+            items, histories, most_recent=settings["validation"]["history_items"]
+        )
     counts = popularity(corpus.train_interactions(), corpus.num_items)
     return retrieve(questions, items, requests, counts, top_k=top_k)
 

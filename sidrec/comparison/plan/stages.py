@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from sidrec import __version__
+from sidrec.configurations import find_config
 from sidrec.errors import ConfigError
 
 SYSTEM_NAMES = ("popularity", "bm25", "neighbors", "dense", "enmf")
@@ -137,7 +138,7 @@ def read_yaml(path: str) -> Any:  # noqa: ANN401
         ConfigError: If it cannot be read.
     """
     try:
-        return _parsed(Path(path).read_text())
+        return _parsed(find_config(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"Configuration {path} cannot be read: {reason}") from None

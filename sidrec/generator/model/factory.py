@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sidrec.distributed import on_rank_zero
-from sidrec.encoder.module import load_bi_encoder
+from sidrec.encoder.load_encoder import load_encoder
 from sidrec.encoder.tower import TextTower
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary, vocabularies_of
@@ -168,5 +168,5 @@ def _prior(
 def _frozen_tower(encoder_run: str | None) -> TextTower | None:
     if encoder_run is None:
         return None
-    tower = load_bi_encoder(RunDirectory(Path(encoder_run))).tower
+    tower = load_encoder(RunDirectory(Path(encoder_run))).tower
     return tower.eval().requires_grad_(requires_grad=False)

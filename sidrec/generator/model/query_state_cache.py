@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sidrec.console import track
 from sidrec.distributed import on_rank_zero, rank_and_world_size, wait_for_all_ranks
-from sidrec.encoder.encode import autocast_of
 from sidrec.encoder.tower import TextTower
 from sidrec.files import disk_errors
 from sidrec.types import TextTokens
@@ -102,6 +101,8 @@ def _states(
     tokens = tower.tokenize(texts, max_tokens=max_tokens)
     device = next(tower.parameters()).device
     on_device = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
+    from sidrec.encoder.encode import autocast_of  # a retriever needs no catalogue
+
     with autocast_of(tower, bf16):
         states = tower.token_states(on_device).bfloat16()
     bits: Int16[np.ndarray, "text token dim"] = states.cpu().view(torch.int16).numpy()

@@ -9,13 +9,13 @@ from sidrec.errors import DataError
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.code_space import CodeSpace
 from sidrec.generator.model.generator_model import GeneratorModel
-from sidrec.generator.training.module import JointGenerator
+from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.types import TASKS, Task
 
 
-def with_appended_items(generator: JointGenerator, ids: TaskBundles) -> JointGenerator:
+def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> TrainedGenerator:
     """Return the generator over the items of ``ids``; it shares the T5 with the given one.
 
     New items have no train interactions, so they come last among items with one Semantic ID. The
@@ -46,7 +46,7 @@ def with_appended_items(generator: JointGenerator, ids: TaskBundles) -> JointGen
     embedder = model.embedder
     larger = GeneratorModel(
         model.t5,
-        generator.inputs,
+        embedder.settings,
         embedder.tokenizer,
         spaces,
         ids.item_vectors,
@@ -54,11 +54,8 @@ def with_appended_items(generator: JointGenerator, ids: TaskBundles) -> JointGen
         embedder.tower,
     )
     larger.load_state_dict(model.state_dict())
-    larger.decoding = generator.decoding
-    arguments = {k: v for k, v in generator.hparams.items() if not k.startswith("_")}
-    served = JointGenerator(**arguments)
-    served.ids, served.model = ids, larger
-    return served
+    larger.decoding = model.decoding
+    return TrainedGenerator(larger.eval(), ids, generator.num_beams)
 
 
 def check_extends(trained: TaskBundles, ids: TaskBundles) -> None:

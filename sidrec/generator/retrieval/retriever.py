@@ -17,8 +17,7 @@ from sidrec.generator.model.batch import batch_of_requests
 from sidrec.generator.retrieval.appended_items import with_appended_items
 from sidrec.generator.retrieval.oom_batching import FittingBatches, is_out_of_memory
 from sidrec.generator.retrieval.parse_request import beginning_of
-from sidrec.generator.training.load_generator import device_named, load_generator
-from sidrec.generator.training.module import JointGenerator
+from sidrec.generator.training.load_generator import TrainedGenerator, device_named, load_generator
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
@@ -62,7 +61,7 @@ class Retriever:
     """A trained joint generator, ready to answer; it needs its runs, no corpus and no Trainer.
 
     Args:
-        generator: With its model built and its weights loaded.
+        generator: From ``load_generator``.
         device: Where it answers.
         bf16: Answer under bfloat16 autocast.
         max_history_items: Only the most recent items of a history are read.
@@ -74,7 +73,7 @@ class Retriever:
 
     def __init__(
         self,
-        generator: JointGenerator,
+        generator: TrainedGenerator,
         *,
         device: torch.device,
         bf16: bool,
@@ -82,12 +81,12 @@ class Retriever:
         exclude_history: bool,
     ) -> None:
         try:
-            self.generator = generator.to(device).eval()
+            generator.model.to(device).eval()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise RunError(f"{device} has no room for the model; use --device cpu.") from None
-        self.bf16, self.device = bf16, device
+        self.generator, self.bf16, self.device = generator, bf16, device
         self.max_history_items, self.exclude_history = max_history_items, exclude_history
         self._rows = {item_id: row for row, item_id in enumerate(generator.ids.item_ids)}
         self._batches = FittingBatches(device)
@@ -318,7 +317,7 @@ class Retriever:
         trie = self._trie(batch.task)
         allowed = allowed_items(trie, restrictions, shared)
         length = min(top_k, len(self._rows))
-        width = max(length, self.generator.search.num_beams)
+        width = max(length, self.generator.num_beams)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             decoded: Decoded = model.answer(
                 batch._replace(**tensors), num_beams=width, top_k=length, allowed=allowed

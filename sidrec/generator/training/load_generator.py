@@ -1,15 +1,39 @@
-"""A trained joint generator, from its run directories alone."""
+"""A trained joint generator, from its run directories alone; imports no training code."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from sidrec.errors import ConfigError, RunError
-from sidrec.generator.training.module import JointGenerator
+from sidrec.generator.model.factory import generator_from
+from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.generator_settings import SearchSettings
+from sidrec.generator.model.request_embedder import InputSettings
 from sidrec.runs.checkpoints import read_checkpoint
 from sidrec.runs.directory import RunDirectory
+from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+
+_PREFIX = "model."  # of the weights in the checkpoint of a JointGenerator
 
 
-def load_generator(run: RunDirectory) -> JointGenerator:
-    """Return the best generator of a finished run, on the CPU, with its model built.
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """Generator with its weights, and the Semantic IDs that it answers in.
+
+    Attributes:
+        model: In evaluation mode.
+        ids: Semantic IDs that it was trained on.
+        num_beams: Width of the search that its run was configured with.
+    """
+
+    model: GeneratorModel
+    ids: TaskBundles
+    num_beams: int
+
+
+def load_generator(run: RunDirectory) -> TrainedGenerator:
+    """Return the best generator of a finished run, on the CPU.
 
     Needs the Semantic IDs it was trained on and, where it reads queries through one, its encoder
     run; no corpus, no hub, no Trainer.
@@ -22,7 +46,26 @@ def load_generator(run: RunDirectory) -> JointGenerator:
     checkpoint = read_checkpoint(file)
     if "bundle_hash" not in checkpoint:
         raise RunError(f"{file} is no generator; give --from the folder of a generator run.")
-    return JointGenerator.from_checkpoint(checkpoint)
+    settings = checkpoint["hyper_parameters"]
+    ids = TaskBundles.load(Path(settings["semantic_ids"]), corpus_fingerprint=None)
+    ids.refuse_other_than(checkpoint["bundle_hash"], settings["semantic_ids"])
+    model = generator_from(
+        checkpoint["generator"],
+        inputs=InputSettings(**settings["inputs"]),
+        ids=ids,
+        encoder_run=settings["encoder_run"],
+    )
+    search = SearchSettings(**settings["search"])
+    model.decoding = search.strategy()
+    weights = checkpoint["state_dict"].items()
+    try:
+        model.load_state_dict({name.removeprefix(_PREFIX): value for name, value in weights})
+    except RuntimeError:  # torch lists every tensor
+        raise RunError(
+            f"{file} does not fit the model that its own settings describe; it was written by "
+            "another version of sidrec: use that version, or train again."
+        ) from None
+    return TrainedGenerator(model.eval(), ids, search.num_beams)
 
 
 def device_named(name: str) -> torch.device:

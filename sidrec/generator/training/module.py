@@ -8,7 +8,7 @@ from torch import Tensor
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
 from sidrec.distributed import gather_objects
-from sidrec.errors import ConfigError, DataError
+from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.factory import generator_from, new_generator, parts_of
@@ -211,11 +211,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "ids"):
             self.ids = self._load_ids()
-        if checkpoint["bundle_hash"] != self.ids.hash:
-            raise DataError(
-                f"{self.semantic_ids} holds Semantic IDs {self.ids.hash[:12]}, but "
-                f"this generator was trained on {checkpoint['bundle_hash'][:12]}; give it those."
-            )
+        self.ids.refuse_other_than(checkpoint["bundle_hash"], self.semantic_ids)
         if not hasattr(self, "model"):
             self.model = generator_from(
                 checkpoint["generator"],

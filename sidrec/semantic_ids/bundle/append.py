@@ -83,10 +83,10 @@ def encode_new_items(
         read_items,  # late: they import datasets and Lightning
     )
     from sidrec.encoder.encode import encode_texts, encoder_hash
-    from sidrec.encoder.module import load_bi_encoder
+    from sidrec.encoder.load_encoder import load_encoder
 
     items = read_items(file)
-    encoder = load_bi_encoder(RunDirectory(run)).text_encoder
+    encoder = load_encoder(RunDirectory(run)).tower
     made_by, source = encoder_hash(encoder), bundle.source
     if made_by != bundle.embeddings.encoder_hash or "max_item_tokens" not in source:
         raise DataError(

@@ -55,6 +55,18 @@ class TaskBundles:
         """Give both tasks one bundle."""
         return cls(dict.fromkeys(TASKS, bundle), len(bundle.table.codebook_sizes))
 
+    def refuse_other_than(self, wanted: str, folder: str) -> None:
+        """Refuse Semantic IDs that are not those which a generator was trained on.
+
+        Raises:
+            DataError: Names the folder and both hashes.
+        """
+        if self.hash != wanted:
+            raise DataError(
+                f"{folder} holds Semantic IDs {self.hash[:12]}, but this generator was trained on "
+                f"{wanted[:12]}; give it those."
+            )
+
     @property
     def is_common(self) -> bool:
         """Whether both tasks have the same bundle."""

@@ -10,6 +10,7 @@ from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary
 from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.model.t5 import t5_from_config
 from sidrec.generator.retrieval.retriever import Retriever
+from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.generator.training.module import JointGenerator
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.types import SemanticIdTable
@@ -127,8 +128,9 @@ def test_trained_stored_loaded_and_asked(corpus, tmp_path):
     loaded.on_load_checkpoint(checkpoint)
     loaded.load_state_dict(checkpoint["state_dict"])
     assert loaded.model.space("search") is not loaded.model.space("recommendation")
+    trained = TrainedGenerator(loaded.model, loaded.ids, loaded.settings.num_beams)
     retriever = Retriever(
-        loaded, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
+        trained, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )
     ids = first.item_ids
     answers = {

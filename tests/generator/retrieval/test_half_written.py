@@ -182,7 +182,7 @@ def test_a_real_run_goes_on_byte_for_byte(tiny, tmp_path, capsys):
 
     with mock.patch.object(Retriever, "answer", stop_at_third):
         assert sidrec(*words, "--output", target) == 130
-    assert "Run the same command again to go on" in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
     assert sidrec(*words, "--output", target, "--top_k", "5") == 2
     assert "top_k 30, now 5" in capsys.readouterr().err
     assert sidrec(*words, "--output", target) == 0

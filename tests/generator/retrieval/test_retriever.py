@@ -8,7 +8,7 @@ import torch
 
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
-from sidrec.encoder.module import load_bi_encoder
+from sidrec.encoder.load_encoder import load_encoder
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.decoding.item_filters import Restriction
 from sidrec.generator.retrieval.retriever import Retriever
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_one_short_line(tiny, tmp_path, stage, how):
     damaged.write_manifest(state="finished")
     damaged.last_checkpoint.parent.mkdir()
     damaged.last_checkpoint.write_bytes(altered(data, how))
-    load = Retriever.load if stage == "generator" else lambda _: load_bi_encoder(damaged)
+    load = Retriever.load if stage == "generator" else lambda _: load_encoder(damaged)
     with pytest.raises(RunError, match=r"last\.ckpt cannot be read \(") as got:
         load(tmp_path)
     assert len(str(got.value)) < 200 + len(str(tmp_path))

@@ -10,6 +10,7 @@ import torch
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.model.generator_settings import PriorSettings
 from sidrec.generator.retrieval.retriever import Retriever
+from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.generator.training.module import JointGenerator
 from tests.generator.made import make_bundle
 from tests.generator.training import MODEL, equal, make, train, trainer_for
@@ -116,8 +117,9 @@ def test_metrics_count_the_lists_that_retrieve_returns(corpus, semantic_ids, tmp
     assert metrics["decoding/valid_fraction"] == 1.0
     rows = pl.read_parquet(tmp_path / "predictions.parquet").iter_rows(named=True)
     stored = {(row["task"], row["request_id"]): row for row in rows}
+    trained = TrainedGenerator(model.model, model.ids, model.settings.num_beams)
     retriever = Retriever(
-        model, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
+        trained, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )
     asked = [request for requests in data.requests("test") for request in requests]
     for request, answer in zip(asked, retriever.answer(asked, top_k=10), strict=True):

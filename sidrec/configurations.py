@@ -1,0 +1,156 @@
+"""Configurations by name: a local YAML file, or one that the package carries."""
+
+import sys
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from sidrec.errors import ConfigError
+from sidrec.files import atomic_file
+
+_HERE = Path(__file__).parent
+_MAX_NODES = 100_000  # of a configuration; ours have a few hundred
+
+
+def packaged_folder() -> Path:
+    """Return the folder of the packaged configurations: of the wheel, else of the checkout."""
+    inside = _HERE / "configs"
+    return inside if inside.is_dir() else _HERE.parent / "configs"
+
+
+def packaged_names() -> list[str]:
+    """Return the names of all packaged configurations, e.g. ``ids/tiger.yaml``."""
+    folder = packaged_folder()
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """Return the file that ``--config`` names; a local file wins over a packaged one.
+
+    Args:
+        name: Path of a local file, or a packaged name such as ``ids/tiger.yaml``, with or without
+            ``configs/`` before it.
+
+    Raises:
+        ConfigError: If there is neither; names the nearest packaged one.
+    """
+    return Path(name) if Path(name).is_file() else packaged_config(name.removeprefix("configs/"))
+
+
+def packaged_config(name: str) -> Path:
+    """Return the file of a packaged configuration.
+
+    Raises:
+        ConfigError: If there is none of that name; names the nearest.
+    """
+    names = packaged_names()
+    if name in names:
+        return packaged_folder() / name
+    from difflib import get_close_matches
+
+    near = get_close_matches(name.removesuffix(".yaml"), [one[:-5] for one in names], n=1)
+    hint = (
+        f"did you mean '{near[0]}.yaml'?" if near else "`sidrec configs` lists the packaged ones."
+    )
+    raise ConfigError(f"{name}: no such file, and no packaged configuration; {hint}")
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Return the content of a YAML file; parsers would leave its name out of their errors.
+
+    Raises:
+        ConfigError: If it is no YAML mapping, contains itself, or unfolds to more than 100,000
+            values; names file and line.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except Exception as error:  # a wrong !!bool is a KeyError, a wrong date a ValueError, …
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}, line {mark.line + 1}" if mark else f"{file}"
+        reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{place}: no valid YAML ({reason}); correct it.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{file}: expected keys with values, found a {type(content).__name__}; "
+            "`--print_config` shows what a configuration looks like."
+        )
+    _count_nodes(content, file, {}, set())
+    return content
+
+
+def _count_nodes(node: Any, file: Path, known: dict[int, int], above: set[int]) -> int:  # noqa: ANN401
+    """Return how many values a tree has once its anchors are unfolded; refuse an endless one."""
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) in known:
+        return known[id(node)]
+    if id(node) in above:
+        raise ConfigError(f"{file}: an anchor contains itself; take its alias out of it.")
+    inside = node.values() if isinstance(node, dict) else node
+    above.add(id(node))
+    count = 1 + sum(_count_nodes(one, file, known, above) for one in inside)
+    above.discard(id(node))
+    if count > _MAX_NODES:
+        raise ConfigError(
+            f"{file}: its anchors unfold to more than {_MAX_NODES:,} values; write fewer aliases."
+        )
+    known[id(node)] = count
+    return count
+
+
+def main(args: list[str]) -> None:
+    """Run ``sidrec configs`` with the words after the command's name."""
+    from sidrec.cli.parser import CommandParser
+
+    parser = CommandParser(
+        prog="sidrec configs",
+        description="List the packaged configurations, which every --config takes by name; "
+        "`sidrec configs copy NAME` copies one.",
+    )
+    commands = parser.add_subcommands(required=False)
+    copy = CommandParser(description="Copy a packaged configuration, to change it.")
+    copy.add_argument("name", type=str, help="As the list shows it, e.g. ids/tiger.yaml.")
+    copy.add_argument("--out", type=str | None, help="File to write; default: its name, here.")
+    commands.add_subcommand("copy", copy)
+    given = parser.parse_args(args)
+    if given.subcommand is None:
+        sys.stdout.write(_table())
+        return
+    written = copy_config(given.copy.name, given.copy.out)
+    sys.stdout.write(f"written: {written}\n")
+
+
+def copy_config(name: str, out: str | None = None) -> Path:
+    """Copy a packaged configuration and return the new file.
+
+    Args:
+        name: As ``packaged_names`` gives it.
+        out: File to write; None: the last part of the name, in the working folder.
+
+    Raises:
+        ConfigError: If there is no such configuration, or the file exists.
+    """
+    source = packaged_config(name)
+    target = Path(out) if out is not None else Path(source.name)
+    if target.exists():
+        raise ConfigError(f"{target} exists and is not overwritten; give another --out.")
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    return target
+
+
+def _table() -> str:
+    names = packaged_names()
+    width = max(map(len, names))
+    return "".join(f"{name.ljust(width)}  {_first_sentence(name)}\n" for name in names)
+
+
+def _first_sentence(name: str) -> str:
+    """Return the first sentence of the comment at the head of a configuration."""
+    lines = (packaged_folder() / name).read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line[1:].strip() for line in comment).partition(". ")[0].rstrip(".")

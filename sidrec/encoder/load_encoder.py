@@ -1,0 +1,56 @@
+"""A trained text encoder, from a run directory alone; imports no training code."""
+
+from typing import Any, NamedTuple
+
+from sidrec.encoder.tower import TextTower
+from sidrec.errors import RunError
+from sidrec.runs.checkpoints import read_checkpoint
+from sidrec.runs.directory import RunDirectory
+
+_PREFIX = "tower."  # of its weights in the checkpoint of a BiEncoder
+_OWN_CLASS = "sidrec.encoder.module.BiEncoder"
+
+
+class TrainedEncoder(NamedTuple):
+    """Text tower of a finished run.
+
+    Attributes:
+        tower: On the CPU, in evaluation mode.
+        settings: Arguments of the ``BiEncoder`` that trained it.
+    """
+
+    tower: TextTower
+    settings: dict[str, Any]
+
+
+def load_encoder(run: RunDirectory) -> TrainedEncoder:
+    """Return the best text tower of a finished run.
+
+    Everything comes from the checkpoint: no hub, no package, no folder of the pretrained encoder
+    is needed.
+
+    Raises:
+        RunError: If the run has not finished, is no encoder run, or its checkpoint is damaged.
+    """
+    file = run.finished_checkpoint()
+    checkpoint = read_checkpoint(file)
+    if "text_tower" not in checkpoint:
+        raise RunError(f"{file} is no bi-encoder; give --from the folder of an encoder run.")
+    settings = dict(checkpoint["hyper_parameters"])
+    if checkpoint["class_path"] != _OWN_CLASS:
+        return _load_subclass(checkpoint, settings)
+    tower = TextTower.from_snapshot(
+        checkpoint["text_tower"], length_groups=settings["tower"]["length_groups"]
+    )
+    weights = checkpoint["state_dict"].items()
+    tower.load_state_dict({name.removeprefix(_PREFIX): value for name, value in weights})
+    return TrainedEncoder(tower.eval(), settings)
+
+
+def _load_subclass(checkpoint: dict[str, Any], settings: dict[str, Any]) -> TrainedEncoder:
+    """Return the encoder of a subclass of ``BiEncoder``, which may embed texts differently."""
+    from sidrec.encoder.module import BiEncoder  # late: Lightning
+    from sidrec.plugins import find_class
+
+    kind = find_class("encoders", checkpoint["class_path"], BiEncoder, known=[])
+    return TrainedEncoder(kind.from_checkpoint(checkpoint).text_encoder, settings)
