@@ -166,7 +166,6 @@ def generator_settings() -> dict:
                 "max_history_items": 8,
                 "target_window": 1,
                 "history_dropout": 0.0,
-                "exclude_history": True,
                 "pool_batches": 2,
                 "valid_requests": 8,
                 "seed": 1,

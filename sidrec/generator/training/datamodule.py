@@ -43,7 +43,6 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         history_dropout: Probability with which an item of a training history is left out.
         targets_per_user: Only the last so many interactions of a user are training targets, so
             that long histories do not outweigh the others; null takes all.
-        exclude_history: Leave the user's own items out of recommendation lists.
         pool_batches: Batches sorted by length together; 1 switches bucketing off.
         valid_requests: Validation requests per task, spread evenly over all; None: all.
         seed: Of shuffles and draws.
@@ -61,7 +60,6 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         max_history_items: int,
         target_window: int,
         history_dropout: float,
-        exclude_history: bool,
         pool_batches: int,
         valid_requests: int | None,
         seed: int,
@@ -82,7 +80,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         self.indexing_share, self.max_history_items = indexing_share, max_history_items
         self.target_window, self.history_dropout = target_window, history_dropout
         self.targets_per_user = targets_per_user
-        self.exclude_history, self.pool_batches = exclude_history, pool_batches
+        self.pool_batches = pool_batches
         self.valid_requests, self.seed = valid_requests, seed
         self._requests: dict[Split, list[Sequence[Request]]] = {}
 
@@ -194,7 +192,12 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         if limit is not None and limit < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
         batches = RequestBatches(
-            task, requests, rows, self.eval_batch_size, self.max_history_items, self.exclude_history
+            task,
+            requests,
+            rows,
+            self.eval_batch_size,
+            self.max_history_items,
+            self.corpus.exclude_history,
         )
         rank, world_size = rank_and_world_size()
         first, end = (len(batches) * r // world_size for r in (rank, rank + 1))
