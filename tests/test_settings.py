@@ -101,7 +101,6 @@ FLAGSHIP = {  # every value of configs/multitask.yaml and configs/generator.yaml
         "histories.targets_per_user": 40,
         "evaluation.batch_size": 64,
         "evaluation.valid_requests": 500,
-        "evaluation.exclude_history": True,
         "batch_size": 128,
         "bucket_batches": 20,
         "seed": 1234,

@@ -2,27 +2,29 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from sidrec.console import say
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
+from sidrec.corpus.sources.column_names import DEFAULT_COLUMNS, Columns
 from sidrec.files import disk_errors
 
 if TYPE_CHECKING:
     from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
 
 Split = Literal["leave_last_out", "temporal"]
-_MANY_VALUES = ("--queries",)  # options that take several values without brackets
+_MANY_VALUES = {"table": ("--queries", "--items", "--interactions")}  # without brackets
 
 
 def movielens(
     source: str,
     out: Path,
     descriptions: Path | None = None,
-    queries: list[Path] | None = None,
+    queries: list[str] | str | None = None,
     write_queries: str | None = None,
     writer: QueryWriting = DEFAULT_WRITING,
     packaged_queries: bool = True,
@@ -33,6 +35,7 @@ def movielens(
     valid_query_fraction: float = 0.05,
     num_tags: int = 10,
     num_genome_tags: int = 10,
+    exclude_history: bool = True,
 ) -> None:
     """Make a corpus of an edition of MovieLens.
 
@@ -55,6 +58,8 @@ def movielens(
         valid_query_fraction: Share of the train query groups that is used as valid.
         num_tags: At most so many user tags in a movie's text.
         num_genome_tags: At most so many tags of the tag genome in a movie's text.
+        exclude_history: Leave the items of a user's history out of recommendations; false where
+            users take items again.
     """
     from sidrec.corpus.build.build_corpus import kept_items
     from sidrec.corpus.sources.download import default_cache_folder, locate_movielens
@@ -68,6 +73,7 @@ def movielens(
         test_query_fraction,
         valid_query_fraction,
         unknown_items="drop",
+        exclude_history=exclude_history,
     )
     folder = locate_movielens(source, cache_folder=default_cache_folder())
     raw = read_movielens(
@@ -75,7 +81,8 @@ def movielens(
     )
     own = chosen_queries(
         kept_items(raw, min_item_interactions),
-        files=queries or (),
+        files=_listed(queries),
+        near=out,
         write_queries=write_queries,
         writing=writer,
         packaged=packaged_queries,
@@ -84,10 +91,10 @@ def movielens(
 
 
 def table(
-    items: str,
-    interactions: str,
+    items: list[str] | str,
+    interactions: list[str] | str,
     out: Path,
-    queries: list[Path] | None = None,
+    queries: list[str] | str | None = None,
     write_queries: str | None = None,
     writer: QueryWriting = DEFAULT_WRITING,
     min_item_interactions: int = 0,
@@ -96,6 +103,10 @@ def table(
     test_query_fraction: float = 0.2,
     valid_query_fraction: float = 0.05,
     unknown_items: Literal["error", "drop"] = "error",
+    columns: Columns = DEFAULT_COLUMNS,
+    missing_title: Literal["keep", "fill", "drop", "refuse"] = "refuse",
+    timestamps: Literal["auto", "s", "ms", "us", "ns", "position"] = "auto",
+    exclude_history: bool = True,
 ) -> None:
     """Make a corpus of your own catalogue: CSV, TSV, JSONL or Parquet.
 
@@ -117,6 +128,13 @@ def table(
         test_query_fraction: Share of the query groups without a given split that is test.
         valid_query_fraction: Share of the train query groups that is used as valid.
         unknown_items: What to do with interactions and queries of items that are not listed.
+        columns: Names of the columns in your tables.
+        missing_title: Items without title but with other text: keep, fill the title with the
+            beginning of the text, drop with their interactions, or refuse.
+        timestamps: Unit of times that are numbers; auto recognizes it by size. position: rows
+            stand in the order of time.
+        exclude_history: Leave the items of a user's history out of recommendations; false where
+            users take items again.
     """
     from sidrec.corpus.build.build_corpus import kept_items
     from sidrec.corpus.sources.raw_catalogue import BuildSettings
@@ -130,15 +148,25 @@ def table(
         test_query_fraction,
         valid_query_fraction,
         unknown_items,
+        exclude_history,
     )
-    with local_shards(items, near=out) as listed, local_shards(interactions, near=out) as logged:
-        raw = read_table(listed, logged)
+    with ExitStack() as stack:
+        raw = read_table(
+            stack.enter_context(local_shards(items, near=out)),
+            stack.enter_context(local_shards(interactions, near=out)),
+            columns=columns,
+            missing_title=missing_title,
+            timestamps=timestamps,
+            scratch=stack.enter_context(_scratch(out)),
+        )
         own = chosen_queries(
             kept_items(raw, min_item_interactions),
-            files=queries or (),
+            files=_listed(queries),
+            near=out,
             write_queries=write_queries,
             writing=writer,
             packaged=False,
+            columns=columns,
         )
         _build(raw, own, out, settings)
 
@@ -156,6 +184,7 @@ def synthetic(
     temporal_fractions: tuple[float, float] = (0.1, 0.1),
     test_query_fraction: float = 0.2,
     valid_query_fraction: float = 0.05,
+    exclude_history: bool = True,
 ) -> None:
     """Make a made-up corpus of any size, for tests and load.
 
@@ -172,6 +201,8 @@ def synthetic(
         temporal_fractions: Shares of the interactions that are test and valid; for temporal.
         test_query_fraction: Share of the query groups that is test.
         valid_query_fraction: Share of the train query groups that is used as valid.
+        exclude_history: Leave the items of a user's history out of recommendations; false where
+            users take items again.
     """
     from sidrec.corpus.sources.raw_catalogue import BuildSettings
     from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
@@ -180,13 +211,17 @@ def synthetic(
         items, users, interactions, topics, zipf_exponent, queries_per_item, seed
     )
     settings = BuildSettings(
-        0, split, temporal_fractions, test_query_fraction, valid_query_fraction, "error"
+        0,
+        split,
+        temporal_fractions,
+        test_query_fraction,
+        valid_query_fraction,
+        "error",
+        exclude_history,
     )
-    with disk_errors(out, "choose another --out."):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as scratch:
+    with _scratch(out) as scratch:
         with disk_errors(out, "free space or choose another --out."):
-            raw, queries = make_synthetic(size, Path(scratch))
+            raw, queries = make_synthetic(size, scratch)
         _build(raw, queries, out, settings)
 
 
@@ -209,6 +244,18 @@ def main(args: Sequence[str]) -> None:
     )
 
 
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    with disk_errors(out, "choose another --out."):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as folder:
+        yield Path(folder)
+
+
+def _listed(given: list[str] | str | None) -> list[str]:
+    return [given] if isinstance(given, str) else given or []
+
+
 def _build(
     raw: "RawCatalogue", queries: "Sequence[RawQuery]", out: Path, settings: "BuildSettings"
 ) -> None:
@@ -217,22 +264,15 @@ def _build(
 
     description = build_corpus(raw, queries, out, settings)
     Corpus.load(out).train_interactions()  # proves that it opens; makes the mapped copies once
-    _summarize(description, out)
+    read = [one.file for one in (*raw.item_files, *raw.interaction_files)]
+    _summarize(description, out, read)
 
 
-def _summarize(description: dict[str, Any], out: Path) -> None:
-    counts = description["counts"]
-    lines = [
-        ("items", f"{counts['items']:,}"),
-        ("users", f"{counts['users']:,}"),
-        ("interactions", _by_split(counts, "interactions")),
-        ("queries", _by_split(counts, "queries")),
-        ("timestamps out of order", f"{counts['interactions_out_of_order']:,}, sorted"),
-        ("interactions of unknown items", f"{counts['unknown_interactions']:,}, left out"),
-        ("queries of unknown items", f"{counts['queries_without_items']:,}, left out"),
-        ("fingerprint", description["fingerprint"][:16]),
-        ("corpus", str(out)),
-    ]
+def _summarize(description: dict[str, Any], out: Path, files: "Sequence[Path]") -> None:
+    from sidrec.corpus.build.facts import fact_lines
+
+    lines = [*(("read", str(file)) for file in files), *fact_lines(description)]
+    lines.append(("corpus", str(out)))
     if not sys.stderr.isatty():
         for name, value in lines:
             say(f"{name}: {value}")
@@ -246,26 +286,18 @@ def _summarize(description: dict[str, Any], out: Path) -> None:
     Console(stderr=True).print(grid)
 
 
-def _by_split(counts: dict[str, int], what: str) -> str:
-    train, valid, test = (counts[f"{what}_{split}"] for split in ("train", "valid", "test"))
-    return f"{counts[what]:,} ({train:,} train, {valid:,} valid, {test:,} test)"
-
-
 def _bracketed(args: Sequence[str]) -> list[str]:
     """Write ``--queries a b`` as ``--queries=["a", "b"]``, the form that jsonargparse reads."""
+    several = _MANY_VALUES.get(args[0] if args else "", ("--queries",))
     result: list[str] = []
-    values: list[str] | None = None
-    for argument in args:
-        if values is not None and not argument.startswith("--"):
+    option, values = "", list[str]()
+    for argument in [*args, "--"]:
+        if option and not argument.startswith("--"):
             values.append(argument)
             continue
-        if values is not None:
-            result.append(f"--queries={json.dumps(values)}")
-            values = None
-        if argument in _MANY_VALUES:
-            values = []
-        else:
+        if option:
+            result.append(f"{option}={json.dumps(values)}")
+        option, values = (argument, []) if argument in several else ("", [])
+        if not option and argument != "--":
             result.append(argument)
-    if values is not None:
-        result.append(f"--queries={json.dumps(values)}")
     return result

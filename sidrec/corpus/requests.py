@@ -89,3 +89,15 @@ def recommendation_requests(corpus: Corpus, split: Split) -> Sequence[Request]:
     first[1:] = users[1:] != users[:-1]
     has_history = rows > timelines.user_starts[users]
     return _RecommendationRequests(corpus, rows[first & has_history])
+
+
+def is_answerable(request: Request, *, exclude_history: bool) -> bool:
+    """Return whether any relevant item of a request may appear in its list.
+
+    Args:
+        request: What is asked; without relevant items nobody knows, which counts as answerable.
+        exclude_history: Of the corpus.
+    """
+    if not exclude_history or not request.relevant:
+        return True
+    return not set(request.relevant) <= set(request.history)

@@ -62,7 +62,7 @@ class Interactions(NamedTuple):
     Attributes:
         user_index: User of each interaction.
         item_index: Item of each interaction.
-        timestamp: Seconds, not decreasing within a user.
+        timestamp: Microseconds since 1970, not decreasing within a user.
         user_starts: Rows of user u are [user_starts[u], user_starts[u + 1]).
     """
 
@@ -144,6 +144,11 @@ class Corpus:
             **tables,
         )
 
+    @property
+    def exclude_history(self) -> bool:
+        """Whether items of a user's history are left out of the user's recommendations."""
+        return bool(self.description["settings"]["exclude_history"])
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Corpus.load, (self.folder,)  # a worker process maps the files anew
 
@@ -199,7 +204,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{file} has schema_version {version}, expected {SCHEMA_VERSION}; "
             "run sidrec prepare again with this version of sidrec."
         )
-    missing = {"fingerprint", "counts", "sha256"} - description.keys()
+    missing = {"fingerprint", "counts", "settings", "sha256"} - description.keys()
     if missing:
         raise DataError(f"{file} lacks {sorted(missing)}; run sidrec prepare again.")
     return dict(description)

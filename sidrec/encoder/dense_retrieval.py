@@ -36,17 +36,18 @@ def dense_recall(
     requests: Sequence[Request],
     *,
     ks: Sequence[int],
+    exclude_history: bool = True,
 ) -> dict[int, float]:
     """Return Recall@K of the nearest items by inner product, over the whole catalogue.
 
-    Every rank brings its own requests (``own_slice``) and gets the figure of all of them. Items
-    of a request's own history are no candidates.
+    Every rank brings its own requests (``own_slice``) and gets the figure of all of them.
 
     Args:
         questions: One vector per request, on the device of ``items``.
         items: One vector per item.
         requests: Those with no relevant item are left out of the mean.
         ks: List lengths.
+        exclude_history: Items of a request's own history are no candidates.
 
     Returns:
         K → mean over requests of the share of relevant items among the first K; NaN when no
@@ -56,7 +57,8 @@ def dense_recall(
     shares = [torch.empty(0, len(ks), dtype=torch.float64, device=items.device)]
     for first in range(0, len(requests), at_once):
         part = [requests[row] for row in range(first, min(first + at_once, len(requests)))]
-        shares.append(_shares(questions[first : first + len(part)], items, part, ks))
+        asked = questions[first : first + len(part)]
+        shares.append(_shares(asked, items, part, ks, exclude_history))
     all_shares = gather_rows(torch.cat(shares))
     counted = all_shares[~all_shares.isnan().any(dim=1)]
     return dict(zip(ks, counted.mean(dim=0).tolist(), strict=True))
@@ -74,11 +76,13 @@ def _shares(
     items: Float[Tensor, "item dim"],
     requests: Sequence[Request],
     ks: Sequence[int],
+    exclude_history: bool,
 ) -> Float[Tensor, "request k"]:
     """Return the share of each request's relevant items in the first K; NaN without any."""
     scores = questions @ items.T
     for row, request in enumerate(requests):
-        scores[row, list(request.history)] = -torch.inf
+        if exclude_history:
+            scores[row, list(request.history)] = -torch.inf
     longest = min(max(ks), scores.shape[1])
     best = torch.topk(scores, longest, dim=1).indices
     width = max(1, *(len(request.relevant) for request in requests))

@@ -162,7 +162,13 @@ class BiEncoder(StageModule[PairDataModule]):
             ("search", questions, queries),
             ("recommendation", users, histories),
         ):
-            recalls = dense_recall(asked.to(self.device), vectors.to(self.device), requests, ks=KS)
+            recalls = dense_recall(
+                asked.to(self.device),
+                vectors.to(self.device),
+                requests,
+                ks=KS,
+                exclude_history=corpus.exclude_history,
+            )
             found |= {f"{task}/recall@{k}": value for k, value in recalls.items() if value == value}
         return found
 

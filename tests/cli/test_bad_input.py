@@ -64,7 +64,7 @@ def test_timestamps_out_of_order_are_sorted_and_counted(tmp_path, capsys):
     assert prepare(tmp_path, interactions=INTERACTIONS + "1,a,5,4\n1,b,25,4\n") == 0
     assert "timestamps out of order: 1, sorted" in capsys.readouterr().err
     rows = pl.read_parquet(tmp_path / "corpus" / "interactions.parquet")
-    assert rows["timestamp"].to_list() == [5, 10, 20, 25, 30]
+    assert rows["timestamp"].to_list() == [1_000_000 * second for second in (5, 10, 20, 25, 30)]
 
 
 @pytest.mark.parametrize("name", ["items", "interactions", "queries"])

@@ -127,7 +127,7 @@ def test_changed_value_is_found_by_verify_only(folder):
 def test_other_schema_version_and_no_corpus_are_refused(folder, tmp_path):
     description = json.loads((folder / "corpus.json").read_text())
     (folder / "corpus.json").write_text(json.dumps(description | {"schema_version": 99}))
-    with pytest.raises(DataError, match=r"has schema_version 99, expected 1"):
+    with pytest.raises(DataError, match=r"has schema_version 99, expected 2"):
         Corpus.load(folder)
     (folder / "corpus.json").write_text("{")
     with pytest.raises(DataError, match=r"is not valid JSON"):

@@ -217,7 +217,13 @@ class SasRec(StageModule[WindowDataModule]):
         corpus = self._data().corpus
         counts = popularity(corpus.train_interactions(), corpus.num_items)
         requests = own_slice(recommendation_requests(corpus, split))
-        ranked = rank_catalogue(self._scores, requests, counts, top_k=self.top_k)
+        ranked = rank_catalogue(
+            self._scores,
+            requests,
+            counts,
+            top_k=self.top_k,
+            exclude_history=corpus.exclude_history,
+        )
         own = predictions_of_ranked(requests, ranked, split=split)
         predictions = [one for part in gather_objects(own) for one in part]
         return evaluate(predictions, counts), predictions

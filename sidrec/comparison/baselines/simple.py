@@ -30,7 +30,9 @@ def popularity_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: i
     def score(chunk: Sequence[Request]) -> Float[np.ndarray, "request item"]:
         return np.tile(counts.numpy().astype(np.float32), (len(chunk), 1))
 
-    return rank_catalogue(score, requests, counts, top_k=top_k)
+    return rank_catalogue(
+        score, requests, counts, top_k=top_k, exclude_history=corpus.exclude_history
+    )
 
 
 def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) -> RankedItems:
@@ -52,7 +54,9 @@ def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) ->
         return np.stack(rows).astype(np.float32)
 
     counts = popularity(corpus.train_interactions(), corpus.num_items)
-    return rank_catalogue(score, requests, counts, top_k=top_k)
+    return rank_catalogue(
+        score, requests, counts, top_k=top_k, exclude_history=corpus.exclude_history
+    )
 
 
 def item_neighbors_baseline(
@@ -87,22 +91,29 @@ def item_neighbors_baseline(
         scores: Float[np.ndarray, "request item"] = ((recent @ unit.T) @ unit - own).toarray()
         return scores.astype(np.float32)
 
-    return rank_catalogue(score, requests, counts, top_k=top_k)
+    return rank_catalogue(
+        score, requests, counts, top_k=top_k, exclude_history=corpus.exclude_history
+    )
 
 
 def rank_catalogue(
-    score: Scorer, requests: Sequence[Request], counts: Int[Tensor, " item"], *, top_k: int
+    score: Scorer,
+    requests: Sequence[Request],
+    counts: Int[Tensor, " item"],
+    *,
+    top_k: int,
+    exclude_history: bool = True,
 ) -> RankedItems:
     """Rank the whole catalogue for every request by the protocol of all baselines.
 
-    Items of the request's own history are left out; equal scores go to the more popular item, then
-    to the lower item_index.
+    Equal scores go to the more popular item, then to the lower item_index.
 
     Args:
         score: Scores of all items for a few requests.
         requests: What is asked.
         counts: Train interactions of each item.
         top_k: Length of the lists; shorter ones are padded.
+        exclude_history: Of the corpus: items of a request's own history are left out.
     """
     by_popularity = torch.argsort(counts, descending=True, stable=True)
     top_k = min(top_k, len(counts))
@@ -110,7 +121,7 @@ def rank_catalogue(
     best = torch.full((len(requests), top_k), _LOWEST)
     for start, chunk in _chunks(requests, max(1, _SCORES_AT_ONCE // len(counts))):
         scores = torch.from_numpy(score(chunk))
-        for row, request in enumerate(chunk):
+        for row, request in enumerate(chunk if exclude_history else ()):
             scores[row, list(request.history)] = _LOWEST
         scores = scores[:, by_popularity]  # columns in the order that settles ties
         columns = best_columns(scores, top_k)

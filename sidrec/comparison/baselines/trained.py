@@ -71,7 +71,9 @@ def dense_baseline(
             items, histories, most_recent=settings["validation"]["history_items"]
         )
     counts = popularity(corpus.train_interactions(), corpus.num_items)
-    return retrieve(questions, items, requests, counts, top_k=top_k)
+    return retrieve(
+        questions, items, requests, counts, top_k=top_k, exclude_history=corpus.exclude_history
+    )
 
 
 def enmf_baseline(
@@ -100,7 +102,9 @@ def enmf_baseline(
         scored: Float[np.ndarray, "request item"] = (questions[rows] @ items.T).numpy()
         return scored
 
-    return rank_catalogue(score, requests, counts, top_k=top_k)
+    return rank_catalogue(
+        score, requests, counts, top_k=top_k, exclude_history=corpus.exclude_history
+    )
 
 
 def retrieve(
@@ -110,8 +114,9 @@ def retrieve(
     counts: Int[Tensor, " item"],
     *,
     top_k: int,
+    exclude_history: bool = True,
 ) -> RankedItems:
-    """Return the nearest items that are not in the request's own history.
+    """Return the nearest items of each request.
 
     Equal scores go to the more popular item, then to the lower item_index; at the end of a list
     that is cut between equal scores, the index decides.
@@ -122,6 +127,7 @@ def retrieve(
         requests: Whose histories are left out.
         counts: Train interactions of each item.
         top_k: Length of the lists; shorter ones are padded.
+        exclude_history: Of the corpus: items of a request's own history are left out.
     """
     order = torch.argsort(counts, descending=True, stable=True)
     place = torch.argsort(order).numpy()
@@ -138,7 +144,7 @@ def retrieve(
         near = nearest(asked, by_popularity, k=min(len(items), top_k + longest))
         for row, request in enumerate(chunk):
             columns = near.items[row]
-            kept = ~np.isin(columns, place[list(request.history)])
+            kept = ~np.isin(columns, place[list(request.history if exclude_history else ())])
             columns, own = columns[kept], near.scores[row][kept]
             best = np.lexsort((columns, -own))[:top_k]
             found[first + row, : len(best)] = order[torch.from_numpy(columns[best])]

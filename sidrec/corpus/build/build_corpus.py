@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import pyarrow as pa
 
+from sidrec.corpus.build.facts import facts_of
 from sidrec.corpus.build.partition import pieces_by_user
 from sidrec.corpus.build.splits import leave_last_out, query_splits, temporal, time_bounds
 from sidrec.corpus.schema import (
@@ -25,6 +26,7 @@ from sidrec.corpus.sources.validate import check_interactions, check_items, read
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, disk_errors, sha256_of_file, write_json
 
+TIE_RULE = "interactions of one user at one moment keep the order of the rows in the files"
 _ROWS_AT_ONCE = 4_000_000  # interactions sorted in memory at a time; users stay whole
 _ITEMS_AT_ONCE = 131_072  # items written at a time
 _ADVICE = "free space or choose another --out. What was there before is unchanged."
@@ -42,9 +44,9 @@ def build_corpus(
 ) -> dict[str, Any]:
     """Filter, index, sort, split and write a corpus; replaces ``out`` as a whole or not at all.
 
-    Interactions are sorted by user (in order of first appearance in the source), then timestamp;
-    interactions of one user at one moment keep the order they have in the source. Memory grows
-    with items, users and queries, not with interactions.
+    Interactions are sorted by user (in order of first appearance in the source), then time at its
+    full precision; interactions of one user at one moment keep the order of the source. Memory
+    grows with items, users and queries, not with interactions.
 
     Args:
         raw: Items and interactions with the user's own ids.
@@ -90,7 +92,8 @@ def build_corpus(
             "license": raw.license,
             "counts": dict(sorted(counts.items())),
             "settings": asdict(settings),
-            "tie_rule": "interactions of one user at one moment keep the order of the source",
+            "tie_rule": TIE_RULE,
+            "facts": facts_of(folder, raw, counts),
             "sha256": {
                 file.name: sha256_of_file(file) for file in sorted(folder.glob("*.parquet"))
             },
@@ -135,16 +138,27 @@ def kept_items(raw: RawCatalogue, min_interactions: int) -> pl.DataFrame:
     return items.with_row_index("item_index")
 
 
+def _with_nanosecond(interactions: pl.LazyFrame) -> pl.LazyFrame:
+    if "nanosecond" in interactions.collect_schema():
+        return interactions
+    return interactions.with_columns(nanosecond=pl.lit(0, pl.Int16))
+
+
+def _scan(file: Path) -> pl.LazyFrame:
+    return pl.scan_parquet(file, glob=False, hive_partitioning=False)
+
+
 def _keep_interactions(raw: RawCatalogue, items: pl.DataFrame, file: Path) -> _Kept:
     with reading(raw.interactions_name):
         (
-            raw.interactions.with_row_index("row")
+            _with_nanosecond(raw.interactions)
+            .with_row_index("row")
             .join(items.lazy().select("item_id", "item_index"), on="item_id", how="inner")
-            .select("row", "user_id", "item_index", "timestamp", "rating")
+            .select("row", "user_id", "item_index", "timestamp", "nanosecond", "rating")
             .sink_parquet(file, compression="lz4", row_group_size=1 << 18, engine="streaming")
         )
     users = (
-        pl.scan_parquet(file)
+        _scan(file)
         .group_by("user_id")
         .agg(pl.col("row").min(), pl.len().alias("num_rows"))
         .collect(engine="streaming")
@@ -166,20 +180,52 @@ def _write_interactions(
     split = leave_last_out()
     if settings.split == "temporal":
         test, valid = settings.temporal_fractions
-        moments = pl.scan_parquet(kept.file).select("timestamp")
+        moments = _scan(kept.file).select("timestamp")
         split = temporal(time_bounds(moments, test_fraction=test, valid_fraction=valid))
     counts: Counter[str] = Counter({f"interactions_{name}": 0 for name in SPLITS})
-    counts["interactions_out_of_order"] = 0
+    counts.update(
+        dict.fromkeys(
+            (
+                "interactions_out_of_order",
+                "interactions_at_one_moment",
+                "interactions_repeated",
+                *(f"requests_{name}" for name in SPLITS[1:]),
+                *(f"unanswerable_{name}" for name in SPLITS[1:]),
+            ),
+            0,
+        )
+    )
     pieces = pieces_by_user(kept.file, kept.users, kept.file.parent, rows_at_once=_ROWS_AT_ONCE)
     for rows in pieces:
         backwards = pl.col("timestamp").diff().over("user_index") < 0
         counts["interactions_out_of_order"] += int(rows.select(backwards.sum()).item())
-        ordered = rows.sort("user_index", "timestamp", maintain_order=True)
+        order = ("user_index", "timestamp", "nanosecond")
+        ordered = rows.sort(*order, maintain_order=True)
         ordered = ordered.with_columns(split=split)
+        counts.update(_repeats(ordered, order))
         for name, number in ordered.group_by("split").len().iter_rows():
             counts[f"interactions_{name}"] += number
         writer.write(ordered.to_arrow())
     return {**counts, "interactions": writer.num_rows}
+
+
+def _repeats(ordered: pl.DataFrame, order: tuple[str, ...]) -> dict[str, int]:
+    """Count ties, repeats, requests, and requests whose target is in their own history."""
+    place = pl.int_range(pl.len())
+    rows = ordered.with_columns(
+        tied=pl.len().over(order) > 1,
+        repeated=place.over("user_index", "item_index") > 0,
+        asked=(place.over("user_index", "split") == 0) & (place.over("user_index") > 0),
+    )
+    counts = {
+        "interactions_at_one_moment": int(rows["tied"].sum()),
+        "interactions_repeated": int(rows["repeated"].sum()),
+    }
+    for name in SPLITS[1:]:
+        asked = rows.filter(pl.col("asked") & (pl.col("split") == name))
+        counts[f"requests_{name}"] = asked.height
+        counts[f"unanswerable_{name}"] = int(asked["repeated"].sum())
+    return counts
 
 
 def _write_queries(

@@ -20,7 +20,7 @@ def pieces_by_user(
     The file is read once and every row is written once more, whatever the number of pieces.
 
     Args:
-        kept: Parquet of row, user_id, item_index, timestamp, rating.
+        kept: Parquet of row, user_id, item_index, timestamp, rating (and more).
         users: user_index 0, 1, …, user_id, num_rows.
         folder: Where the pieces lie until they are read.
         rows_at_once: A piece ends with the user that fills it up to so many rows; only one user
@@ -31,7 +31,7 @@ def pieces_by_user(
     """
     before = (users["num_rows"].cum_sum() - users["num_rows"]).to_numpy() // rows_at_once
     first_users = np.flatnonzero(np.diff(before, prepend=-1))
-    scan = pl.scan_parquet(kept).join(
+    scan = pl.scan_parquet(kept, glob=False, hive_partitioning=False).join(
         users.lazy().select("user_id", "user_index"), on="user_id", how="inner"
     )
     if len(first_users) == 1:

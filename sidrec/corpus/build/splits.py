@@ -15,7 +15,7 @@ _COUNTS = 1 << 16  # counts held at once, by which a moment is found among all
 
 
 class TimeBounds(NamedTuple):
-    """Where a temporal split cuts: both in seconds, both the first moment of their split."""
+    """Where a temporal split cuts: both in microseconds, both the first moment of their split."""
 
     valid_from: int
     test_from: int
@@ -29,8 +29,8 @@ def time_bounds(
     Interactions of one moment are never torn apart: all of them go to the later split.
 
     Args:
-        moments: One column, timestamp: of all interactions, in any order, seconds. It is read a
-            few times and never held.
+        moments: One column, timestamp: of all interactions, in any order, microseconds. It is read
+            a few times and never held.
         test_fraction: Share of the interactions that is test, the latest.
         valid_fraction: Share of the interactions before those that is valid.
     """

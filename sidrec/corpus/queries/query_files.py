@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from sidrec.console import say
 from sidrec.corpus.queries.title_match import TitledItem, match_titles
+from sidrec.corpus.sources.json_rows import json_objects
 from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery
 from sidrec.errors import DataError
 
@@ -120,36 +121,17 @@ def read_packaged() -> list[FilmQuery]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", _object(line, f"{path}, line {number}")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; check the path of the queries.") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}; write it as UTF-8 JSONL.") from None
-
-
-def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place}: not valid JSON ({error}); write one object a line.") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: expected an object, found {type(row).__name__}.")
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise DataError(
-            f"{place}: holds half a character ({half}); write both halves or take it out."
-        ) from None
-    return row
+    for number, row in json_objects(path):
+        yield f"{path}, line {number}", row
 
 
 def _query(row: dict[str, Any], place: str, source: str) -> RawQuery:
     unknown = sorted(set(row) - _KNOWN_KEYS)
+    if "user_id" in unknown:
+        raise DataError(
+            f"{place}: has a 'user_id': this is a log, not a list of queries; read it with sidrec "
+            "prepare clicks, or take the key out."
+        )
     if unknown:
         raise DataError(
             f"{place}: key {unknown[0]!r} is not known; known are {', '.join(sorted(_KNOWN_KEYS))}."

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidrec.console import say
+from sidrec.corpus.sources.column_names import DEFAULT_COLUMNS
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from sidrec.corpus.sources.column_names import Columns
     from sidrec.corpus.sources.raw_catalogue import RawQuery
 
 
@@ -42,24 +44,31 @@ DEFAULT_WRITING = QueryWriting()
 def chosen_queries(
     items: "pl.DataFrame",
     *,
-    files: Sequence[Path],
+    files: Sequence[str],
+    near: Path,
     write_queries: str | None,
     writing: QueryWriting,
     packaged: bool,
+    columns: "Columns | None" = None,
 ) -> "list[RawQuery]":
     """Gather the queries of all sources that were asked for.
 
     Args:
         items: The items that the corpus keeps, for writers to write about.
-        files: Query files, read first.
+        files: Query files, patterns or addresses, read first.
+        near: Files of an object store are fetched beside this folder.
         write_queries: ``template``, ``hf:MODEL``, ``openai:URL``, or ``None``.
         writing: How a writer writes.
         packaged: Whether to take the queries that come with sidrec when neither files nor a
             writer are given; items are matched by title and year.
+        columns: What the columns of query files are called.
     """
     queries: list[RawQuery] = []
     if files:
-        queries += _from_files(files)
+        from sidrec.corpus.sources.shards import local_shards
+
+        with local_shards(files, near=near) as shards:
+            queries += _from_files(shards.files, columns)
     if write_queries is not None:
         queries += _written(items, write_queries, writing)
     if packaged and not files and write_queries is None:
@@ -69,14 +78,19 @@ def chosen_queries(
     return queries
 
 
-def _from_files(files: Sequence[Path]) -> "list[RawQuery]":
+def _from_files(files: Sequence[Path], columns: "Columns | None") -> "list[RawQuery]":
     from sidrec.corpus.queries.query_files import load_query_files
+    from sidrec.corpus.sources.compressed import format_of
     from sidrec.corpus.sources.user_tables import read_query_table
 
     queries: list[RawQuery] = []
     for file in files:
-        as_table = file.suffix.lower() in (".csv", ".tsv", ".parquet")
-        found = read_query_table(file) if as_table else load_query_files([file])
+        as_table = format_of(file) in (".csv", ".tsv", ".parquet")
+        found = (
+            read_query_table(file, columns or DEFAULT_COLUMNS)
+            if as_table
+            else load_query_files([file])
+        )
         if not found:
             say(f"warning: {file} holds no queries; check that it is the file you meant")
         queries += found

@@ -119,7 +119,9 @@ def scan_text(
     if not file.is_file():
         raise DataError(f"{file} does not exist; the layout needs it.")
     with reading(str(file)):
-        frame = pl.scan_csv(file, separator=separator, infer_schema=False, quote_char=quote)
+        frame = pl.scan_csv(
+            file, separator=separator, infer_schema=False, quote_char=quote, glob=False
+        )
         require_columns(str(file), frame.collect_schema().names(), columns)
     return frame
 
@@ -236,6 +238,8 @@ def _read_dat(folder: Path) -> _Layout:
         has_header=False,
         new_columns=columns,
         schema_overrides=dict.fromkeys(columns, pl.String),
+        quote_char=None,
+        glob=False,
     )
     return (
         _movies(movies["id"], movies["title"], movies["genres"].str.split("|")),
@@ -256,6 +260,8 @@ def _read_100k(folder: Path) -> _Layout:
         separator="\t",
         has_header=False,
         infer_schema=False,
+        quote_char=None,
+        glob=False,
         new_columns=["user_id", "item_id", "rating", "timestamp"],
     )
     ids, titles = pl.Series([row[0] for row in rows]), pl.Series([row[1] for row in rows])
@@ -313,7 +319,9 @@ def _typed(ratings: pl.LazyFrame) -> pl.LazyFrame:
     return ratings.select(
         "user_id",
         "item_id",
-        pl.col("timestamp").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False),
+        (pl.col("timestamp").cast(pl.Float64, strict=False) * 1_000_000).cast(
+            pl.Int64, strict=False
+        ),
         pl.col("rating").cast(pl.Float32, strict=False).fill_null(float("nan")),
     )
 

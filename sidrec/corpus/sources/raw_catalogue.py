@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from sidrec.corpus.sources.compressed import FileRows, row_place
 from sidrec.errors import ConfigError
 
 Split = Literal["train", "valid", "test"]
@@ -39,12 +40,17 @@ class RawCatalogue(NamedTuple):
     Attributes:
         items: item_id string, title string, text string, then attribute columns; row order
             becomes the order of item_index.
-        interactions: user_id string, item_id string, timestamp int64 (seconds), rating float32
-            or null; scanned lazily, row order is the order of the source and breaks ties.
+        interactions: user_id string, item_id string, timestamp int64 (microseconds since 1970),
+            rating float32 or null, and optionally nanosecond int16 (0 to 999, orders within a
+            microsecond); scanned lazily, row order is the order of the source and breaks ties.
         items_name: File the items came from, for messages.
         interactions_name: File the interactions came from, for messages.
         source: One word for the source, e.g. ``movielens``.
         license: What the publisher asks of those who use the data.
+        item_files: Files of the items, in the order of their rows.
+        interaction_files: Files of the interactions, in the order of their rows.
+        left_out: item_id of the items that the reader left out; their interactions go too.
+        notes: What the reader recognized or left out, for the summary.
     """
 
     items: pl.DataFrame
@@ -53,6 +59,18 @@ class RawCatalogue(NamedTuple):
     interactions_name: str
     source: str
     license: str
+    item_files: tuple[FileRows, ...] = ()
+    interaction_files: tuple[FileRows, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: dict[str, str] | None = None
+
+    def item_row(self, row: int) -> str:
+        """Name a row of the items by file, counted from 1 over all files."""
+        return row_place(self.items_name, self.item_files, row)
+
+    def interaction_row(self, row: int) -> str:
+        """Name a row of the interactions by file, counted from 1 over all files."""
+        return row_place(self.interactions_name, self.interaction_files, row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +88,8 @@ class BuildSettings:
         valid_query_fraction: Share of the train groups that is moved to valid.
         unknown_items: ``error`` refuses interactions and queries of items that the catalogue
             lacks; ``drop`` leaves them out and counts them.
+        exclude_history: Items of a user's history are not recommended to the user; generator,
+            validation and baselines read it from the corpus.
 
     Raises:
         ConfigError: If a fraction or count is out of range.
@@ -81,6 +101,7 @@ class BuildSettings:
     test_query_fraction: float
     valid_query_fraction: float
     unknown_items: Literal["error", "drop"]
+    exclude_history: bool = True
 
     def __post_init__(self) -> None:
         if self.min_item_interactions < 0:

@@ -1,7 +1,7 @@
 """Tables that lie in several files, here or in an object store."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,15 +28,15 @@ class Shards(NamedTuple):
 
 
 @contextmanager
-def local_shards(place: str, *, near: Path) -> Iterator[Shards]:
+def local_shards(places: str | Sequence[str], *, near: Path) -> Iterator[Shards]:
     """Yield the files of a table in the order of their names; those from elsewhere are fetched.
 
     Building reads interactions more than once, so an object store is asked once, file by file;
     what was fetched is removed at the end.
 
     Args:
-        place: A file, a pattern such as ``logs/*.parquet``, or an address with a scheme that
-            fsspec knows (``s3://bucket/logs/*.parquet``, ``gs://…``, ``file://…``).
+        places: Files; each is a path, a pattern such as ``logs/*.parquet``, or an address with a
+            scheme that fsspec knows (``s3://bucket/logs/*.parquet``, ``gs://…``, ``file://…``).
         near: Fetched files lie in a temporary folder beside this one.
 
     Raises:
@@ -44,12 +44,24 @@ def local_shards(place: str, *, near: Path) -> Iterator[Shards]:
         ConfigError: If the scheme is unknown, or its package is not installed.
         SidrecError: If the store cannot be read.
     """
+    places = [places] if isinstance(places, str) else places
+    with ExitStack() as stack:
+        parts = [stack.enter_context(_shards_of(place, near=near)) for place in places]
+        yield Shards(", ".join(places), [file for part in parts for file in part.files])
+
+
+@contextmanager
+def _shards_of(place: str, *, near: Path) -> Iterator[Shards]:
+    if Path(place).exists():
+        yield Shards(place, _here(place))
+        return
     if "://" not in place:
         yield Shards(place, _here(place))
         return
     system, path = _system_of(place)
     with _asking(place):
-        files = sorted(system.glob(path)) if set(_WILD) & set(path) else [path]
+        wild = set(_WILD) & set(path) and not system.isfile(path)
+        files = sorted(system.glob(path)) if wild else [path]
         files = [file for file in files if system.isfile(file)]
     if not files:
         raise DataError(f"{place} names no file; check the address and the pattern.")

@@ -75,7 +75,7 @@ def make_synthetic(
         _interactions(settings, users).write_parquet(scratch / f"{number:06d}.parquet")
     raw = RawCatalogue(
         _items(settings),
-        pl.scan_parquet(scratch / "*.parquet"),
+        pl.scan_parquet(sorted(scratch.glob("*.parquet")), glob=False, hive_partitioning=False),
         "synthetic items",
         "synthetic interactions",
         source="synthetic",
@@ -112,7 +112,7 @@ def _interactions(settings: SyntheticSettings, users: range) -> pl.DataFrame:
     moment = rng.integers(_FIRST_MOMENT, _LAST_MOMENT, size=len(users))[user - users.start]
     since = np.cumsum(rng.integers(1, 100_000, size=len(user)))
     since -= np.repeat(since[np.cumsum(lengths) - lengths], lengths)
-    drawn = pl.DataFrame({"user": user, "item": item, "timestamp": moment + since})
+    drawn = pl.DataFrame({"user": user, "item": item, "timestamp": (moment + since) * 1_000_000})
     return drawn.unique(["user", "item"], keep="first", maintain_order=True).select(
         pl.format("u{}", "user").alias("user_id"),
         pl.format("i{}", "item").alias("item_id"),

@@ -9,6 +9,8 @@ import polars as pl
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue
 from sidrec.errors import DataError
 
+_MEANINGS = ("item_id", "user_id", "query_id", "title", "text", "timestamp", "rating", "query")
+
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
@@ -37,7 +39,7 @@ def check_items(raw: RawCatalogue) -> None:
         empty = items.filter(value.is_null() | (value.str.strip_chars() == ""))
         if not empty.is_empty():
             raise DataError(
-                f"{name} row {empty['row'][0]}: column '{column}' is empty "
+                f"{raw.item_row(empty['row'][0])}: column '{column}' is empty "
                 f"({empty.height} such rows); fill it in or take the row out."
             )
     doubled = items.filter(pl.col("item_id").is_first_distinct().not_())
@@ -45,8 +47,8 @@ def check_items(raw: RawCatalogue) -> None:
         item_id = doubled["item_id"][0]
         first = items.filter(pl.col("item_id") == item_id)["row"][0]
         raise DataError(
-            f"{name} row {doubled['row'][0]}: item_id '{item_id}' was already used in row {first} "
-            f"({doubled.height} such rows); give every item its own id."
+            f"{raw.item_row(doubled['row'][0])}: item_id '{item_id}' was already used in row "
+            f"{first} ({doubled.height} such rows); give every item its own id."
         )
 
 
@@ -67,14 +69,18 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
     faults = {
         "user_id": (pl.col("user_id").fill_null("") == "", "is empty"),
         "item_id": (pl.col("item_id").fill_null("") == "", "is empty"),
-        "timestamp": (pl.col("timestamp").is_null(), "is empty or no number of seconds"),
+        "timestamp": (
+            pl.col("timestamp").is_null(),
+            "is empty or no number, date, or date and time of ISO 8601",
+        ),
         "rating": (
             pl.col("rating").is_finite().not_().fill_null(False),
             "is NaN, infinite or no number",
         ),
         "unknown": (pl.col("known").is_null(), ""),
     }
-    known = raw.items.lazy().select("item_id", known=pl.lit(1, pl.Int8))
+    ids = pl.concat([raw.items["item_id"], pl.Series(raw.left_out, dtype=pl.String)])
+    known = ids.alias("item_id").to_frame().lazy().with_columns(known=pl.lit(1, pl.Int8))
     rows = raw.interactions.with_row_index("row", offset=1)
     with reading(raw.interactions_name):
         found = (
@@ -95,7 +101,7 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
     for column, (_, complaint) in faults.items():
         if complaint and found[f"{column} count"]:
             raise DataError(
-                f"{raw.interactions_name} row {found[f'{column} row']}: column '{column}' "
+                f"{raw.interaction_row(found[f'{column} row'])}: column '{column}' "
                 f"{complaint} ({found[f'{column} count']} such rows); correct or take them out."
             )
     num_unknown = int(found["unknown count"])
@@ -103,7 +109,7 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
         row = found["unknown row"]
         item_id = rows.filter(pl.col("row") == row).collect()["item_id"][0]
         raise DataError(
-            f"{raw.interactions_name} row {row}: item_id '{item_id}' is not in {raw.items_name} "
+            f"{raw.interaction_row(row)}: item_id '{item_id}' is not in {raw.items_name} "
             f"({num_unknown} such rows); add the items, or use --unknown_items drop."
         )
     return num_unknown
@@ -117,9 +123,14 @@ def require_columns(name: str, found: Sequence[str], needed: Sequence[str]) -> N
     """
     for column in needed:
         if column not in found:
-            near = get_close_matches(column, found, n=1)
-            hint = f"did you mean '{near[0]}'? Rename it." if near else f"it has {list(found)}."
-            raise DataError(f"{name} has no column '{column}'; {hint}")
+            hint = nearest_hint(column, found) or f"it has {list(found)}."
+            raise DataError(f"{name} has no column '{column}'; {hint.strip()}")
+
+
+def nearest_hint(column: str, found: Sequence[str]) -> str:
+    """Return a hint at the nearest name that means nothing else to sidrec; empty without one."""
+    near = get_close_matches(column, [name for name in found if name not in _MEANINGS], n=1)
+    return f"did you mean '{near[0]}'? Rename it. " if near else ""
 
 
 def refuse_nested(name: str, frame: pl.DataFrame | pl.LazyFrame, columns: Sequence[str]) -> None:
@@ -131,8 +142,11 @@ def refuse_nested(name: str, frame: pl.DataFrame | pl.LazyFrame, columns: Sequen
     schema = frame.collect_schema()
     for column in columns:
         kind = schema.get(column)
-        if kind is not None and (kind.is_nested() or kind == pl.Binary):
+        if kind is None:
+            continue
+        no_id = column.endswith("_id") and (kind.is_float() or kind == pl.Boolean)
+        if kind.is_nested() or kind == pl.Binary or no_id:
             raise DataError(
-                f"{name}: column '{column}' holds {kind}, expected one text or number a row; "
+                f"{name}: column '{column}' holds {kind}, expected one text or whole number a row; "
                 "write it anew."
             )

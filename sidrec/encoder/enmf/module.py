@@ -222,7 +222,8 @@ class Enmf(StageModule[UserDataModule]):
         corpus = self._data().corpus
         requests = own_slice(recommendation_requests(corpus, split))
         questions = self.tower.questions(users_of(corpus, requests).to(self.device))
-        found = dense_recall(questions, self.tower.items.weight.detach(), requests, ks=KS)
+        items, exclude = self.tower.items.weight.detach(), corpus.exclude_history
+        found = dense_recall(questions, items, requests, ks=KS, exclude_history=exclude)
         recalls = {f"recommendation/recall@{k}": v for k, v in found.items() if v == v}
         at_best = [v for key, v in recalls.items() if key.endswith(f"@{max(KS)}")]
         recalls["recall_harmonic_mean"] = harmonic_mean(at_best)  # of the one task that it answers

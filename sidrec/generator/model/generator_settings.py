@@ -165,9 +165,7 @@ class EvaluationSettings(Settings):
     Attributes:
         batch_size: Requests decoded together on a rank.
         valid_requests: Validation requests per task, spread evenly over all; None takes all.
-        exclude_history: Leave the user's own items out of recommendation lists.
     """
 
     batch_size: PositiveInt = 64
     valid_requests: PositiveInt | None = 500
-    exclude_history: bool = True

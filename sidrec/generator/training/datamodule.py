@@ -171,7 +171,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
             rows,
             self.evaluation.batch_size,
             self.histories.max_history_items,
-            self.evaluation.exclude_history,
+            self.corpus.exclude_history,
         )
         rank, world_size = rank_and_world_size()
         first, end = (len(batches) * r // world_size for r in (rank, rank + 1))

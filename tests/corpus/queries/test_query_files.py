@@ -78,7 +78,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_query_files([tmp_path / "none.jsonl"])
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"bytes\.jsonl cannot be read"):
+    with pytest.raises(DataError, match=r"bytes\.jsonl is not UTF-8"):
         load_query_files([tmp_path / "bytes.jsonl"])
 
 

@@ -59,7 +59,10 @@ def test_every_format_says_the_same(tmp_path, ending):
         ("007", "Glue", "Strong glue.", 1.5),
         ("b", "Tape", "Sticky tape.", 2.0),
     ]
-    assert raw.interactions.collect().rows() == [("1", "007", 100, 4.0), ("1", "b", 200, None)]
+    assert raw.interactions.collect().rows() == [
+        ("1", "007", 100_000_000, 4.0),
+        ("1", "b", 200_000_000, None),
+    ]
 
 
 def test_text_is_made_of_what_describes_the_item(tmp_path):
@@ -94,7 +97,9 @@ def test_text_is_made_of_what_describes_the_item(tmp_path):
 def test_timestamps_in_many_forms(tmp_path, values, seconds):
     interactions = INTERACTIONS.with_columns(timestamp=pl.Series(values))
     raw = read_table(*write(tmp_path, "parquet", interactions=interactions))
-    assert raw.interactions.collect()["timestamp"].to_list() == seconds
+    assert raw.interactions.collect()["timestamp"].to_list() == [
+        None if one is None else one * 1_000_000 for one in seconds
+    ]
 
 
 def test_rating_is_optional_and_nonsense_is_kept_for_the_builder_to_refuse(tmp_path):
@@ -205,7 +210,7 @@ def test_empty_file_is_named(tmp_path, ending):
 def test_damaged_line_of_json_is_named(tmp_path):
     items, interactions = write(tmp_path, "jsonl")
     items.write_text(items.read_text() + '{"item_id": \n')
-    with pytest.raises(DataError, match=r"items\.jsonl cannot be read"):
+    with pytest.raises(DataError, match=r"items\.jsonl, line 3: not valid JSON"):
         read_table(items, interactions)
 
 

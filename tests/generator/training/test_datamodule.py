@@ -20,7 +20,6 @@ SETTINGS = {
     "max_history_items": 5,
     "target_window": 1,
     "history_dropout": 0.0,
-    "exclude_history": True,
     "targets_per_user": None,
     "bucket_batches": 3,
     "valid_requests": None,

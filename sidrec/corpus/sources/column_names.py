@@ -1,0 +1,37 @@
+"""What the columns of a user's tables are called."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)  # no slots: jsonargparse reads __dict__
+class Columns:
+    """Names that the columns have in the user's tables.
+
+    Attributes:
+        item_id: The catalogue's own id of an item, in every table.
+        title: Title of an item.
+        text: Text of an item.
+        user_id: Who interacted.
+        timestamp: When.
+        rating: Rating of an interaction.
+        query_id: Id of a query.
+        query: Text of a query.
+        item_ids: Answers of a query.
+        group: Shared by a query and its paraphrases.
+        split: Split of a query.
+    """
+
+    item_id: str = "item_id"
+    title: str = "title"
+    text: str = "text"
+    user_id: str = "user_id"
+    timestamp: str = "timestamp"
+    rating: str = "rating"
+    query_id: str = "query_id"
+    query: str = "query"
+    item_ids: str = "item_ids"
+    group: str = "group"
+    split: str = "split"
+
+
+DEFAULT_COLUMNS = Columns()
