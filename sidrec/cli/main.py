@@ -14,7 +14,7 @@ from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, Preempted
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
-    "prepare": ("sidrec.cli.prepare", "raw files -> corpus: prepare movielens|table|synthetic"),
+    "prepare": ("sidrec.cli.prepare", "raw files -> corpus: prepare movielens|table|amazon|…"),
     "fit": (
         "sidrec.cli.train",
         "train the bi-encoder (then make Semantic IDs) or the joint generator",

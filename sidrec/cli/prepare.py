@@ -1,4 +1,4 @@
-"""``sidrec prepare movielens | table | synthetic``: raw files -> corpus."""
+"""``sidrec prepare movielens | table | synthetic | …``: raw files -> corpus."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
 
 Split = Literal["leave_last_out", "temporal"]
-_MANY_VALUES = ("--queries",)  # options that take several values without brackets
+_MANY_VALUES = ("--queries", "--text_fields")  # options that take several values without brackets
 
 
 def movielens(
@@ -200,6 +200,8 @@ def main(args: Sequence[str]) -> None:
     """
     from jsonargparse import ArgumentParser, auto_cli
 
+    from sidrec.cli import prepare_sources as more
+
     class OneLineParser(ArgumentParser):
         """A parser whose errors are one line with the nearest option, exit code 2."""
 
@@ -210,7 +212,11 @@ def main(args: Sequence[str]) -> None:
             sys.exit(ConfigError.exit_code)
 
     auto_cli(
-        {"movielens": movielens, "table": table, "synthetic": synthetic},
+        {
+            **{command.__name__: command for command in (movielens, table, synthetic)},
+            **{command.__name__: command for command in (more.amazon, more.recbole)},
+            **{command.__name__: command for command in (more.beir, more.clicks)},
+        },
         args=_bracketed(args),
         as_positional=False,
         prog="sidrec prepare",
@@ -263,18 +269,14 @@ def _by_split(counts: dict[str, int], what: str) -> str:
 def _bracketed(args: Sequence[str]) -> list[str]:
     """Write ``--queries a b`` as ``--queries=["a", "b"]``, the form that jsonargparse reads."""
     result: list[str] = []
-    values: list[str] | None = None
-    for argument in args:
-        if values is not None and not argument.startswith("--"):
+    option, values = "", list[str]()
+    for argument in (*args, "--"):
+        if option and not argument.startswith("--"):
             values.append(argument)
             continue
-        if values is not None:
-            result.append(f"--queries={json.dumps(values)}")
-            values = None
-        if argument in _MANY_VALUES:
-            values = []
-        else:
+        if option:
+            result.append(f"{option}={json.dumps(values)}")
+        option, values = (argument, []) if argument in _MANY_VALUES else ("", [])
+        if not option:
             result.append(argument)
-    if values is not None:
-        result.append(f"--queries={json.dumps(values)}")
-    return result
+    return result[:-1]

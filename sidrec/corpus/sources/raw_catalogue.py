@@ -22,6 +22,8 @@ class RawQuery(NamedTuple):
         split: Where the query belongs; ``""`` lets the builder decide by a hash of the group.
         source: Where the query comes from (file stem, ``template``, model name).
         place: File and line it was read from, for messages; empty when it was read from none.
+        weights: How much each of ``item_ids`` answers the query, ``> 0``; empty: all alike. A
+            training pair draws its item in proportion.
     """
 
     query_id: str
@@ -31,6 +33,7 @@ class RawQuery(NamedTuple):
     split: Literal["train", "valid", "test", ""]
     source: str
     place: str = ""
+    weights: tuple[float, ...] = ()
 
 
 class RawCatalogue(NamedTuple):
@@ -42,7 +45,8 @@ class RawCatalogue(NamedTuple):
         interactions: user_id string, item_id string, timestamp int64 (seconds), rating float32
             or null; scanned lazily, row order is the order of the source and breaks ties.
         items_name: File the items came from, for messages.
-        interactions_name: File the interactions came from, for messages.
+        interactions_name: File the interactions came from, for messages; empty where the source
+            has none, which makes a corpus for search alone.
         source: One word for the source, e.g. ``movielens``.
         license: What the publisher asks of those who use the data.
     """
@@ -75,12 +79,12 @@ class BuildSettings:
         ConfigError: If a fraction or count is out of range.
     """
 
-    min_item_interactions: int
-    split: Literal["leave_last_out", "temporal"]
-    temporal_fractions: tuple[float, float]
-    test_query_fraction: float
-    valid_query_fraction: float
-    unknown_items: Literal["error", "drop"]
+    min_item_interactions: int = 0
+    split: Literal["leave_last_out", "temporal"] = "leave_last_out"
+    temporal_fractions: tuple[float, float] = (0.1, 0.1)
+    test_query_fraction: float = 0.2
+    valid_query_fraction: float = 0.05
+    unknown_items: Literal["error", "drop"] = "error"
 
     def __post_init__(self) -> None:
         if self.min_item_interactions < 0:
@@ -95,3 +99,6 @@ class BuildSettings:
             raise ConfigError(
                 f"temporal_fractions must be positive and sum to less than 1, got {test}, {valid}."
             )
+
+
+DEFAULT_BUILD = BuildSettings()
