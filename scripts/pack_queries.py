@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sidrec.console import say
 from sidrec.corpus.queries.query_files import PACKAGED, load_query_files
-from sidrec.corpus.sources.item_text import title_and_year
+from sidrec.corpus.reading.item_text import title_and_year
 from sidrec.files import atomic_file, sha256_of_file
 
 RESOURCE = Path(__file__).parents[1] / "sidrec" / "corpus" / "resources" / f"{PACKAGED}.jsonl.xz"

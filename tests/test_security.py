@@ -38,8 +38,8 @@ HOSTILE = [
     # ours, but of no kind that a configuration may make
     "sidrec.files.write_json",
     "sidrec.files.atomic_folder",
-    "sidrec.corpus.sources.archive.extract",
-    "sidrec.corpus.sources.download._run",
+    "sidrec.corpus.reading.archive.extract",
+    "sidrec.corpus.reading.download._run",
     "sidrec.cli.main.main",
     "sidrec.runs.checkpoints.write_checkpoint",
 ]

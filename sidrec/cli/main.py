@@ -12,7 +12,7 @@ from sidrec.errors import MAX_CHARACTERS, ConfigError, SidrecError, one_line
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, Preempted
 
 COMMANDS = {
-    "prepare": ("sidrec.cli.prepare", "raw files -> corpus: prepare movielens|table|synthetic"),
+    "prepare": ("sidrec.cli.prepare", "raw files -> corpus: prepare movielens|table|amazon|…"),
     "fit": (
         "sidrec.cli.train",
         "train the bi-encoder (then make Semantic IDs) or the joint generator",

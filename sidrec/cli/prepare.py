@@ -1,4 +1,4 @@
-"""``sidrec prepare movielens | table | synthetic``: raw files -> corpus."""
+"""``sidrec prepare movielens | table | synthetic | …``: raw files -> corpus."""
 
 import json
 import sys
@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sidrec.console import say
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
-from sidrec.corpus.sources.column_names import DEFAULT_COLUMNS, Columns
+from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns
 from sidrec.files import disk_errors
 
 if TYPE_CHECKING:
     from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
 
 Split = Literal["leave_last_out", "temporal"]
-_MANY_VALUES = {"table": ("--queries", "--items", "--interactions")}  # without brackets
+_MANY_VALUES = {  # options of several values without brackets
+    "table": ("--queries", "--items", "--interactions"),
+    "amazon": ("--queries", "--text_fields"),
+    "recbole": ("--queries", "--text_fields"),
+}
 
 
 def movielens(
@@ -62,7 +66,7 @@ def movielens(
             users take items again.
     """
     from sidrec.corpus.build.build_corpus import kept_items
-    from sidrec.corpus.sources.download import default_cache_folder, locate_movielens
+    from sidrec.corpus.reading.download import default_cache_folder, locate_movielens
     from sidrec.corpus.sources.movielens import read_movielens
     from sidrec.corpus.sources.raw_catalogue import BuildSettings
 
@@ -137,8 +141,8 @@ def table(
             users take items again.
     """
     from sidrec.corpus.build.build_corpus import kept_items
+    from sidrec.corpus.reading.shards import local_shards
     from sidrec.corpus.sources.raw_catalogue import BuildSettings
-    from sidrec.corpus.sources.shards import local_shards
     from sidrec.corpus.sources.user_tables import read_table
 
     settings = BuildSettings(
@@ -233,10 +237,15 @@ def main(args: Sequence[str]) -> None:
     """
     from jsonargparse import auto_cli
 
+    from sidrec.cli import prepare_sources as more
     from sidrec.cli.parser import CommandParser
 
     auto_cli(
-        {"movielens": movielens, "table": table, "synthetic": synthetic},
+        {
+            **{command.__name__: command for command in (movielens, table, synthetic)},
+            **{command.__name__: command for command in (more.amazon, more.recbole)},
+            **{command.__name__: command for command in (more.beir, more.clicks)},
+        },
         args=_bracketed(args),
         as_positional=False,
         prog="sidrec prepare",

@@ -40,6 +40,8 @@ QUERY_SCHEMA = pa.schema(
         pa.field("source", pa.string()),
     ]
 )
+# Beside item_index in queries.parquet, only where a source weighs the answers of its queries.
+WEIGHT_FIELD = pa.field("weight", pa.list_(pa.float32()))
 SCHEMAS = {"items": ITEM_SCHEMA, "interactions": INTERACTION_SCHEMA, "queries": QUERY_SCHEMA}
 
 
@@ -71,10 +73,14 @@ class TableWriter:
     Args:
         file: Where to write.
         schema: Columns and their types; every table that follows is cast to it.
+
+    Attributes:
+        schema: As given.
+        num_rows: Rows written so far.
     """
 
     def __init__(self, file: Path, schema: pa.Schema) -> None:
-        self._schema = schema
+        self.schema = schema
         self._writer = pq.ParquetWriter(file, schema, compression="zstd")
         self._hashes = {name: _ValueHash() for name in schema.names}
         self.num_rows = 0
@@ -92,7 +98,7 @@ class TableWriter:
 
     def write(self, table: pa.Table) -> None:
         """Append rows; columns may come in any order."""
-        table = table.select(self._schema.names).cast(self._schema)
+        table = table.select(self.schema.names).cast(self.schema)
         self._writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         for name, values in self._hashes.items():
             for chunk in table.column(name).chunks:
@@ -103,7 +109,7 @@ class TableWriter:
         """Return the sha256 over all values written so far, in hexadecimal."""
         columns = [
             [field.name, str(field.type), self._hashes[field.name].hexdigest()]
-            for field in self._schema
+            for field in self.schema
         ]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 

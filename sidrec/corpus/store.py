@@ -1,9 +1,12 @@
 """A corpus on disk, opened: memory-mapped, so its size is not resident memory."""
 
+import atexit
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from sidrec.corpus.memmap_cache import arrow_file, derived_folder, interaction_arrays
 from sidrec.corpus.schema import SCHEMA_VERSION, SCHEMAS
+from sidrec.corpus.sources.raw_catalogue import DEFAULT_BUILD, BuildSettings
 from sidrec.errors import DataError
 from sidrec.files import read_json, sha256_of_file
 
@@ -148,6 +152,47 @@ class Corpus:
     def exclude_history(self) -> bool:
         """Whether items of a user's history are left out of the user's recommendations."""
         return bool(self.description["settings"]["exclude_history"])
+
+    @classmethod
+    def from_frames(
+        cls,
+        items: Any,  # noqa: ANN401 (no common class exists)
+        interactions: Any = None,  # noqa: ANN401
+        queries: Any = None,  # noqa: ANN401
+        *,
+        folder: Path | str | None = None,
+        settings: BuildSettings = DEFAULT_BUILD,
+    ) -> "Corpus":
+        """Make a corpus of tables in memory, and open it.
+
+        Each table is a pandas or polars DataFrame, an Arrow table, a ``datasets.Dataset``, or the
+        name of a data set on the hub (``OWNER/NAME``, ``OWNER/NAME:CONFIGURATION``).
+
+        Args:
+            items: Columns item_id, title, text; others become attributes. Without text it is made
+                of the title and what describes the item.
+            interactions: Columns user_id, item_id, timestamp, and optionally rating. None makes a
+                corpus for search alone.
+            queries: Columns query_id, query, item_ids (lists), and optionally group and split.
+                None makes a corpus for recommendation alone.
+            folder: Where to write it; an older corpus there is replaced. None takes a temporary
+                folder, which is removed when Python ends.
+            settings: How to split and filter.
+
+        Raises:
+            ConfigError: If a table is of an unknown kind, or ``folder`` holds something else.
+            DataError: If a table lacks a column or holds values that cannot be read.
+        """
+        from sidrec.corpus.build.build_corpus import build_corpus
+        from sidrec.corpus.sources.frames import read_frames
+
+        if folder is None:
+            folder = Path(mkdtemp(prefix="sidrec-corpus-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        with TemporaryDirectory(prefix="sidrec-") as scratch:
+            raw, found = read_frames(items, interactions, queries, Path(scratch))
+            build_corpus(raw, found, Path(folder), settings)
+        return cls.load(folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Corpus.load, (self.folder,)  # a worker process maps the files anew

@@ -163,7 +163,7 @@ def _installed(name: str) -> bool:
 def _disk() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from sidrec.corpus.sources.download import default_cache_folder
+    from sidrec.corpus.reading.download import default_cache_folder
 
     places = {
         "working folder": Path.cwd(),

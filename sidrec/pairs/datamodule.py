@@ -118,6 +118,11 @@ class PairDataModule(CorpusDataModule[PairBatches]):
                 )
         if self.shares[1] > 0:
             train = self.corpus.train_interactions()
+            if not len(train.item_index):
+                raise DataError(
+                    f"{self.corpus_folder}/interactions.parquet has no train interaction; set "
+                    "data.item_item_share to 0 to train search alone."
+                )
             check_train_only(self.corpus, train, "item-item pairs")
             chosen = self.item_pairs
             item_item = item_item_pairs(

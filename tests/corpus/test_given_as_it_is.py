@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidrec.corpus.reading.times import read_times
 from sidrec.corpus.requests import is_answerable, recommendation_requests
-from sidrec.corpus.sources.times import read_times
 from sidrec.corpus.sources.user_tables import read_query_table, read_table
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError

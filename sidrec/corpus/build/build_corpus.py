@@ -18,6 +18,7 @@ from sidrec.corpus.schema import (
     INTERACTION_SCHEMA,
     QUERY_SCHEMA,
     SCHEMA_VERSION,
+    WEIGHT_FIELD,
     TableWriter,
     item_schema,
 )
@@ -82,7 +83,9 @@ def build_corpus(
             counts |= _write_interactions(kept, settings, writer)
             digests["interactions"] = writer.digest()
         kept.file.unlink(missing_ok=True)
-        with TableWriter(folder / "queries.parquet", QUERY_SCHEMA) as writer:
+        weighted = any(query.weights for query in queries)
+        query_schema = QUERY_SCHEMA.append(WEIGHT_FIELD) if weighted else QUERY_SCHEMA
+        with TableWriter(folder / "queries.parquet", query_schema) as writer:
             counts |= _write_queries(queries, raw, items, settings, writer)
             digests["queries"] = writer.digest()
         content = {
@@ -166,7 +169,7 @@ def _keep_interactions(raw: RawCatalogue, items: pl.DataFrame, file: Path) -> _K
         .drop("row")
         .with_row_index("user_index")
     )
-    if users.is_empty():
+    if users.is_empty() and raw.interactions_name:
         raise DataError(
             f"{raw.interactions_name} has no interaction with an item of {raw.items_name}; "
             "check that both files use the same ids."
@@ -178,7 +181,7 @@ def _write_interactions(
     kept: _Kept, settings: BuildSettings, writer: TableWriter
 ) -> dict[str, int]:
     split = leave_last_out()
-    if settings.split == "temporal":
+    if settings.split == "temporal" and not kept.users.is_empty():
         test, valid = settings.temporal_fractions
         moments = _scan(kept.file).select("timestamp")
         split = temporal(time_bounds(moments, test_fraction=test, valid_fraction=valid))
@@ -195,6 +198,9 @@ def _write_interactions(
             0,
         )
     )
+    if kept.users.is_empty():
+        writer.write(INTERACTION_SCHEMA.empty_table())
+        return {**counts, "interactions": 0}
     pieces = pieces_by_user(kept.file, kept.users, kept.file.parent, rows_at_once=_ROWS_AT_ONCE)
     for rows in pieces:
         backwards = pl.col("timestamp").diff().over("user_index") < 0
@@ -257,24 +263,31 @@ def _write_queries(
         test_fraction=settings.test_query_fraction,
         valid_fraction=settings.valid_query_fraction,
     )
-    answers = [
-        sorted({item_index[item_id] for item_id in query.item_ids if item_id in item_index})
-        for query in kept
-    ]
+    answers = [_answers(query, item_index) for query in kept]
     columns = {
         "query_id": [query.query_id for query in kept],
         "text": [query.text for query in kept],
-        "item_index": answers,
+        "item_index": [list(weights) for weights in answers],
         "split": splits,
         "source": [query.source for query in kept],
+        WEIGHT_FIELD.name: [list(weights.values()) for weights in answers],
     }
-    writer.write(pa.table(columns, schema=QUERY_SCHEMA))
+    columns = {name: columns[name] for name in writer.schema.names}
+    writer.write(pa.table(columns, schema=writer.schema))
     counts = Counter(splits)
     return {
         "queries": len(kept),
         "queries_without_items": len(queries) - len(kept),
         **{f"queries_{name}": counts[name] for name in SPLITS},
     }
+
+
+def _answers(query: RawQuery, item_index: dict[str, int]) -> dict[int, float]:
+    """Return the weight of each known answer by item_index, ascending; 1 where none is given."""
+    weights = query.weights or (1.0,) * len(query.item_ids)
+    pairs = zip(query.item_ids, weights, strict=True)
+    found = {item_index[item_id]: weight for item_id, weight in pairs if item_id in item_index}
+    return dict(sorted(found.items()))
 
 
 def _where(query: RawQuery) -> str:

@@ -32,9 +32,9 @@ def facts_of(items: pl.DataFrame) -> list[ItemFacts]:
     """Read the facts of every item of a catalogue.
 
     Args:
-        items: Columns item_id, title, text, and where present year, genres, tags, genome_tags
-            (lists, or text parted by ``|``) and description. A catalogue without a description
-            column has its text taken for one.
+        items: Columns item_id, title, text, and where present year, genres (or categories), tags,
+            genome_tags (lists, or text parted by ``|``) and description. A catalogue without a
+            description column has its text taken for one.
 
     Returns:
         One record per row, in the order of the rows.
@@ -45,7 +45,7 @@ def facts_of(items: pl.DataFrame) -> list[ItemFacts]:
             str(row["item_id"]),
             row["title"] or "",
             _year(row.get("year")),
-            _words(row.get("genres")),
+            _words(row.get("genres") or row.get("categories")),
             tuple(dict.fromkeys(_words(row.get("tags")) + _words(row.get("genome_tags")))),
             row.get(description) or "",
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from sidrec.console import say
 from sidrec.corpus.queries.title_match import TitledItem, match_titles
-from sidrec.corpus.sources.json_rows import json_objects
+from sidrec.corpus.reading.json_rows import json_objects
 from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery
 from sidrec.errors import DataError
 

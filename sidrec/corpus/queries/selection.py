@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidrec.console import say
-from sidrec.corpus.sources.column_names import DEFAULT_COLUMNS
+from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from sidrec.corpus.sources.column_names import Columns
+    from sidrec.corpus.reading.column_names import Columns
     from sidrec.corpus.sources.raw_catalogue import RawQuery
 
 
@@ -65,7 +65,7 @@ def chosen_queries(
     """
     queries: list[RawQuery] = []
     if files:
-        from sidrec.corpus.sources.shards import local_shards
+        from sidrec.corpus.reading.shards import local_shards
 
         with local_shards(files, near=near) as shards:
             queries += _from_files(shards.files, columns)
@@ -80,7 +80,7 @@ def chosen_queries(
 
 def _from_files(files: Sequence[Path], columns: "Columns | None") -> "list[RawQuery]":
     from sidrec.corpus.queries.query_files import load_query_files
-    from sidrec.corpus.sources.compressed import format_of
+    from sidrec.corpus.reading.compressed import format_of
     from sidrec.corpus.sources.user_tables import read_query_table
 
     queries: list[RawQuery] = []
@@ -111,7 +111,7 @@ def _written(items: "pl.DataFrame", how: str, writing: QueryWriting) -> "list[Ra
         )
     from sidrec.corpus.queries.language_model import Sampling
     from sidrec.corpus.queries.llm_writer import write_queries
-    from sidrec.corpus.sources.download import default_cache_folder
+    from sidrec.corpus.reading.download import default_cache_folder
 
     return write_queries(
         facts,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
-from sidrec.corpus.sources.item_text import reading_order, title_and_year
+from sidrec.corpus.reading.item_text import reading_order, title_and_year
 
 _PARENTHESES = re.compile(r"\(([^()]*)\)")
 _ALIAS = re.compile(r"^(a\.?k\.?a\.?|also known as)\s+", re.IGNORECASE)

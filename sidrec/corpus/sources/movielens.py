@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from sidrec.corpus.sources.item_text import item_text, reading_order, title_and_year
+from sidrec.corpus.reading.item_text import item_text, reading_order, title_and_year
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue
 from sidrec.corpus.sources.validate import reading, require_columns
 from sidrec.errors import DataError

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
-from sidrec.corpus.sources.compressed import FileRows, row_place
+from sidrec.corpus.reading.compressed import FileRows, row_place
 from sidrec.errors import ConfigError
 
 Split = Literal["train", "valid", "test"]
@@ -23,6 +23,8 @@ class RawQuery(NamedTuple):
         split: Where the query belongs; ``""`` lets the builder decide by a hash of the group.
         source: Where the query comes from (file stem, ``template``, model name).
         place: File and line it was read from, for messages; empty when it was read from none.
+        weights: How much each of ``item_ids`` answers the query, ``> 0``; empty: all alike. A
+            training pair draws its item in proportion.
     """
 
     query_id: str
@@ -32,6 +34,7 @@ class RawQuery(NamedTuple):
     split: Literal["train", "valid", "test", ""]
     source: str
     place: str = ""
+    weights: tuple[float, ...] = ()
 
 
 class RawCatalogue(NamedTuple):
@@ -44,7 +47,8 @@ class RawCatalogue(NamedTuple):
             rating float32 or null, and optionally nanosecond int16 (0 to 999, orders within a
             microsecond); scanned lazily, row order is the order of the source and breaks ties.
         items_name: File the items came from, for messages.
-        interactions_name: File the interactions came from, for messages.
+        interactions_name: File the interactions came from, for messages; empty where the source
+            has none, which makes a corpus for search alone.
         source: One word for the source, e.g. ``movielens``.
         license: What the publisher asks of those who use the data.
         item_files: Files of the items, in the order of their rows.
@@ -95,12 +99,12 @@ class BuildSettings:
         ConfigError: If a fraction or count is out of range.
     """
 
-    min_item_interactions: int
-    split: Literal["leave_last_out", "temporal"]
-    temporal_fractions: tuple[float, float]
-    test_query_fraction: float
-    valid_query_fraction: float
-    unknown_items: Literal["error", "drop"]
+    min_item_interactions: int = 0
+    split: Literal["leave_last_out", "temporal"] = "leave_last_out"
+    temporal_fractions: tuple[float, float] = (0.1, 0.1)
+    test_query_fraction: float = 0.2
+    valid_query_fraction: float = 0.05
+    unknown_items: Literal["error", "drop"] = "error"
     exclude_history: bool = True
 
     def __post_init__(self) -> None:
@@ -116,3 +120,59 @@ class BuildSettings:
             raise ConfigError(
                 f"temporal_fractions must be positive and sum to less than 1, got {test}, {valid}."
             )
+
+
+DEFAULT_BUILD = BuildSettings()
+
+
+TimeUnit = Literal["s", "ms", "us"]
+
+TICKS_PER_SECOND = 1_000_000  # of RawCatalogue.interactions.timestamp
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
+SCHEMA = {
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "timestamp": pl.Int64,
+    "rating": pl.Float32,
+}
+
+
+def timestamps(number: pl.Expr, unit: TimeUnit) -> pl.Expr:
+    """Return moments since 1970 in the time unit of the corpus.
+
+    Args:
+        number: Whole or fractional numbers; what is no number becomes null.
+        unit: Of the numbers: seconds, milliseconds or microseconds.
+    """
+    if _PER_SECOND[unit] <= TICKS_PER_SECOND:
+        scaled = (number * (TICKS_PER_SECOND // _PER_SECOND[unit])).round()
+    else:
+        scaled = number // (_PER_SECOND[unit] // TICKS_PER_SECOND)
+    return scaled.cast(pl.Int64, strict=False).alias("timestamp")
+
+
+def no_interactions() -> pl.LazyFrame:
+    """Return interactions of a source that has none."""
+    return pl.LazyFrame(schema=SCHEMA)
+
+
+def k_core(interactions: pl.DataFrame, minimum: int) -> pl.DataFrame:
+    """Leave out users and items with few interactions until all that remain have enough.
+
+    Args:
+        interactions: Columns user_id and item_id; repeats count.
+        minimum: Interactions that each user and each item must keep; 0 keeps everything.
+
+    Returns:
+        The largest subset in which every user and item has so many, rows in the given order.
+
+    Source:
+        Kang & McAuley 2018 (https://arxiv.org/abs/1808.09781); the 5-core files of
+        https://jmcauley.ucsd.edu/data/amazon/ are made the same way.
+    """
+    before = -1
+    while before != interactions.height and minimum > 0:
+        before = interactions.height
+        for column in ("user_id", "item_id"):
+            interactions = interactions.filter(pl.len().over(column) >= minimum)
+    return interactions

@@ -3,21 +3,18 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import polars as pl
-import pyarrow.parquet as pq
 
-from sidrec.corpus.sources.column_names import DEFAULT_COLUMNS, Columns
-from sidrec.corpus.sources.compressed import FileRows, format_of, row_place
-from sidrec.corpus.sources.delimited_rows import read_delimited
-from sidrec.corpus.sources.item_text import clean_text
-from sidrec.corpus.sources.json_rows import read_json_table, read_json_text
+from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns
+from sidrec.corpus.reading.compressed import FileRows, format_of, row_place
+from sidrec.corpus.reading.item_text import clean_text
+from sidrec.corpus.reading.shards import Shards
+from sidrec.corpus.reading.table_scan import read_frame, renamed, scan_columns
+from sidrec.corpus.reading.times import Timestamps, read_times
 from sidrec.corpus.sources.raw_catalogue import SPLITS, RawCatalogue, RawQuery, Split
-from sidrec.corpus.sources.shards import Shards
-from sidrec.corpus.sources.times import Timestamps, read_times
 from sidrec.corpus.sources.validate import nearest_hint, reading, refuse_nested, require_columns
 from sidrec.errors import DataError
 
@@ -66,7 +63,7 @@ def read_table(
     read_items: list[FileRows] = []
     frame, left_out, filled = _read_items(items, columns, missing_title, read_items)
     read: list[FileRows] = []
-    lazy, written = _scan_interactions(interactions, columns, timestamps, scratch, read)
+    lazy, written = scan_interactions(interactions, columns, timestamps, scratch, read)
     notes = {"times": written}
     if filled:
         notes["items without title"] = f"{filled:,} ({missing_title})"
@@ -86,7 +83,7 @@ def read_table(
 
 def read_items(items: Path | Shards) -> pl.DataFrame:
     """Read the items of a table alone, as ``read_table`` does."""
-    return _read_items(_shards(items))
+    return _read_items(_shards(items), DEFAULT_COLUMNS, "keep", [])[0]
 
 
 def _shards(given: Path | Shards) -> Shards:
@@ -105,7 +102,7 @@ def read_query_table(file: Path, columns: Columns = DEFAULT_COLUMNS) -> list[Raw
         DataError: If the file cannot be read, lacks a column, or names another split.
     """
     read: list[FileRows] = []
-    frame = _renamed(_read_frame(_shards(file), read), columns, str(file))
+    frame = renamed(read_frame(_shards(file), read), columns, str(file))
     if "user_id" in frame.columns and "query_id" not in frame.columns:
         raise DataError(
             f"{file} has a column 'user_id' and no 'query_id': it is a log, not a list of queries; "
@@ -152,7 +149,7 @@ def _answers(value: object, place: str) -> tuple[str, ...]:
 def _read_items(
     table: Shards, columns: Columns, missing: MissingTitle, read: list[FileRows]
 ) -> tuple[pl.DataFrame, tuple[str, ...], int]:
-    frame = _renamed(_read_frame(table, read), columns, table.name)
+    frame = renamed(read_frame(table, read), columns, table.name)
     require_columns(table.name, frame.columns, ("item_id", "title"))
     refuse_nested(table.name, frame, ("item_id",))
     if "item_index" in frame.columns:
@@ -256,19 +253,20 @@ def _sentence(text: str) -> str:
     return text if text[-1] in ".!?…" else text + "."
 
 
-def _scan_interactions(
+def scan_interactions(
     table: Shards,
     columns: Columns,
     timestamps: Timestamps,
     scratch: Path | None,
     read: list[FileRows],
 ) -> tuple[pl.LazyFrame, str]:
+    """Scan a table of interactions lazily; also say how its times are written."""
     names = {name: getattr(columns, name) for name in ("user_id", "item_id", "timestamp", "rating")}
     wanted = [*names.values()]
     with reading(table.name):
-        frame = _scan(table, wanted, scratch, read)
+        frame = scan_columns(table, wanted, scratch, read)
         present = frame.collect_schema().names()
-    frame = _renamed(frame, columns, table.name)
+    frame = renamed(frame, columns, table.name)
     schema = frame.collect_schema()
     position = timestamps == "position"
     needed = ("user_id", "item_id") if position else ("user_id", "item_id", "timestamp")
@@ -301,145 +299,3 @@ def _scan_interactions(
         *([within] if exact else []),
     )
     return chosen, written
-
-
-def _scan(
-    table: Shards, columns: list[str], scratch: Path | None, read: list[FileRows]
-) -> pl.LazyFrame:
-    """Scan some columns; Parquet where it lies, all else as text from a copy."""
-    ending = _ending(table)
-    if ending == ".parquet":
-        return pl.concat(list(_parquet(table, read)), how="diagonal_relaxed")
-    parts: list[pl.LazyFrame] = []
-    header: list[str] = []
-    for file in table.files:
-        frames = _text_frames(file, ending, columns, read, header)
-        if scratch is None:
-            parts += [frame.lazy() for frame in frames]
-            continue
-        target = scratch / f"interactions-{len(list(scratch.iterdir())):06d}.parquet"
-        writer: pq.ParquetWriter | None = None
-        for frame in frames:
-            part = frame.to_arrow()
-            writer = writer or pq.ParquetWriter(target, part.schema, compression="lz4")
-            writer.write_table(part)
-        if writer is not None:
-            writer.close()
-        parts.append(pl.scan_parquet(target, glob=False, hive_partitioning=False))
-    return pl.concat(parts, how="diagonal")
-
-
-def _text_frames(
-    file: Path, ending: str, columns: list[str], read: list[FileRows], header: list[str]
-) -> Iterator[pl.DataFrame]:
-    if ending in (".jsonl", ".ndjson"):
-        yield from read_json_text(file, columns, read)
-        return
-    for frame in read_delimited(file, _separator(ending), read):
-        _same_columns(frame, file, header)
-        present = [name for name in columns if name in frame.columns]
-        yield frame.select(present) if {*columns[:3]} <= {*present} else frame
-
-
-def _read_frame(table: Shards, read: list[FileRows]) -> pl.DataFrame:
-    """Return a whole table; of delimited text only numbers that keep their spelling are numbers."""
-    ending = _ending(table)
-    with reading(table.name):
-        if ending == ".parquet":
-            return pl.concat(list(_parquet(table, read)), how="diagonal_relaxed").collect()
-        if ending in (".jsonl", ".ndjson"):
-            frames = [read_json_table(file, _TEXTS, read) for file in table.files]
-            return pl.concat(frames, how="diagonal_relaxed")
-        frames, columns = [], list[str]()
-        for file in table.files:
-            for frame in read_delimited(file, _separator(ending), read):
-                _same_columns(frame, file, columns)
-                frames.append(frame)
-        whole = pl.concat(frames)
-        return whole.with_columns(_number(whole[name]) for name in columns)
-
-
-def _same_columns(frame: pl.DataFrame, file: Path, header: list[str]) -> None:
-    if not header:
-        header.extend(frame.columns)
-    if frame.columns != header:
-        raise DataError(
-            f"{file} has the columns {frame.columns}, the files before it have {header}; files of "
-            "one table have the same columns in the same order."
-        )
-
-
-def _number(values: pl.Series) -> pl.Series:
-    """Cast texts to numbers where each is written as the number is printed."""
-    if values.name in _TEXTS or values.null_count() == len(values):
-        return values
-    for kind in (pl.Int64, pl.Float64):
-        same = values.cast(kind, strict=False).cast(pl.String) == values
-        if (same.fill_null(False) | values.is_null()).all():
-            return values.cast(kind)
-    return values
-
-
-def _parquet(table: Shards, read: list[FileRows]) -> Iterator[pl.LazyFrame]:
-    for file in table.files:
-        if not file.is_file():
-            raise DataError(f"{file} does not exist; check the path.")
-        frame = pl.scan_parquet(file, glob=False, hive_partitioning=False)
-        schema = frame.collect_schema()
-        rows = int(frame.select(pl.len()).collect().item())
-        binary = [name for name, kind in schema.items() if kind == pl.Binary]
-        for name in binary:
-            _refuse_odd_bytes(frame.select(name), file)
-        read.append(FileRows(file, rows, None))
-        yield frame.with_columns(pl.col(binary).cast(pl.String))
-
-
-def _refuse_odd_bytes(column: pl.LazyFrame, file: Path) -> None:
-    try:
-        column.select(pl.all().cast(pl.String).null_count()).collect(engine="streaming")
-    except pl.exceptions.PolarsError:
-        for row, value in enumerate(column.collect().to_series(), start=1):
-            try:
-                (value or b"").decode()
-            except UnicodeDecodeError:
-                raise DataError(
-                    f"{file} row {row}: column '{column.collect_schema().names()[0]}' holds bytes "
-                    "that are no UTF-8; write text, or leave the column out."
-                ) from None
-
-
-def _ending(table: Shards) -> str:
-    for file in table.files:
-        if not file.is_file():
-            raise DataError(f"{file} does not exist; check the path.")
-    endings = sorted({format_of(file) for file in table.files})
-    if len(endings) > 1:
-        raise DataError(f"{table.name} has files of several kinds {endings}; name those of one.")
-    if endings[0] not in (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv"):
-        raise DataError(
-            f"{table.name} ends in '{endings[0]}'; give a .csv, .tsv, .jsonl or .parquet file; "
-            "the first three may be compressed (.gz, .bz2, .zst)."
-        )
-    return endings[0]
-
-
-def _separator(ending: str) -> str:
-    return "\t" if ending == ".tsv" else ","
-
-
-def _renamed(frame: Any, columns: Columns, name: str) -> Any:  # noqa: ANN401
-    """Give columns sidrec's names; works on frames and lazy frames."""
-    present = frame.collect_schema().names()
-    new = {
-        getattr(columns, field.name): field.name
-        for field in fields(columns)
-        if getattr(columns, field.name) in present and getattr(columns, field.name) != field.name
-    }
-    clash = [field for field in new.values() if field in present and field not in new]
-    if clash:
-        given = next(key for key, value in new.items() if value == clash[0])
-        raise DataError(
-            f"{name} has a column '{given}' and a column '{clash[0]}'; rename or leave out "
-            f"'{clash[0]}', which is not the one of --columns.{clash[0]}."
-        )
-    return frame.rename(new)

@@ -64,7 +64,7 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
 
     Raises:
         DataError: If an id is missing, a timestamp is no number, a rating is not finite, an item
-            is unknown (and refused), or there is no interaction.
+            is unknown (and refused), or a file that was given has no interaction.
     """
     faults = {
         "user_id": (pl.col("user_id").fill_null("") == "", "is empty"),
@@ -96,6 +96,8 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
             .collect(engine="streaming")
             .row(0, named=True)
         )
+    if found["total"] == 0 and not raw.interactions_name:
+        return 0  # search alone
     if found["total"] == 0:
         raise DataError(f"{raw.interactions_name} has no interactions; check the file.")
     for column, (_, complaint) in faults.items():

@@ -176,8 +176,8 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         rank, world_size = rank_and_world_size()
         first, end = (len(batches) * r // world_size for r in (rank, rank + 1))
         own: Sequence[int] = range(first, end)
-        if len(batches) and not own:
-            own = [EMPTY_BATCH]  # Lightning would leave the loop out, and the others would wait
+        if not own:  # Lightning would warn, or leave the loop out while other ranks wait
+            own = [EMPTY_BATCH]
         return DataLoader(batches, batch_size=None, sampler=own)
 
 

@@ -178,7 +178,7 @@ def fit_prefix_share(
             module.initialize_codebooks(settings.seed)
         train_alone(
             module,
-            VectorDataModule(settings.batch_size, settings.seed),
+            VectorDataModule(batch_size=settings.batch_size, seed=settings.seed),
             num_steps=settings.num_steps,
             device=torch.device("cpu"),
             seed=settings.seed,

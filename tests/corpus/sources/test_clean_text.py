@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidrec.corpus.sources.item_text import clean_text
+from sidrec.corpus.reading.item_text import clean_text
 
 WORDS = st.lists(st.from_regex(r"[A-Za-z0-9]{1,8}", fullmatch=True), min_size=1, max_size=12)
 MARKUP = st.sampled_from(

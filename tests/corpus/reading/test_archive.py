@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from sidrec.corpus.sources.archive import extract
+from sidrec.corpus.reading.archive import extract
 from sidrec.errors import DataError
 
 LIMITS = {"max_total_bytes": 10_000_000, "max_files": 20, "max_ratio": 100.0}

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from sidrec.corpus.sources.compressed import FileRows, open_bytes
+from sidrec.corpus.reading.compressed import FileRows, open_bytes
 from sidrec.errors import DataError
 
 _CHUNK_BYTES = 1 << 23

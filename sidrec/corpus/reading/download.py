@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sidrec.console import say
-from sidrec.corpus.sources.archive import extract
+from sidrec.corpus.reading.archive import extract
 from sidrec.errors import ConfigError, DataError, SidrecError
 from sidrec.files import sha256_of_file
 

@@ -4,7 +4,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from sidrec.corpus.sources.shards import local_shards
+from sidrec.corpus.reading.shards import local_shards
 from sidrec.corpus.store import Corpus
 from tests.test_bad_input import INTERACTIONS, ITEMS
 from tests.tiny import sidrec

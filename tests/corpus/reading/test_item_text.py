@@ -1,6 +1,6 @@
 import pytest
 
-from sidrec.corpus.sources.item_text import clean_text, item_text, title_and_year
+from sidrec.corpus.reading.item_text import clean_text, item_text, title_and_year
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from sidrec.corpus.sources.compressed import FileRows, open_bytes
+from sidrec.corpus.reading.compressed import FileRows, open_bytes
 from sidrec.errors import DataError
 
 _ROWS_AT_ONCE = 20_000

@@ -1,0 +1,1 @@
+"""Files in any usual format -> rows, texts and times, errors with their place."""
