@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import lightning as L
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from jsonargparse.typing import NonNegativeFloat
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -37,8 +38,8 @@ from sidrec.runs.from_run import (
 from sidrec.runs.lock import locked
 from sidrec.runs.preemption import Preempted
 from sidrec.runs.rank_failures import end_launched_ranks, explained, take_charge_of
+from sidrec.runs.tracking import Tracking
 
-CHECKPOINT_EVERY_S = 60.0
 MONITOR = "val/recall_harmonic_mean"
 _AT_REST = ("new", "preempted", "finished")
 
@@ -96,6 +97,19 @@ class SidrecCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, default=None, help="Folder of this run; resumes if begun."
         )
+        parser.add_argument(
+            "--checkpoint_every_s",
+            type=NonNegativeFloat | None,
+            default=None,
+            help="Seconds between checkpoints; by default 60 or more, so that saving takes at most "
+            "5 % of the time.",
+        )
+        parser.add_argument(
+            "--upload",
+            type=bool,
+            default=False,
+            help="Give W&B's logger config.yaml and the Semantic-ID bundle as artifacts.",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Point trainer, checkpoints and logs at the run directory."""
@@ -140,7 +154,8 @@ class SidrecCLI(LightningCLI):
             callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
             config["enable_progress_bar"] = terminal
         if self.subcommand == "fit":
-            callbacks = [*callbacks, self._manifest(), *self._checkpoints(config)]
+            tracking = Tracking(self.run, self.resolved, upload=self.config.fit.upload)
+            callbacks = [*callbacks, self._manifest(), tracking, *self._checkpoints(config)]
         trainer = super()._instantiate_trainer(config, callbacks)
         take_charge_of(trainer)
         return trainer
@@ -153,8 +168,9 @@ class SidrecCLI(LightningCLI):
         if config.get("enable_checkpointing") is False:
             return []
         monitor = getattr(self.model, "monitor", MONITOR)
+        last = LastCheckpoint(self.run, every_s=self.config.fit.checkpoint_every_s)
         if monitor is None:
-            return [LastCheckpoint(self.run, every_s=CHECKPOINT_EVERY_S)]
+            return [last]
         best = ModelCheckpoint(
             dirpath=self.run.best_checkpoint.parent,
             filename="best",
@@ -162,7 +178,7 @@ class SidrecCLI(LightningCLI):
             mode="max",
             enable_version_counter=False,
         )
-        return [best, LastCheckpoint(self.run, every_s=CHECKPOINT_EVERY_S)]
+        return [best, last]
 
     def _resolved(self) -> dict[str, Any]:
         """Return the configuration as plain types, without what only concerns this command."""

@@ -13,7 +13,13 @@ from sidrec.runs.directory import RunDirectory
 
 _FLAG = "--from"
 _FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "t5")  # may name one
-_KNOWN_PACKAGES = ("sidrec", "lightning", "torch.optim", "torchmetrics")
+_LIGHTNING_CLASSES = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
+_KNOWN_PACKAGES = (
+    "sidrec",
+    "torch.optim",
+    "torchmetrics",
+    *(f"lightning.{part}.{name}" for part in ("pytorch", "fabric") for name in _LIGHTNING_CLASSES),
+)
 
 
 def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
