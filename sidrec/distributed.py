@@ -110,7 +110,8 @@ def from_rank_zero(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
 def on_rank_zero(work: Callable[[], Result]) -> Result:
     """Do ``work`` on rank 0 and return its result, or raise its error, on every rank.
 
-    Without this an error on rank 0 alone would leave the others waiting for it.
+    Without this an error on rank 0 alone would leave the others waiting for it. The result travels
+    to every rank: return only what they need.
 
     Raises:
         SidrecError: What ``work`` raised; an OSError likewise. Other errors end rank 0 alone.
@@ -121,10 +122,18 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
             outcome = work(), None
         except (SidrecError, OSError) as error:
             outcome = None, error
-    result, failure = gather_objects(outcome)[0]
+    result, failure = _broadcast_object(outcome)
     if failure is not None:
         raise failure
     return result  # type: ignore[no-any-return]
+
+
+def _broadcast_object(local: Any) -> Any:  # noqa: ANN401
+    _, world_size = rank_and_world_size()
+    shared = [local]
+    if world_size > 1:
+        dist.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def silent_ranks(*, wait_s: float) -> list[int]:

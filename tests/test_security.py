@@ -109,6 +109,16 @@ def test_a_callback_that_takes_functions_gets_no_hostile_one(base, tmp_path, cap
     assert is_refused(config, tmp_path, capsys)
 
 
+@pytest.mark.parametrize(
+    "path", ["lightning.pytorch.cli.instantiate_module", "lightning.fabric.utilities.load"]
+)
+def test_of_lightning_only_what_a_trainer_is_made_of(base, tmp_path, capsys, path):
+    file = write_yaml(tmp_path / "c.yaml", with_class(base, ("trainer", "callbacks"), path, "x"))
+    capsys.readouterr()
+    assert sidrec("fit", "--config", file, "--run_dir", tmp_path / "run") == 2
+    assert "SIDREC_ALLOW_IMPORTS" in capsys.readouterr().err
+
+
 def test_a_tag_that_makes_python_objects_is_no_yaml_for_us(tmp_path, capsys):
     canary = tmp_path / "canary"
     file = tmp_path / "tagged.yaml"

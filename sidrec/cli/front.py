@@ -16,13 +16,13 @@ from sidrec.runs.from_run import arguments_from_run, take_from
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
 _TRAINING_KEYS = {"seed_everything", "trainer", "model", "data", "run_dir"}
-_TRAINING_KEYS |= {"ckpt_path", "weights_only"}
+_TRAINING_KEYS |= {"ckpt_path", "weights_only", "checkpoint_every_s", "upload"}
 KEYS = {  # top-level keys of commands whose parsers need torch; tests compare them with the parsers
     "fit": _TRAINING_KEYS,
     "validate": _TRAINING_KEYS | {"verbose"},
     "test": _TRAINING_KEYS | {"verbose"},
     "predict": _TRAINING_KEYS | {"return_predictions"},
-    "ids": {"from", "embeddings", "attributes", "out", "device", "quantizer", "policy"},
+    "ids": {"from", "embeddings", "corpus", "attributes", "out", "device", "quantizer", "policy"},
     "fuse": {"from", "and", "fusion", "dim", "reader", "out", "device", "quantizer", "policy"}
     | {"prefix_share"},
 }

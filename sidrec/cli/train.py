@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import lightning as L
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from jsonargparse.typing import NonNegativeFloat
 from lightning import pytorch
 from lightning.pytorch import (
     accelerators,
@@ -50,8 +51,8 @@ from sidrec.runs.from_run import (
 from sidrec.runs.lock import locked
 from sidrec.runs.preemption import Preempted
 from sidrec.runs.rank_failures import end_launched_ranks, explained, take_charge_of
+from sidrec.runs.tracking import Tracking
 
-CHECKPOINT_EVERY_S = 60.0
 MONITOR = "val/recall_harmonic_mean"
 _FROM = {
     "fit": "Run of an encoder, or of a quantizer: gives data.corpus, model.semantic_ids and "
@@ -136,6 +137,19 @@ class SidrecCLI(LightningCLI):
         parser.add_argument(  # only for --help: sidrec.cli.front replaces it
             "--from", type=str, default=SUPPRESS, help=_FROM[self.only]
         )
+        parser.add_argument(
+            "--checkpoint_every_s",
+            type=NonNegativeFloat | None,
+            default=None,
+            help="Seconds between checkpoints; by default 60 or more, so that saving takes at most "
+            "5 % of the time.",
+        )
+        parser.add_argument(
+            "--upload",
+            type=bool,
+            default=False,
+            help="Give W&B's logger config.yaml and the Semantic-ID bundle as artifacts.",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Point trainer, checkpoints and logs at the run directory."""
@@ -183,7 +197,8 @@ class SidrecCLI(LightningCLI):
             callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
             config["enable_progress_bar"] = terminal
         if self.subcommand == "fit":
-            callbacks = [*callbacks, self._manifest(), *self._checkpoints(config)]
+            tracking = Tracking(self.run, self.resolved, upload=self.config.fit.upload)
+            callbacks = [*callbacks, self._manifest(), tracking, *self._checkpoints(config)]
         trainer = super()._instantiate_trainer(config, callbacks)
         take_charge_of(trainer)
         return trainer
@@ -196,8 +211,9 @@ class SidrecCLI(LightningCLI):
         if config.get("enable_checkpointing") is False:
             return []
         monitor = getattr(self.model, "monitor", MONITOR)
+        last = LastCheckpoint(self.run, every_s=self.config.fit.checkpoint_every_s)
         if monitor is None:
-            return [LastCheckpoint(self.run, every_s=CHECKPOINT_EVERY_S)]
+            return [last]
         best = ModelCheckpoint(
             dirpath=self.run.best_checkpoint.parent,
             filename="best",
@@ -205,7 +221,7 @@ class SidrecCLI(LightningCLI):
             mode="max",
             enable_version_counter=False,
         )
-        return [best, LastCheckpoint(self.run, every_s=CHECKPOINT_EVERY_S)]
+        return [best, last]
 
     def _resolved(self) -> dict[str, Any]:
         """Return the configuration as plain types, without what only concerns this command."""

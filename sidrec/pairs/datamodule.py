@@ -11,7 +11,7 @@ from sidrec.corpus.leakage import check_train_only, check_train_queries_only
 from sidrec.corpus.memmap_cache import derived_folder
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.batches import PairBatches
-from sidrec.pairs.item_item import ItemItemPairs, item_item_pairs, log_popularity
+from sidrec.pairs.item_item import ItemItemPairs, item_item_pairs
 from sidrec.pairs.pair_settings import ItemPairSettings, PairTaskSettings, TokenSettings
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
 from sidrec.pairs.schedule import PairSchedule
@@ -68,8 +68,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         if query_item is not None:
             frequency["search"] = query_item.log_frequency(self.corpus.num_items)
         if item_item is not None:
-            train = self.corpus.train_interactions()
-            frequency["recommendation"] = log_popularity(train, self.corpus.num_items)
+            frequency["recommendation"] = item_item.log_frequency(self.corpus.num_items)
         schedule = PairSchedule(
             num_rows=(len(query_item or ()), len(item_item or ())),
             mix=self.shares if min(self.shares) > 0 else None,
@@ -121,7 +120,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
             if not len(train.item_index):
                 raise DataError(
                     f"{self.corpus_folder}/interactions.parquet has no train interaction; set "
-                    "data.item_item_share to 0 to train search alone."
+                    "data.tasks.item_item_share to 0 to train search alone."
                 )
             check_train_only(self.corpus, train, "item-item pairs")
             chosen = self.item_pairs

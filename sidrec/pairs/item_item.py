@@ -1,4 +1,4 @@
-"""Item–item pairs: two items that one user took close to each other, drawn from train histories."""
+"""Item–item pairs: two neighboring items of one user's train history."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +12,7 @@ from sidrec.pairs.query_item import DrawnPairs
 from sidrec.training.counter_rng import key_of, uniform
 
 Weighting = Literal["uniform", "inverse_distance"]
+_ROWS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,23 @@ class ItemItemPairs:
         right = around[np.arange(len(rows)), chosen]
         known = np.concatenate([left[:, None], around], axis=1)
         return DrawnPairs(left, right, known)
+
+    def log_frequency(self, num_items: int) -> Float32[np.ndarray, " item"]:
+        """Return ln(probability that a row's right side is the item); -inf if it never is.
+
+        A user counts with as many draws as anchors, spread evenly over the history: in a history
+        longer than ``cap`` an interaction weighs ``cap / length``. Histories' ends, which are in
+        fewer windows, are not told apart.
+        """
+        users, items = self.interactions.user_index, self.interactions.item_index
+        weight = np.diff(self.row_starts) / np.maximum(np.diff(self.interactions.user_starts), 1)
+        total = np.zeros(num_items)
+        for first in range(0, len(items), _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            total += np.bincount(items[part], weights=weight[users[part]], minlength=num_items)
+        with np.errstate(divide="ignore"):
+            logarithm: Float32[np.ndarray, " item"] = np.log(total / total.sum()).astype(np.float32)
+        return logarithm
 
     def _anchors(
         self, rows: Int64[np.ndarray, " pair"], *, seed: int, epoch: int
@@ -105,17 +123,6 @@ def item_item_pairs(
     row_starts = np.zeros(len(slots) + 1, dtype=np.int64)
     np.cumsum(slots, out=row_starts[1:])
     return ItemItemPairs(interactions, row_starts, window, cap, weighting)
-
-
-def log_popularity(interactions: Interactions, num_items: int) -> Float32[np.ndarray, " item"]:
-    """Return ln(share of the train interactions that are the item's); -inf if it has none."""
-    counts = np.zeros(num_items, dtype=np.int64)
-    items, at_once = interactions.item_index, 1 << 20
-    for first in range(0, len(items), at_once):
-        counts += np.bincount(items[first : first + at_once], minlength=num_items)
-    with np.errstate(divide="ignore"):
-        share: Float32[np.ndarray, " item"] = np.log(counts / counts.sum()).astype(np.float32)
-    return share
 
 
 def _draw_column(

@@ -18,6 +18,7 @@ from sidrec.distributed import rank_and_world_size, sum_over_ranks
 from sidrec.files import atomic_file
 from sidrec.runs.checkpoints import keep_previous, write_checkpoint
 from sidrec.runs.directory import RunDirectory
+from sidrec.runs.lock import refuse_if_lost
 from sidrec.runs.preemption import STOP, Preempted
 
 
@@ -43,6 +44,8 @@ def name_curve(loggers: Any, log_id: str) -> None:  # noqa: ANN401 (jsonargparse
 
 
 _LINE_EVERY_S = 10.0
+_SAVE_EVERY_S = 60.0
+_SAVING_SHARE = 0.05
 
 
 class RunManifest(L.Callback):
@@ -90,6 +93,7 @@ class RunManifest(L.Callback):
 
     def _write(self, trainer: L.Trainer, **facts: Any) -> None:  # noqa: ANN401
         if self.begun and trainer.is_global_zero and not trainer.fast_dev_run:
+            refuse_if_lost()
             self.run.write_manifest(**facts)
 
 
@@ -103,11 +107,13 @@ class LastCheckpoint(L.Callback):
 
     Args:
         run: The run directory.
-        every_s: Seconds between two checkpoints, by rank 0's clock.
+        every_s: Seconds between two checkpoints, by rank 0's clock. None: at least 60, and as many
+            as keep the time that goes into saving at 5 % or less.
     """
 
-    def __init__(self, run: RunDirectory, *, every_s: float) -> None:
+    def __init__(self, run: RunDirectory, *, every_s: float | None = None) -> None:
         self.run, self.every_s = run, every_s
+        self.save_took_s = 0.0
         self.asked_to_stop = False
         self._handler_before: Any = None
 
@@ -134,7 +140,9 @@ class LastCheckpoint(L.Callback):
         del pl_module, unused
         if not _may_save(trainer):
             return
-        is_time = time.monotonic() - self.saved_at >= self.every_s
+        least_s = max(_SAVE_EVERY_S, self.save_took_s * (1 / _SAVING_SHARE - 1))
+        every_s = least_s if self.every_s is None else self.every_s
+        is_time = time.monotonic() - self.saved_at >= every_s
         wishes = [is_time and trainer.is_global_zero, self.asked_to_stop, STOP.name is not None]
         votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
         save, person, machine = (count > 0 for count in sum_over_ranks(votes).tolist())
@@ -178,11 +186,14 @@ class LastCheckpoint(L.Callback):
             self._handler_before = None
 
     def _save(self, trainer: L.Trainer) -> None:
+        began = time.monotonic()
         if not trainer.fast_dev_run:
             if trainer.is_global_zero:
+                refuse_if_lost()
                 keep_previous(self.run)
             trainer.save_checkpoint(self.run.last_checkpoint)
         self.saved_at = time.monotonic()
+        self.save_took_s = self.saved_at - began
 
 
 def _may_save(trainer: L.Trainer) -> bool:

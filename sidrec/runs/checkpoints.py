@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is whole."""
+"""Checkpoints of a run: write them whole, find the newest that is whole."""
 
 import os
 import shutil
@@ -12,15 +12,21 @@ from sidrec.console import say
 from sidrec.errors import RunError
 from sidrec.files import atomic_file
 from sidrec.runs.directory import RunDirectory
+from sidrec.runs.lock import refuse_if_lost
+
+_SHARDED_FACTS = "meta.pt"  # Lightning writes it into the folder after all shards
 
 
 def damage_of(file: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None.
 
     Reads every byte: ``torch.save`` writes a zip whose entries carry checksums. Nothing of it is
-    executed.
+    executed. Of a folder (a sharded checkpoint) it reads what is written last.
     """
     try:
+        if file.is_dir():
+            step_of(file)
+            return None if (file / ".metadata").exists() else "without .metadata"
         if file.stat().st_size == 0:
             return "empty"
         with zipfile.ZipFile(file) as archive:
@@ -39,6 +45,8 @@ def damage_of(file: Path) -> str | None:
 
 def step_of(file: Path) -> int:
     """Return the optimizer step at which a checkpoint was written; its tensors stay on disk."""
+    if file.is_dir():
+        file /= _SHARDED_FACTS
     return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
@@ -81,7 +89,7 @@ def checked(file: Path) -> Path:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds, on the CPU; a flipped bit would load without a word.
+    """Return the content of a checkpoint, on the CPU, after a check of its bytes.
 
     Raises:
         RunError: If it is no whole checkpoint.
@@ -96,8 +104,15 @@ def keep_previous(run: RunDirectory) -> None:
     Both names exist at every moment. A file system without hard links gets a copy.
     """
     newest, previous = run.last_checkpoint, run.previous_checkpoint
+    if newest.is_dir():  # sharded: has no second name, so there is one of the two at every moment
+        if damage_of(newest) is None:
+            _remove(previous)
+            newest.replace(previous)
+        return
     if not newest.exists():
         return
+    if previous.is_dir():
+        _remove(previous)
     spare = previous.with_name(f".{previous.name}.part")
     spare.unlink(missing_ok=True)
     try:
@@ -105,6 +120,13 @@ def keep_previous(run: RunDirectory) -> None:
     except OSError:
         shutil.copyfile(newest, spare)
     spare.replace(previous)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def set_aside_damaged(run: RunDirectory, chosen: Path) -> None:
@@ -117,11 +139,13 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
     """Write a checkpoint so that ``target`` holds the old one or the new one, never a part.
 
     Raises:
-        RunError: If it cannot be written; ``target`` keeps its content.
+        RunError: If it cannot be written, or another process has taken the run over; ``target``
+            keeps its content.
     """
     try:
         with atomic_file(target) as temporary:
             torch.save(checkpoint, temporary)
+            refuse_if_lost()  # after the write, which may take minutes
     except (OSError, RuntimeError) as error:
         free_gb = _free_gb(target)
         raise RunError(

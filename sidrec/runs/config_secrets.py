@@ -8,15 +8,20 @@ from typing import Any
 from sidrec.errors import ConfigError
 
 _SECRET_KEY = re.compile(
-    r"(^|_)(api_?key|access_?key|private_?key|auth_?token|access_?token|hf_?token|token|secret"
-    r"|passw(or)?d|credentials?)$",
+    r"(^|_)((api|access|account|private|secret|shared|storage|signing|encryption|wandb|hf|openai)"
+    r"_?key|auth_?token|access_?token|hf_?token|token|secret|passw(or)?d|passphrase|pwd"
+    r"|credentials?)$",
     re.IGNORECASE,
 )
 _SECRET_VALUE = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|\bsk-[A-Za-z0-9_-]{20,}"  # OpenAI and its like
     r"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}"
-    r"|\bAKIA[0-9A-Z]{16}\b"  # Amazon
+    r"|\b(AKIA|ASIA)[0-9A-Z]{16}\b"  # Amazon
+    r"|\bAIza[0-9A-Za-z_-]{30,}"  # Google
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"  # JSON web token
+    r"|\bBearer\s+(?=\S*\d)[\w.~+/-]{8,}"
+    r"|\b(AccountKey|SharedAccessKey|password|pwd)\s*=\s*[^;\s]+"  # connection strings
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"  # Slack
     r"|\bwandb_v\d_\w{20,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"

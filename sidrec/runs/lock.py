@@ -1,4 +1,4 @@
-"""One process works on a run at a time; a lock names it, and a dead owner's lock is taken over."""
+"""Lock of a run directory: one process works on it; a dead owner's lock is taken over."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from sidrec.runs.directory import RunDirectory
 
 HEARTBEAT_S = 30.0
 SILENT_S = 300.0  # without a sign of life for so long an owner on another machine counts as gone
+_held: list[tuple[Path, "Owner"]] = []  # by this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,9 @@ class Owner:
 def locked(run: RunDirectory) -> Iterator[None]:
     """Hold the run while the block runs; a thread gives a sign of life every half minute.
 
+    A process that is silent for too long, suspended for example, loses the run. When it wakes, the
+    thread ends it, and ``refuse_if_lost`` keeps it from writing before that.
+
     Raises:
         RunError: If another process works on it; names that process. Or if nothing can be written.
     """
@@ -78,14 +82,28 @@ def locked(run: RunDirectory) -> Iterator[None]:
             "you may write, or make room."
         ) from error
     over = threading.Event()
-    threading.Thread(target=_give_signs, args=(run.lock, over), daemon=True).start()
+    threading.Thread(target=_give_signs, args=(run.lock, own, over), daemon=True).start()
+    _held.append((run.lock, own))
     try:
         yield
     finally:
         over.set()
+        _held.remove((run.lock, own))
         found = read_owner(run.lock)
         if found is not None and found.token == own.token:
             run.lock.unlink(missing_ok=True)
+
+
+def refuse_if_lost() -> None:
+    """Call before writing into a run directory that this process holds.
+
+    Raises:
+        RunError: If another process has taken it over.
+    """
+    for lock, own in _held:
+        other = _taken_by(lock, own)
+        if other is not None:
+            raise RunError(_lost(lock, other))
 
 
 def read_owner(lock: Path) -> Owner | None:
@@ -104,14 +122,12 @@ def why_gone(lock: Path, owner: Owner | None, own: Owner) -> str | None:
         owner: What it says.
         own: The process that asks.
     """
-    if owner is None:
-        return "its lock cannot be read"
-    if owner.machine == own.machine:
+    silent_s = _silent_s(lock)
+    if owner is not None and owner.machine == own.machine:
         alive = owner.process_started == _process_started(owner.pid) != ""
         return None if alive else "it has ended"
-    if owner.job and owner.job == own.job:
+    if owner is not None and owner.job and owner.job == own.job:
         return "the job was requeued"
-    silent_s = _silent_s(lock)
     return f"no sign of life for {silent_s:.0f} s" if silent_s > SILENT_S else None
 
 
@@ -146,8 +162,9 @@ def _take_over_or_refuse(lock: Path, own: Owner) -> None:
         return  # given back in this moment
     reason = why_gone(lock, owner, own)
     if reason is None:
+        who, silent_s = owner or "an unknown process", _silent_s(lock)
         raise RunError(
-            f"{lock.parent} is in use by {owner}, last sign of life {_silent_s(lock):.0f} s ago; "
+            f"{lock.parent} is in use by {who}, last sign of life {silent_s:.0f} s ago; "
             "wait for it, stop it, or give another --run_dir."
         )
     aside = lock.with_name(f".{lock.name}.{own.token}.old")
@@ -162,12 +179,31 @@ def _take_over_or_refuse(lock: Path, own: Owner) -> None:
     aside.unlink()
 
 
-def _give_signs(lock: Path, over: threading.Event) -> None:
+def _give_signs(lock: Path, own: Owner, over: threading.Event) -> None:
     while not over.wait(HEARTBEAT_S):
         try:
+            other = _taken_by(lock, own)
+            if other is not None and not over.is_set():
+                os.write(2, f"sidrec: {_lost(lock, other)}\n".encode())
+                os._exit(RunError.exit_code)
             os.utime(lock)
         except OSError:
             continue  # a file server may be away for a while; training shall not end for that
+
+
+def _taken_by(lock: Path, own: Owner) -> Owner | None:
+    """Return who took the run over, None while it is ours; a lock that vanished is written anew."""
+    owner = read_owner(lock)
+    if owner is None and not lock.exists() and not _create(lock, own):
+        owner = read_owner(lock)
+    return None if owner is None or owner.token == own.token else owner
+
+
+def _lost(lock: Path, other: Owner) -> str:
+    return (
+        f"{lock.parent} was taken over by {other}, since this process had given no sign of life; "
+        "it ends and writes nothing more."
+    )
 
 
 def _silent_s(lock: Path) -> float:

@@ -23,7 +23,7 @@ class StopRequest:
 
     Outside training the first signal raises ``Preempted`` at once: files are written atomically,
     so nothing is lost but time. During training it waits for the end of a step, where all ranks
-    agree, save and stop. Every further signal is ignored. Child processes ignore them all.
+    agree, save and stop. Every further signal is ignored.
 
     A process that sits in a library call (another rank is gone, say) never runs Python's handler;
     a thread ends it with code 85 after ``PATIENCE_S``, unless it is training.
@@ -96,13 +96,6 @@ class StopRequest:
         if not self.waits_for_step and os.getpid() == self._process:
             _write("This process was told to stop and waits for another one; ending it.\n")
             os._exit(PREEMPTED_EXIT_CODE)
-
-
-def ignore_stop_signals(*unused: object) -> None:
-    """Let a child process be ended by its parent alone, who still needs it for a step."""
-    del unused
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _write(text: str) -> None:

@@ -95,15 +95,21 @@ class SemanticIdCallback(L.Callback):
         if trainer.fast_dev_run or on_rank_zero(lambda: _stopped_early(run)):
             return
         corpus = _corpus_of(trainer)
+        kept: list[SemanticIdBundle] = []  # on rank 0 alone
+
+        def is_kept() -> bool:
+            kept.extend(self._kept(run, pl_module, corpus, trainer))
+            return bool(kept)
+
         with _best_weights(trainer, pl_module):
-            bundle = self._kept(run, pl_module, corpus, trainer)
-            if bundle is None:
+            if not on_rank_zero(is_kept):
                 bundle = self._make(pl_module, corpus, trainer)
                 on_rank_zero(lambda: _write(bundle, run.semantic_ids))
-        for logger in trainer.loggers:
-            logger.log_metrics(bundle.quality, step=trainer.global_step)
+                kept = [bundle]
         if trainer.is_global_zero:
-            say(quality_table(bundle))
+            for logger in trainer.loggers:
+                logger.log_metrics(kept[0].quality, step=trainer.global_step)
+            say(quality_table(kept[0]))
 
     def _make(
         self, module: L.LightningModule, corpus: Corpus, trainer: L.Trainer
@@ -128,25 +134,19 @@ class SemanticIdCallback(L.Callback):
 
     def _kept(
         self, run: RunDirectory, module: L.LightningModule, corpus: Corpus, trainer: L.Trainer
-    ) -> SemanticIdBundle | None:
-        """Return the bundle on disk if making it again would give the same one."""
-
-        def load_if_same() -> SemanticIdBundle | None:
-            try:
-                bundle = SemanticIdBundle.load(
-                    run.semantic_ids, corpus_fingerprint=corpus.fingerprint
-                )
-            except DataError:
-                return None
-            same = (
-                bundle.embeddings.encoder_hash == encoder_hash(_encoder_of(module))
-                and bundle.quantizer == self.quantizer.settings()
-                and bundle.policy == self.policy.settings()
-                and bundle.source == self._source(trainer)
-            )
-            return bundle if same else None
-
-        return on_rank_zero(load_if_same)
+    ) -> list[SemanticIdBundle]:
+        """Return the bundle on disk if making it again would give the same one, else nothing."""
+        try:
+            bundle = SemanticIdBundle.load(run.semantic_ids, corpus_fingerprint=corpus.fingerprint)
+        except DataError:
+            return []
+        same = (
+            bundle.embeddings.encoder_hash == encoder_hash(_encoder_of(module))
+            and bundle.quantizer == self.quantizer.settings()
+            and bundle.policy == self.policy.settings()
+            and bundle.source == self._source(trainer)
+        )
+        return [bundle] if same else []
 
     def _source(self, trainer: L.Trainer) -> dict[str, Any]:
         return {"max_item_tokens": self.max_item_tokens, "bf16": _in_bf16(trainer)}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch.utils.data import DataLoader, Sampler
 
-from sidrec.runs.preemption import ignore_stop_signals
+from sidrec.training.loader_processes import WatchedIterator, loader_settings
 
 Batch = TypeVar("Batch")
 
@@ -50,15 +50,18 @@ class BatchNumberSampler(Sampler[list[BatchNumber]]):
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A loader of whole batches that tells Lightning it can be resumed.
+    """Loader of whole batches that Lightning can resume.
 
-    Its processes leave SIGTERM and SIGUSR1 to the training process, which needs them for its last
-    step. Its state is empty: Lightning would hand rank 0's to every rank. The position stands in
-    the state of the data module.
+    Its state is empty: Lightning would give rank 0's to every rank. The position is part of the
+    state of the data module.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, **(settings | {"worker_init_fn": ignore_stop_signals}))
+    def __init__(self, dataset: Any, *, num_workers: int, **settings: Any) -> None:  # noqa: ANN401
+        processes = loader_settings(dataset) if num_workers else {}
+        super().__init__(dataset, num_workers=num_workers, **(processes | settings))
+
+    def _get_iterator(self) -> Any:  # noqa: ANN401
+        return WatchedIterator(self) if self.num_workers else super()._get_iterator()
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing."""

@@ -124,7 +124,6 @@ class ResumableDataModule(L.LightningDataModule, ABC, Generic[Batches]):
             batch_sampler=BatchNumberSampler(self.steps_per_epoch, self._first),
             collate_fn=the_only,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def config(tiny, tmp_path):
 @pytest.fixture
 def _stops(monkeypatch):
     monkeypatch.setenv("SIDREC_ALLOW_IMPORTS", "tests")
-    monkeypatch.setattr("sidrec.cli.train.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("sidrec.runs.callbacks._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("sidrec.runs.callbacks._SAVING_SHARE", 1.0)
 
 
 def last_line(capsys):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import sidrec.cli.train
+import sidrec.runs.callbacks
 from sidrec.cli.main import main
 from sidrec.encoder.enmf.module import Enmf
 from sidrec.runs.checkpoints import damage_of
@@ -243,7 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
     asked = parser.parse_args()
-    sidrec.cli.train.CHECKPOINT_EVERY_S = 0.2
+    sidrec.runs.callbacks._SAVE_EVERY_S = 0.2
     end = time.time() + 60 * asked.minutes
     found = drill(asked.folder, asked.kills, asked.seed, end)
     sys.exit(0 if found["tried"] == found["survived"] and not found["wrong"] else 1)

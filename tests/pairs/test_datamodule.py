@@ -1,3 +1,6 @@
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import torch
@@ -116,3 +119,12 @@ def test_resume_refuses_other_batches(make):
     other.load_state_dict(state | {"step": 0})  # at the end of an epoch it may change
     with pytest.raises(DataError, match="not the corpus"):
         module.load_state_dict(state | {"corpus": "another"})
+
+
+def test_batches_travel_to_a_loader_process_without_their_files(make):
+    """Memory maps are opened anew there."""
+    batches = make().batches
+    received = pickle.loads(bytes(ForkingPickler.dumps(batches)))  # noqa: S301
+    assert isinstance(received.item_item.interactions.item_index, np.memmap)
+    for step in range(len(batches)):
+        assert same(batches[BatchNumber(0, step)], received[BatchNumber(0, step)])

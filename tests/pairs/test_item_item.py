@@ -5,7 +5,7 @@ import pytest
 
 from sidrec.corpus.store import Interactions
 from sidrec.errors import ConfigError
-from sidrec.pairs.item_item import item_item_pairs, log_popularity
+from sidrec.pairs.item_item import item_item_pairs
 
 
 def histories(*items_of_users):
@@ -83,9 +83,31 @@ def test_a_draw_does_not_depend_on_the_batch_around_it():
     assert part.right_item.tolist() == whole.right_item[[13, 2]].tolist()
 
 
-def test_popularity_by_hand():
-    share = np.exp(log_popularity(histories([0, 1, 1], [1]), 3))
-    np.testing.assert_allclose(share, [0.25, 0.75, 0], atol=1e-7)
+def test_frequency_by_hand():
+    """Four anchors; the one interaction of the last user is in no pair."""
+    frequency = lay(histories([0, 1], [2, 1, 3, 1], [0]), cap=2).log_frequency(5)
+    np.testing.assert_allclose(np.exp(frequency), np.array([1, 2, 0.5, 0.5, 0]) / 4, atol=1e-7)
+
+
+@pytest.mark.parametrize("cap", [5, 20])
+def test_frequency_is_the_samplers_where_anchors_are_capped(cap):
+    """Heavy users take other items than light ones, as they do in real data."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(2 + rng.pareto(0.8, 400) * 4, 400).astype(int)
+    users = [
+        np.minimum(rng.geometric(0.1 if length < 40 else 0.03, length) - 1, 99)
+        for length in lengths
+    ]
+    pairs = lay(histories(*users), window=3, cap=cap)
+    drawn = [pairs.draw(np.arange(len(pairs)), seed=0, epoch=e).right_item for e in range(100)]
+    counts = np.bincount(np.concatenate(drawn), minlength=100)
+    often = counts > 400  # the counts' own error is below .05 nats
+    simulated = np.log(counts / counts.sum())[often]
+    error = pairs.log_frequency(100)[often] - simulated
+    assert often.sum() > 40
+    assert error.std() < 0.12
+    shares = np.bincount(np.concatenate(users), minlength=100)[often] / lengths.sum()
+    assert (np.log(shares) - simulated).std() > 2 * error.std()  # without weights
 
 
 def test_refusals():

@@ -11,7 +11,6 @@ directory holds. A validation is due after every third step; a stop that falls o
 later, as in any run.
 """
 
-import multiprocessing
 import os
 
 import pytest
@@ -23,10 +22,7 @@ from tests.resume.training import NUM_EPOCHS, train
 
 STAGES = ("bi-encoder", "ENMF", "RQ-VAE", "generator")
 WHERE = ("mid-epoch", "epoch end", "twice in one epoch")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-    pytest.mark.filterwarnings("ignore:.*This process .* is multi-threaded, use of fork"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 
 
 def stops_at(where, steps_per_epoch):
@@ -78,7 +74,6 @@ def test_one_rank(stage, warmup, tiny, tmp_path):
 
 def on_ranks(rank, world_size, tmp_path):
     """Fill in the cells of two ranks, all in one start of two processes."""
-    multiprocessing.set_start_method("fork", force=True)  # as in a rank that a launcher started
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -90,6 +90,28 @@ def test_checkpoints_follow_the_clock(tmp_path, monkeypatch):
     assert saved == [(tmp_path / "checkpoints" / "last.ckpt",)] * 3
 
 
+@pytest.mark.parametrize(("takes_s", "expected_s"), [(1.0, 60.0), (3.0, 60.0), (10.0, 190.0)])
+def test_saving_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch, takes_s, expected_s):
+    trainer, callback, now = trainer_of(), LastCheckpoint(RunDirectory(tmp_path)), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def save(path):
+        now[0] += takes_s
+
+    trainer.save_checkpoint.side_effect = save
+    callback.on_train_start(trainer, MODULE)
+    saves = []
+    for _ in range(2000):
+        now[0] += 1.0
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+        if trainer.save_checkpoint.call_count > len(saves):
+            saves.append(now[0])
+    callback.on_exception(trainer, MODULE, ValueError())
+    assert saves[0] == 60.0 + takes_s  # how long it takes is not known before
+    assert saves[2] - saves[1] == expected_s + takes_s
+    assert takes_s * len(saves) / now[0] <= 0.06
+
+
 def test_ctrl_c_lets_the_step_finish_and_saves(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer, callback = trainer_of(), LastCheckpoint(RunDirectory(tmp_path), every_s=60.0)

@@ -12,6 +12,7 @@ from sidrec.runs.checkpoints import (
     keep_previous,
     newest_whole_checkpoint,
     set_aside_damaged,
+    step_of,
     write_checkpoint,
 )
 from sidrec.runs.directory import RunDirectory
@@ -141,3 +142,29 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(run):
         "last.ckpt",
         "last.previous.ckpt",
     ]
+
+
+def write_sharded(folder, step, *, is_whole=True):
+    """Write what Lightning does with ``state_dict_type: sharded``; its facts come last."""
+    folder.mkdir(parents=True)
+    for name in (".metadata", "__0_0.distcp"):
+        (folder / name).write_bytes(b"x")
+    if is_whole:
+        torch.save({"global_step": step}, folder / "meta.pt")
+
+
+def test_a_sharded_checkpoint_is_a_folder(tmp_path):
+    run = RunDirectory(tmp_path)
+    write_sharded(run.last_checkpoint, 7)
+    assert newest_whole_checkpoint(run) == run.last_checkpoint
+    assert step_of(run.last_checkpoint) == 7
+    keep_previous(run)
+    assert newest_whole_checkpoint(run) == run.previous_checkpoint  # while the next is written
+    write_sharded(run.last_checkpoint, 8, is_whole=False)
+    keep_previous(run)
+    assert newest_whole_checkpoint(run) == run.previous_checkpoint
+    assert step_of(run.previous_checkpoint) == 7
+    set_aside_damaged(run, run.previous_checkpoint)
+    write_sharded(run.last_checkpoint, 9)
+    keep_previous(run)
+    assert step_of(run.previous_checkpoint) == 9

@@ -18,12 +18,30 @@ from tests.tiny import encoder_settings, generator_settings
         {"a": ["ghp_" + "c" * 36]},
         {"a": {"url": "https://me:pass@host/x"}},
         {"a": {"note": "AKIAABCDEFGHIJKLMNOP"}},
+        {"trainer": {"logger": {"init_args": {"wandb_key": "x"}}}},
+        {"a": {"pwd": "x"}},
+        {"a": {"db_pwd": "x"}},
+        {"a": {"note": "AIza" + "d" * 35}},
+        {"a": {"note": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln"}},
+        {"a": {"header": "Authorization: Bearer abc123def456"}},
+        {"a": {"store": "AccountName=me;AccountKey=Zm9v+/==;EndpointSuffix=x"}},
     ],
 )
 def test_secrets_are_refused_and_not_repeated(config):
     with pytest.raises(ConfigError, match="looks like a secret") as caught:
         refuse_secrets(config)
-    for secret in ("hf_a", "sk-b", "ghp_c", "0123", "pass@", "AKIA"):
+    for secret in (
+        "hf_a",
+        "sk-b",
+        "ghp_c",
+        "0123",
+        "pass@",
+        "AKIA",
+        "AIza",
+        "eyJ",
+        "abc123",
+        "Zm9v",
+    ):
         assert secret not in str(caught.value)
 
 
@@ -34,6 +52,8 @@ def test_secrets_are_refused_and_not_repeated(config):
         {"data": {"max_query_tokens": 16, "token_dropout": "0.1", "tokens": "all"}},
         {"model": {"text_input": "tokens", "api_key": None}},
         {"model": {"api_key": ""}},
+        {"data": {"sort_key": "time", "monitor": "val/keyword", "note": "Bearer of good tidings"}},
+        {"data": {"corpus": "data/AIza", "note": "eyJ.x"}},
     ],
 )
 def test_what_only_resembles_a_secret_passes(config):

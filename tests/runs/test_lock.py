@@ -8,8 +8,10 @@ import pytest
 
 from sidrec.errors import RunError
 from sidrec.runs import lock
+from sidrec.runs.checkpoints import step_of, write_checkpoint
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.lock import Owner, locked, read_owner
+from tests.patience import patient
 
 
 @pytest.fixture
@@ -97,18 +99,64 @@ def test_locks_of_the_living_are_respected(run, monkeypatch, changes):
     assert [file.name for file in run.root.iterdir()] == ["lock.json"]
 
 
-def test_a_lock_that_cannot_be_read_holds_nobody_up(run, capsys):
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_young_lock_that_cannot_be_read_is_not_free(run, capsys, content):
+    """Without hard links a lock is empty for a moment before its owner's name stands in it."""
     run.root.mkdir()
-    run.lock.write_text("{")
+    run.lock.write_text(content)
+    with pytest.raises(RunError, match="in use by an unknown process, last sign"), locked(run):
+        pass
+    assert run.lock.read_text() == content
+    os.utime(run.lock, (1, 1))
     with locked(run):
         pass
-    assert "an unknown process: its lock cannot be read" in capsys.readouterr().err
+    assert "from an unknown process: no sign of life for" in capsys.readouterr().err
 
 
 def test_a_lock_taken_by_somebody_else_is_not_given_back(run):
     with locked(run):
         leave_lock(run)
     assert read_owner(run.lock).token == "other"  # noqa: S105
+
+
+def test_an_owner_that_lost_the_run_writes_nothing_more(run):
+    """It was suspended for ten minutes, and a process on another machine took the run over."""
+    checkpoint = run.last_checkpoint
+    with locked(run):
+        write_checkpoint({"global_step": 1}, checkpoint)
+        leave_lock(run, machine="m2", host="node7")
+        with pytest.raises(RunError, match=r"run was taken over by process \d+ on node7 \(since"):
+            write_checkpoint({"global_step": 2}, checkpoint)
+    assert step_of(checkpoint) == 1
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_lock_that_somebody_deleted_is_written_anew(run):
+    with locked(run):
+        mine = read_owner(run.lock)
+        run.lock.unlink()
+        write_checkpoint({"global_step": 1}, run.last_checkpoint)
+        assert read_owner(run.lock) == mine
+
+
+def test_the_heartbeat_ends_an_owner_that_lost_the_run(run):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from sidrec.runs.directory import RunDirectory, lock\n"
+        "lock.HEARTBEAT_S = 0.05\n"
+        "with lock.locked(RunDirectory(Path(sys.argv[1]))):\n"
+        "    print('held', flush=True); time.sleep(100)\n"
+    )
+    command = [sys.executable, "-c", code, str(run.root)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        leave_lock(run, machine="m2", host="node7")
+        _, errors = first.communicate(timeout=patient(20))
+    assert first.returncode == 1
+    assert "taken over by process" in errors
+    assert "it ends and writes nothing more" in errors
+    assert read_owner(run.lock).host == "node7"
 
 
 def test_without_hard_links_it_is_a_lock_too(run, monkeypatch):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sidrec.runs.preemption import STOP, Preempted, StopRequest, ignore_stop_signals
+from sidrec.runs.preemption import STOP, Preempted, StopRequest
 from tests.patience import patient
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -92,16 +92,6 @@ def test_a_process_that_ended_its_block_in_time_lives_on():
         "print('alive')\n"
     )
     assert run_child(code) == (0, "SIGUSR1: stopping now\nout\nalive\n")
-
-
-def test_children_ignore_the_signals(tmp_path):
-    child = os.fork()
-    if child == 0:
-        ignore_stop_signals()
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            os.kill(os.getpid(), number)
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_forked_child_does_not_take_the_note_for_its_own():

@@ -39,14 +39,17 @@ def array_jobs(stages: Sequence[Stage]) -> list[ArrayJob]:
 def write_scripts(jobs: Sequence[ArrayJob], compare: list[str], folder: Path) -> list[Path]:
     """Write one script per array, and one that makes the report.
 
+    Nothing of the comparison's YAML stands in a script: a label with a line break would be a
+    command. ``sidrec compare --dry_run`` says what a key is for.
+
     Args:
         jobs: In the order in which they run.
         compare: Command of this comparison, as a list of words.
-        folder: Where the scripts and Slurm's logs go.
+        folder: Where the scripts go; ``submit`` puts Slurm's logs beside them.
     """
     scripts = []
     for job in jobs:
-        keys = "\n".join(f"  {stage.key}  # {stage.label}" for stage in job.stages)
+        keys = "\n".join(f"  {stage.key}" for stage in job.stages)
         body = f"stages=(\n{keys}\n)\n" + _command(
             [*compare, "--only"], ' "${stages[$SLURM_ARRAY_TASK_ID]}"'
         )
@@ -71,7 +74,8 @@ def submit(scripts: Sequence[Path]) -> list[str]:
     jobs: list[str] = []
     for script in scripts:
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
-        command = ["sbatch", "--parsable", *after, str(script)]
+        output = f"--output={script.with_suffix('')}-%j.log"
+        command = ["sbatch", "--parsable", output, *after, str(script)]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if answer.returncode:
             raise RunError(f"sbatch refused {script}: {' '.join(answer.stderr.split())}")
@@ -80,7 +84,6 @@ def submit(scripts: Sequence[Path]) -> list[str]:
 
 
 def _write(folder: Path, name: str, header: list[str], body: str) -> Path:
-    log = folder / (f"{name}-%A_%a.log" if header else f"{name}-%j.log")
     options = [
         f"--job-name=sidrec-{name}",
         *header,
@@ -89,7 +92,6 @@ def _write(folder: Path, name: str, header: list[str], body: str) -> Path:
         "--signal=SIGUSR1@300",  # the stage saves and is requeued
         "--requeue",
         "--open-mode=append",
-        f"--output={log}",
     ]
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options)]
     lines += [

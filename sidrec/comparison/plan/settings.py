@@ -1,6 +1,7 @@
 """What a comparison's YAML says: shared parts, and strategies that name them."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -100,6 +101,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN
     raise ConfigError(f"{where} must be {names}, got {value!r}.")
 
 
+_NAME = re.compile(r"[\w.+-]+")
 _FUSIONS = ("none", "concat", "svd_sum", "svd_concat", "separate", "prefix_share")
 
 
@@ -290,9 +292,12 @@ def _check(comparison: Comparison, where: str) -> None:
 
 
 def _check_names(comparison: Comparison, where: str) -> None:
-    unfit = [name for name in comparison.systems if "," in name or not name.strip()]
-    if unfit:
-        raise ConfigError(f"{where}: '{unfit[0]}' is no name of a system; use no comma.")
+    parts = [*comparison.embeddings, *comparison.ids, *comparison.generators]
+    for name in (*comparison.systems, *parts):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{where}: {name!r} is not a name; use letters, digits and the signs _ . + - only."
+            )
     twice = [name for name in comparison.systems if comparison.systems.count(name) > 1]
     if twice:
         raise ConfigError(f"{where}: two systems are called '{twice[0]}'.")

@@ -1,17 +1,19 @@
-"""States of a frozen encoder for the training texts, made once and memory-mapped."""
+"""Cache of a frozen encoder's token states of the training texts, memory-mapped."""
 
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Bool, Int, Int16, Int64
+from jaxtyping import BFloat16, Bool, Int, Int16, Int64, UInt32
 from torch import Tensor
 
 from sidrec.console import track
-from sidrec.distributed import on_rank_zero, rank_and_world_size, wait_for_all_ranks
+from sidrec.distributed import gather_objects, on_rank_zero, rank_and_world_size
 from sidrec.encoder.tower import TextTower
+from sidrec.errors import DataError, SidrecError
 from sidrec.files import disk_errors
 from sidrec.types import TextTokens
 
@@ -20,29 +22,52 @@ _TOKENIZED_TOGETHER = 4_096
 
 @dataclass(frozen=True)
 class TextStates:
-    """Token states of texts, in bfloat16.
+    """Token states of texts, in bfloat16, in one file for each rank that wrote them.
 
     Attributes:
-        starts: States of text ``i`` are rows ``[starts[i], starts[i + 1])`` of ``values``.
-        values: Bit pattern of bfloat16 states, memory-mapped.
+        files: Bit patterns of bfloat16 states, memory-mapped, one file per rank.
+        paths: Of the files, for messages.
+        file: Which of them holds text ``i``.
+        first: Its first row there.
+        lengths: Its number of tokens.
+        checksums: CRC-32 of its bytes, compared at every read.
     """
 
-    starts: Int64[np.ndarray, " bound"]
-    values: Int16[np.ndarray, "token dim"]
+    files: list[Int16[np.ndarray, "token dim"]]
+    paths: list[Path]
+    file: Int64[np.ndarray, " text"]
+    first: Int64[np.ndarray, " text"]
+    lengths: Int64[np.ndarray, " text"]
+    checksums: UInt32[np.ndarray, " text"]
 
     def gather(
         self, rows: Int[Tensor, " text"]
     ) -> tuple[BFloat16[Tensor, "text token dim"], Bool[Tensor, "text token"]]:
-        """Return padded bfloat16 states and their mask; row -1 has no token at all."""
+        """Return padded bfloat16 states and their mask; row -1 has no token at all.
+
+        Raises:
+            DataError: If the bytes of a text are not those that were written.
+        """
         chosen = rows.tolist()
-        lengths = [0 if row < 0 else int(self.starts[row + 1] - self.starts[row]) for row in chosen]
-        width = max([1, *lengths])
-        states = np.zeros((len(chosen), width, self.values.shape[1]), dtype=np.int16)
+        lengths = [0 if row < 0 else int(self.lengths[row]) for row in chosen]
+        states = np.zeros((len(chosen), max([1, *lengths]), self.files[0].shape[1]), np.int16)
         for place, (row, length) in enumerate(zip(chosen, lengths, strict=True)):
             if length:
-                states[place, :length] = self.values[self.starts[row] : self.starts[row + 1]]
-        mask = torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
+                states[place, :length] = self._read(row)
+        mask = torch.arange(states.shape[1])[None, :] < torch.tensor(lengths)[:, None]
         return torch.from_numpy(states).view(torch.bfloat16), mask
+
+    def _read(self, row: int) -> Int16[np.ndarray, "token dim"]:
+        number, first = int(self.file[row]), int(self.first[row])
+        states: Int16[np.ndarray, "token dim"] = np.ascontiguousarray(
+            self.files[number][first : first + int(self.lengths[row])]
+        )
+        if zlib.crc32(states.data) != self.checksums[row]:
+            raise DataError(
+                f"{self.paths[number]} is damaged at text {row}; run the same command again, it "
+                "is written anew."
+            )
+        return states
 
 
 @torch.no_grad()
@@ -55,44 +80,57 @@ def store_text_states(
     folder: Path,
     bf16: bool,
 ) -> TextStates:
-    """Encode texts with a frozen tower, each rank its share, into one memory-mapped file.
+    """Encode texts with a frozen tower, each rank its share, and map what all ranks wrote.
+
+    No file has two writers: network disks write whole pages back.
 
     Args:
         tower: In evaluation mode afterwards.
         texts: The same on every rank.
         max_tokens: Longer texts are cut.
         batch_size: Texts per forward pass.
-        folder: On a disk that all ranks share; the file is written anew.
+        folder: On a disk that all ranks share; the files are written anew.
         bf16: Run the encoder under bfloat16 autocast.
 
     Raises:
-        SidrecError: If the disk has no room for the file; on every rank.
+        SidrecError: If a disk has no room for its file; on every rank.
     """
     tower.eval()
     rank, world_size = rank_and_world_size()
-    starts = _starts(tower, texts, max_tokens)
-    file, shape = folder / "text_states.bin", (int(starts[-1]), tower.dim)
-    on_rank_zero(lambda: _reserve(file, num_bytes=2 * shape[0] * shape[1]))
-    values = np.memmap(file, np.int16, "r+", shape=shape)
-    order = np.argsort(np.diff(starts), kind="stable")  # the same batches for any number of ranks
-    batches = range(rank * batch_size, len(order), world_size * batch_size)
-    for first in track(batches, "Encoding queries", total=len(batches)):
-        rows = order[first : first + batch_size].tolist()
-        states = _states(tower, [texts[row] for row in rows], max_tokens, bf16)
-        for place, row in enumerate(rows):
-            length = starts[row + 1] - starts[row]
-            values[starts[row] : starts[row + 1]] = states[place, :length]
-    values.flush()
-    wait_for_all_ranks()
-    return TextStates(starts, np.memmap(file, np.int16, "r", shape=shape))
+    lengths = _lengths(tower, texts, max_tokens)
+    order = np.argsort(lengths, kind="stable")  # the same batches for any number of ranks
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    file, first = np.zeros_like(lengths), np.zeros_like(lengths)
+    for number in range(world_size):
+        rows = np.concatenate([order[:0], *batches[number::world_size]])
+        file[rows], first[rows] = number, np.cumsum(lengths[rows]) - lengths[rows]
+    paths = [folder / f"text_states.{number}.bin" for number in range(world_size)]
+    shapes = [(int(lengths[file == number].sum()), tower.dim) for number in range(world_size)]
+    on_rank_zero(lambda: _remove_old(folder))
+    _raise_together(_reserve(paths[rank], num_bytes=2 * shapes[rank][0] * shapes[rank][1]))
+    checksums = np.zeros(len(texts), np.uint32)
+    with paths[rank].open("r+b") as stream:
+        own = batches[rank::world_size]
+        for rows in track(own, "Encoding queries", total=len(own)):
+            states = _states(tower, [texts[row] for row in rows.tolist()], max_tokens, bf16)
+            for place, row in enumerate(rows.tolist()):
+                data = states[place, : lengths[row]].tobytes()
+                checksums[row] = zlib.crc32(data)
+                stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    for number, found in enumerate(gather_objects(checksums[file == rank])):
+        checksums[file == number] = found  # all have written, too
+    files = [_mapped(*one) for one in zip(paths, shapes, strict=True)]
+    return TextStates(files, paths, file, first, lengths, checksums)
 
 
-def _starts(tower: TextTower, texts: list[str], max_tokens: int) -> Int64[np.ndarray, " bound"]:
-    lengths = [0]
+def _lengths(tower: TextTower, texts: list[str], max_tokens: int) -> Int64[np.ndarray, " text"]:
+    lengths: list[int] = []
     for first in range(0, len(texts), _TOKENIZED_TOGETHER):
         part = texts[first : first + _TOKENIZED_TOGETHER]
         lengths += tower.tokenize(part, max_tokens=max_tokens).mask.sum(dim=1).tolist()
-    return np.cumsum(lengths, dtype=np.int64)
+    return np.array(lengths, dtype=np.int64)
 
 
 def _states(
@@ -101,7 +139,6 @@ def _states(
     tokens = tower.tokenize(texts, max_tokens=max_tokens)
     device = next(tower.parameters()).device
     on_device = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
-    from sidrec.encoder.encode import autocast_of  # a retriever needs no catalogue
 
     with autocast_of(tower, bf16):
         states = tower.token_states(on_device).bfloat16()
@@ -109,10 +146,31 @@ def _states(
     return bits
 
 
-def _reserve(file: Path, *, num_bytes: int) -> None:
-    """Make the file at its full size now: a disk that fills up under a memory map kills."""
-    with disk_errors(file, "make room and run again; what was trained so far is kept."):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)  # a reader of the old file keeps it
-        with file.open("wb") as opened:
-            os.posix_fallocate(opened.fileno(), 0, num_bytes)
+def _remove_old(folder: Path) -> None:
+    for file in folder.glob("text_states.*.bin"):
+        file.unlink()  # a reader of the old file keeps it
+
+
+def _reserve(file: Path, *, num_bytes: int) -> SidrecError | None:
+    """Make the file at its full size: a full disk is noticed before the work; return the error."""
+    try:
+        with disk_errors(file, "make room and run again; what was trained so far is kept."):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as opened:
+                os.posix_fallocate(opened.fileno(), 0, max(1, num_bytes))
+    except SidrecError as error:
+        return error
+    return None
+
+
+def _raise_together(error: SidrecError | None) -> None:
+    errors = [one for one in gather_objects(error) if one is not None]
+    if errors:
+        raise errors[0]
+
+
+def _mapped(file: Path, shape: tuple[int, int]) -> Int16[np.ndarray, "token dim"]:
+    if not shape[0]:
+        return np.empty(shape, np.int16)
+    mapped: Int16[np.ndarray, "token dim"] = np.memmap(file, np.int16, "r", shape=shape)
+    return mapped

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 
 from sidrec.console import say
 from sidrec.errors import RunError
 
 Result = TypeVar("Result")
-
-_SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -19,9 +18,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     CUDA has a class of its own for it; the CPU's allocator raises a plain RuntimeError.
     """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_oom_error(error)
 
 
 class FittingBatches:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from sidrec.comparison.execution.runner import (
     stages_hear_signals,
     threads_of,
 )
-from sidrec.comparison.execution.slurm import array_jobs, submit, write_scripts
+from sidrec.comparison.execution.slurm import ArrayJob, array_jobs, submit, write_scripts
 from sidrec.comparison.execution.stage_cache import is_done
 from sidrec.comparison.plan.cells import cells_of
 from sidrec.comparison.plan.settings import read_comparison
@@ -267,6 +268,16 @@ def test_scripts_are_bash_and_name_every_stage(made, tmp_path):
     assert f"--array=0-{len(array_jobs(stages[:9])[0].stages) - 1}" in scripts[0].read_text()
 
 
+def test_nothing_of_a_comparison_is_text_in_a_script(made, tmp_path):
+    _, _, stages = made
+    evil = "x\ntouch owned\n#SBATCH --wrap=y"
+    jobs = [ArrayJob("compare-0", [replace(stages[0], label=evil)])]
+    for script in write_scripts(jobs, ["compare"], tmp_path / evil):
+        text = script.read_text()
+        assert "owned" not in text
+        assert "wrap" not in text
+
+
 def test_a_task_runs_the_stage_of_its_number(made, tmp_path):
     """The script itself, with a srun that prints what it should start."""
     _, _, stages = made
@@ -296,8 +307,9 @@ def test_jobs_are_chained(made, tmp_path, monkeypatch):
     sbatch.chmod(0o755)
     assert submit(scripts) == [str(n) for n in range(1, len(scripts) + 1)]
     asked = (tmp_path / "asked").read_text().splitlines()
-    assert asked[0] == f"--parsable {scripts[0]}"
-    assert asked[1] == f"--parsable --dependency=afterany:1 {scripts[1]}"
+    logs = [f"--output={script.with_suffix('')}-%j.log" for script in scripts]
+    assert asked[0] == f"--parsable {logs[0]} {scripts[0]}"
+    assert asked[1] == f"--parsable {logs[1]} --dependency=afterany:1 {scripts[1]}"
     sbatch.write_text("#!/bin/bash\necho 'no such partition' >&2\nexit 1\n")
     with pytest.raises(RunError, match=r"sbatch refused .*: no such partition"):
         submit(scripts)

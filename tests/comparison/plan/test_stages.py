@@ -156,7 +156,11 @@ def test_some_systems_only(config):
         some.only(["multitaks"])
 
 
-def test_a_comma_is_no_part_of_a_name(copy):
-    edit(copy, runs={"a, b": ["x"]})
-    with pytest.raises(ConfigError, match="'a, b' is no name of a system"):
+@pytest.mark.parametrize("name", ["a, b", "a b", "", "a\n rm -rf x", "a;b", "$(b)", "a\n"])
+@pytest.mark.parametrize("section", ["runs", "embeddings", "ids", "generators"])
+def test_names_hold_no_other_signs(copy, section, name):
+    part = ["x"] if section == "runs" else {"configs": ["x.yaml"]}
+    settings = yaml.safe_load(copy.read_text())
+    edit(copy, **{section: settings.get(section, {}) | {name: part}})
+    with pytest.raises(ConfigError, match="is not a name; use letters, digits"):
         read_comparison(copy)

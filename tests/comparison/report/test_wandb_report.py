@@ -6,6 +6,7 @@ import pytest
 
 from sidrec.comparison.plan.settings import WandbSettings
 from sidrec.comparison.report.wandb_report import log_report
+from tests.wandb_file import read_offline_run
 
 OFFLINE = WandbSettings(project="tiny", offline=True)
 FIGURE = {"mean": 0.5, "deviation": None, "values": [0.5], "interval": [0.4, 0.6]}
@@ -49,10 +50,15 @@ def test_a_failure_inside_is_said(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_one_offline_run(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    wandb = pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     monkeypatch.setenv("WANDB_SILENT", "true")
     log_report(REPORT, OFFLINE, tmp_path)
+    wandb.teardown()  # closes the file
     assert "not logged" not in capsys.readouterr().err
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     media = {file.name.split("_")[0] for file in run.rglob("media/**/*") if file.is_file()}
     assert {"systems", "tests", "pareto"} <= media
+    logged = {key for row in read_offline_run(run)["history"] for key in row}
+    assert {"systems", "tests", "pareto", "hypervolume", "multitask/search/recall@30"} <= {
+        key.split("/_type")[0] for key in logged
+    }

@@ -1,11 +1,10 @@
 import errno
 
-import numpy as np
 import pytest
 import torch
 
 from sidrec.encoder.tower import TextTower, mean_pool
-from sidrec.errors import SidrecError
+from sidrec.errors import DataError, SidrecError
 from sidrec.generator.model import query_state_cache as text_states
 from sidrec.generator.model.query_state_cache import store_text_states
 from tests.ranks import run_on_ranks
@@ -40,32 +39,47 @@ def test_rows_in_any_order_repeated_or_absent(encoder, tmp_path):
     found, mask = states.gather(torch.tensor([1, -1, 1, 0]))
     assert mask.sum(dim=1).tolist()[1] == 0
     assert torch.equal(found[0], found[2])
-    assert mask[3].sum() == states.starts[1] - states.starts[0]
+    assert mask[3].sum() == states.lengths[0]
     nothing, none = states.gather(torch.tensor([-1]))
     assert nothing.shape == (1, 1, 16)
     assert not none.any()
 
 
-def test_written_anew_even_beside_an_older_file(encoder, tmp_path):
-    (tmp_path / "text_states.bin").write_bytes(b"x" * 999)
-    first = np.array(stored(encoder, tmp_path).values)
-    assert np.array_equal(stored(encoder, tmp_path).values, first)
+def test_written_anew_even_beside_older_files(encoder, tmp_path):
+    for number in (0, 7):  # of a run with more ranks
+        (tmp_path / f"text_states.{number}.bin").write_bytes(b"x" * 999)
+    first = stored(encoder, tmp_path).gather(torch.arange(4))[0]
+    assert torch.equal(stored(encoder, tmp_path).gather(torch.arange(4))[0], first)
+    assert [file.name for file in tmp_path.iterdir()] == ["text_states.0.bin"]
+
+
+def test_a_single_flipped_bit_is_noticed(encoder, tmp_path):
+    states = stored(encoder, tmp_path)
+    file = tmp_path / "text_states.0.bin"
+    content = bytearray(file.read_bytes())
+    content[2 * 16 * int(states.first[2]) + 5] ^= 1
+    with file.open("r+b") as stream:
+        stream.write(content)
+    states.gather(torch.tensor([0, 1, 3]))
+    with pytest.raises(DataError, match=r"text_states\.0\.bin is damaged at text 2; run the same"):
+        states.gather(torch.tensor([2]))
 
 
 def on_ranks(rank, world_size, tmp_path):
-    del rank, world_size
-    encoder = (tmp_path / "encoder.txt").read_text()
-    states = stored(encoder, tmp_path / "shared", batch_size=1)
-    np.save(tmp_path / f"values-{torch.distributed.get_rank()}.npy", states.values)
+    encoder, folder = (tmp_path / "encoder.txt").read_text(), tmp_path / "shared"
+    states = stored(encoder, folder, batch_size=1)
+    assert set(states.file) == set(range(world_size))  # each wrote a file of its own
+    torch.save(states.gather(torch.arange(4)), tmp_path / f"states-{rank}.pt")
 
 
 @pytest.mark.slow
 def test_ranks_share_the_work_and_see_all_of_it(encoder, tmp_path):
     (tmp_path / "encoder.txt").write_text(encoder)
     run_on_ranks(on_ranks, tmp_path)
-    alone = stored(encoder, tmp_path / "alone", batch_size=1)
+    alone = stored(encoder, tmp_path / "alone", batch_size=1).gather(torch.arange(4))
     for rank in range(2):
-        assert np.array_equal(np.load(tmp_path / f"values-{rank}.npy"), alone.values)
+        found = torch.load(tmp_path / f"states-{rank}.pt")
+        assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
 
 
 def test_a_full_disk_is_one_line(encoder, tmp_path, monkeypatch):
@@ -73,5 +87,5 @@ def test_a_full_disk_is_one_line(encoder, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(text_states.os, "posix_fallocate", full)
-    with pytest.raises(SidrecError, match=r"text_states\.bin cannot be written: No space left"):
+    with pytest.raises(SidrecError, match=r"text_states\.0\.bin cannot be written: No space left"):
         stored(encoder, tmp_path)

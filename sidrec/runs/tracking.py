@@ -1,0 +1,126 @@
+"""What a training tells its loggers beside losses: provenance, speed, gradients, artifacts."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sidrec.files import read_json
+from sidrec.runs.directory import RunDirectory
+
+_PROVENANCE = ("stage", "corpus_fingerprint", "git_revision", "versions", "world_size", "precision")
+_SUMMARIES = {"val/*": "max", "train/*": "min", "ids/*": "last"}
+
+
+class Tracking(L.Callback):
+    """Log the resolved configuration, learning rate, gradient norm, examples per second and files.
+
+    Works with each of Lightning's loggers; summaries and artifacts are for Weights & Biases alone.
+    The figures are logged every ``trainer.log_every_n_steps`` steps; those of a step are from
+    before its update, and the gradient norm is from before clipping.
+
+    Args:
+        run: Run directory, with its manifest; only rank 0 logs.
+        config: Resolved configuration.
+        upload: Also log ``config.yaml`` and the Semantic-ID bundle as artifacts.
+    """
+
+    def __init__(self, run: RunDirectory, config: dict[str, Any], *, upload: bool = False) -> None:
+        self.run, self.config, self.upload = run, config, upload
+        self._rows, self._since = 0, 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log where the run comes from, and how its curves are summed up."""
+        del pl_module
+        if not (trainer.is_global_zero and self.run.manifest.exists()):
+            return
+        manifest = read_json(self.run.manifest)
+        provenance = {key: manifest.get(key) for key in _PROVENANCE}
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": self.config, "provenance": provenance})
+            if isinstance(logger, WandbLogger):
+                for pattern, summary in _SUMMARIES.items():
+                    logger.experiment.define_metric(
+                        pattern, summary=summary, step_metric="trainer/global_step"
+                    )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        del trainer, pl_module
+        self._rows, self._since = 0, time.monotonic()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Log learning rate and gradient norm."""
+        if _logs_now(trainer) and trainer.is_global_zero:
+            gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
+            rate = float(optimizer.param_groups[0]["lr"])
+            _log(trainer, {"optimizer/learning_rate": rate, "optimizer/gradient_norm": float(norm)})
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Log examples per second of all ranks since the last time."""
+        del pl_module, outputs, batch_idx
+        self._rows += _num_rows(batch) * trainer.world_size
+        if _logs_now(trainer):
+            now = time.monotonic()
+            speed = self._rows / max(now - self._since, 1e-9)
+            self._rows, self._since = 0, now
+            if trainer.is_global_zero:
+                _log(trainer, {"speed/examples_per_s": speed}, step=trainer.global_step - 1)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        del trainer, pl_module
+        self._paused = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock again."""
+        del trainer, pl_module
+        self._since += time.monotonic() - self._paused
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the artifacts, if asked to; callbacks that make Semantic IDs come before this one."""
+        del pl_module
+        if not (self.upload and trainer.is_global_zero):
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_artifact(logger, self.run.config, "configuration")
+                if self.run.semantic_ids.is_dir():
+                    _log_artifact(logger, self.run.semantic_ids, "semantic_ids")
+
+
+def _logs_now(trainer: L.Trainer) -> bool:
+    return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0)
+
+
+def _log(trainer: L.Trainer, figures: dict[str, float], *, step: int | None = None) -> None:
+    known = {key: value for key, value in figures.items() if math.isfinite(value)}
+    for logger in trainer.loggers:
+        logger.log_metrics(known, step=trainer.global_step if step is None else step)
+
+
+def _log_artifact(logger: Logger, path: Path, kind: str) -> None:
+    run: Any = logger.experiment
+    run.log_artifact(str(path), name=f"{kind}-{run.id}", type=kind)
+
+
+def _num_rows(batch: Any) -> int:  # noqa: ANN401
+    """Return the length of a batch's first tensor."""
+    lengths = (len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+    return next(lengths, 0)
