@@ -1,19 +1,20 @@
-"""What a ranked list is worth, and the flat figures of a run."""
+"""Ranking metrics, and the flat dictionary of figures that a run reports."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from sidrec.types import TASKS, Task
 
 _CHUNK = 1024  # requests looked at together
 _DEEPEST = 30  # ranks that any figure looks at
 _HEAD_FRACTION = 0.01
-
+_UNIT = 1 << 36  # sums of figures in [0, 1] are kept as integers in this unit: exact in any order
 
 Figures = dict[str, int | float]
 
@@ -32,6 +33,7 @@ class Prediction(NamedTuple):
             distinct Semantic IDs of the answer, -1 if absent; empty for systems without them.
         relevant: item_index of the right answers; empty when nobody knows them.
         history_length: Items of the user's history; 0 for search.
+        answerable: False where every right answer lies in the history that is excluded.
     """
 
     request_id: str
@@ -42,6 +44,7 @@ class Prediction(NamedTuple):
     semantic_id_ranks: tuple[int, ...]
     relevant: tuple[int, ...]
     history_length: int
+    answerable: bool = True
 
 
 def hits(
@@ -95,6 +98,98 @@ def mrr_at_k(hit: Bool[Tensor, "request rank"], *, k: int) -> Float64[Tensor, " 
     return torch.cat([none, hit[:, :k] / rank], dim=1).amax(dim=1)
 
 
+class _RankingMetric(Metric):
+    """Mean over requests of a figure of ranked lists; requests without a right answer are skipped.
+
+    States are a sum and a count, so that ranks reduce two integers.
+
+    Args:
+        k: Cut-off, in items, at least 1.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, got {k}")
+        self.k = k
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(
+        self, items: Int[Tensor, "request rank"], relevant: Int[Tensor, "request answer"]
+    ) -> None:
+        """Add a batch of lists: item_index, best first, and the right answers; -1 pads both."""
+        num_relevant = (relevant >= 0).sum(dim=1)
+        figures = self._figures(hits(items, relevant), num_relevant)[num_relevant > 0]
+        self.total += (figures * _UNIT).round().long().sum()
+        self.count += len(figures)
+
+    def compute(self) -> Float64[Tensor, ""]:
+        """Return the mean over all requests of all ranks; NaN over none."""
+        return self.total.double() / (self.count.double() * _UNIT)
+
+    def _figures(
+        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+    ) -> Float64[Tensor, " request"]:
+        raise NotImplementedError
+
+
+class Recall(_RankingMetric):
+    """Recall@k of ranked item ids, as :func:`recall_at_k`."""
+
+    def _figures(
+        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+    ) -> Float64[Tensor, " request"]:
+        return recall_at_k(hit, num_relevant, k=self.k)
+
+
+class NDCG(_RankingMetric):
+    """nDCG@k of ranked item ids, as :func:`ndcg_at_k`."""
+
+    def _figures(
+        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+    ) -> Float64[Tensor, " request"]:
+        return ndcg_at_k(hit, num_relevant, k=self.k)
+
+
+class MRR(_RankingMetric):
+    """MRR@k of ranked item ids, as :func:`mrr_at_k`."""
+
+    def _figures(
+        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+    ) -> Float64[Tensor, " request"]:
+        del num_relevant
+        return mrr_at_k(hit, k=self.k)
+
+
+def ranking_metrics() -> MetricCollection:
+    """Return the metrics of validation: recall@5, @10, @30, ndcg@5, @10 and mrr@30."""
+    each: dict[str, Metric | MetricCollection] = {
+        **{f"recall@{k}": Recall(k) for k in (5, 10, 30)},
+        **{f"ndcg@{k}": NDCG(k) for k in (5, 10)},
+        "mrr@30": MRR(30),
+    }
+    # Groups would be guessed from states that are equal by chance.
+    metrics = MetricCollection(each, compute_groups=False)
+    nothing = torch.empty(0, 1, dtype=torch.long)
+    metrics.update(nothing, nothing)  # a rank without requests takes part in the reduction
+    return metrics
+
+
+def ranked_lists(
+    predictions: Sequence[Prediction],
+) -> tuple[Int[Tensor, "request rank"], Int[Tensor, "request answer"]]:
+    """Return the first items and the distinct right answers of predictions; -1 pads both."""
+    items = padded([one.items[:_DEEPEST] for one in predictions])
+    return items, padded([tuple(dict.fromkeys(one.relevant)) for one in predictions])
+
+
 def harmonic_mean(figures: Sequence[float]) -> float:
     """Return the harmonic mean of figures that are not negative; 0 of none.
 
@@ -108,19 +203,26 @@ def harmonic_mean(figures: Sequence[float]) -> float:
     return len(figures) / sum(1 / max(figure, 1e-9) for figure in figures)
 
 
-def validation_figures(figures: Figures, *, trained: Collection[Task]) -> dict[str, float]:
-    """Return the recalls of ``evaluate`` without slices, and what checkpoints are chosen by.
+def validation_figures(
+    figures: Mapping[str, float], *, trained: Collection[Task]
+) -> dict[str, float]:
+    """Return figures per task, and their means over tasks, by which checkpoints are chosen.
 
-    That is ``recall_harmonic_mean``, of Recall@30 of the tasks in ``trained`` that were asked: a
-    task which takes no part in training says nothing about when to stop it.
+    ``harmonic_mean/F`` is the harmonic mean of figure ``F`` over the tasks in ``trained`` that
+    were asked: a task which takes no part in training says nothing about when to stop it.
+    ``recall_harmonic_mean`` is that of Recall@30, the default choice.
 
     >>> figures = {"search/recall@30": 0.5, "recommendation/recall@30": 0.001}
     >>> validation_figures(figures, trained=["search"])["recall_harmonic_mean"]
     0.5
     """
-    recalls = {k: float(v) for k, v in figures.items() if "recall@" in k and "_" not in k}
-    chosen = [recalls[key] for task in trained if (key := f"{task}/recall@30") in recalls]
-    return recalls | {"recall_harmonic_mean": harmonic_mean(chosen)}
+    means = {
+        f"harmonic_mean/{name}": harmonic_mean(
+            [figures[key] for task in trained if (key := f"{task}/{name}") in figures]
+        )
+        for name in dict.fromkeys([*(key.partition("/")[2] for key in figures), "recall@30"])
+    }
+    return {**figures, **means, "recall_harmonic_mean": means["harmonic_mean/recall@30"]}
 
 
 def head_items(popularity: Int[Tensor, " item"]) -> Bool[Tensor, " item"]:
@@ -144,8 +246,10 @@ def evaluate(predictions: Iterable[Prediction], popularity: Int[Tensor, " item"]
         popularity: Train interactions of each item; its length is the size of the catalogue.
 
     Returns:
-        For each task ``T`` that was asked: ``T/recall@10``, ``T/recall@30``, ``T/ndcg@10``,
-        ``T/mrr@30``, with Semantic IDs ``T/sid_recall@10`` and ``T/sid_recall@30``;
+        For each task ``T`` that was asked: ``T/recall@5``, ``@10``, ``@30``, ``T/ndcg@5``,
+        ``@10``, ``T/mrr@30``, with Semantic IDs ``T/sid_recall@10`` and ``T/sid_recall@30``;
+        ``T/recall@30_answerable`` without the ``T/num_unanswerable`` requests all of whose right
+        answers lie in the excluded history;
         ``T/recall@30_head`` over right answers among the 1 % most popular train items,
         ``T/recall@30_torso`` over all others, and ``T/cold_start``, recall@30 over right answers
         without a train interaction; the number of requests behind each as ``T/num_requests``,
@@ -171,14 +275,16 @@ def _task(predictions: list[Prediction], popularity: Int[Tensor, " item"]) -> Fi
     asked = [one for one in predictions if one.relevant]
     for start in range(0, len(asked), _CHUNK):
         chunk = asked[start : start + _CHUNK]
-        items = _padded([one.items[:_DEEPEST] for one in chunk])
-        relevant = _padded([tuple(dict.fromkeys(one.relevant)) for one in chunk])
+        items, relevant = ranked_lists(chunk)
         parts = _whole(items, relevant) | _parts(items, relevant, popularity, head)
         parts |= _semantic_ids(chunk)
+        answerable = torch.tensor([one.answerable for one in chunk])
+        parts["recall@30_answerable"] = parts["recall@30"].where(answerable, torch.nan)
         for key, value in parts.items():
             values.setdefault(key, []).append(value[~value.isnan()])
     figures: Figures = {"num_requests": len(asked)}
     figures["num_without_answer"] = len(predictions) - len(asked)
+    figures["num_unanswerable"] = sum(not one.answerable for one in asked)
     for key, tensors in values.items():
         scored = torch.cat(tensors).tolist()
         if key in _PARTS:
@@ -196,9 +302,8 @@ def _whole(
 ) -> dict[str, Tensor]:
     hit, num_relevant = hits(items, relevant), (relevant >= 0).sum(dim=1)
     return {
-        "recall@10": recall_at_k(hit, num_relevant, k=10),
-        "recall@30": recall_at_k(hit, num_relevant, k=30),
-        "ndcg@10": ndcg_at_k(hit, num_relevant, k=10),
+        **{f"recall@{k}": recall_at_k(hit, num_relevant, k=k) for k in (5, 10, 30)},
+        **{f"ndcg@{k}": ndcg_at_k(hit, num_relevant, k=k) for k in (5, 10)},
         "mrr@30": mrr_at_k(hit, k=30),
     }
 
@@ -220,7 +325,7 @@ def _semantic_ids(chunk: list[Prediction]) -> dict[str, Tensor]:
     known = [one for one in chunk if one.semantic_id_ranks]
     if not known:
         return {}
-    ranks = _padded([one.semantic_id_ranks for one in known])
+    ranks = padded([one.semantic_id_ranks for one in known])
     num_relevant = torch.tensor([len(one.semantic_id_ranks) for one in known])
     return {
         f"sid_recall@{k}": ((ranks >= 0) & (ranks < k)).sum(dim=1).double() / num_relevant
@@ -243,7 +348,9 @@ def _decoding(predictions: list[Prediction], num_items: int) -> Figures:
     return figures
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
-    """Stack rows of different lengths; -1 fills up."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long)
+def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
+    """Stack rows of different lengths, at least one column wide; -1 fills up."""
+    width = max((len(row) for row in rows), default=0) or 1
+    return torch.tensor(
+        [[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long
+    ).view(len(rows), width)

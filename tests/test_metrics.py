@@ -10,14 +10,18 @@ from ir_measures import RR, R, nDCG
 
 from sidrec.metrics import (
     Prediction,
+    Recall,
     evaluate,
     head_items,
     hits,
     mrr_at_k,
     ndcg_at_k,
+    ranked_lists,
+    ranking_metrics,
     recall_at_k,
     validation_figures,
 )
+from tests.ranks import run_on_ranks
 
 
 def prediction(name, items, relevant, *, task="search", ranks=(), history_length=0):
@@ -70,11 +74,76 @@ def test_equal_to_ir_measures():
             for p in own
             for rank, item in enumerate(p.items)
         ]
-        theirs = ir_measures.calc_aggregate([R @ 10, R @ 30, nDCG @ 10, RR @ 30], qrels, run)
-        assert figures[f"{task}/recall@10"] == pytest.approx(theirs[R @ 10], abs=1e-6)
-        assert figures[f"{task}/recall@30"] == pytest.approx(theirs[R @ 30], abs=1e-6)
-        assert figures[f"{task}/ndcg@10"] == pytest.approx(theirs[nDCG @ 10], abs=1e-6)
-        assert figures[f"{task}/mrr@30"] == pytest.approx(theirs[RR @ 30], abs=1e-6)
+        names = {f"recall@{k}": R @ k for k in (5, 10, 30)}
+        names |= {"ndcg@5": nDCG @ 5, "ndcg@10": nDCG @ 10, "mrr@30": RR @ 30}
+        theirs = ir_measures.calc_aggregate(names.values(), qrels, run)
+        metrics = ranking_metrics()
+        for start in range(0, len(own), 7):
+            metrics.update(*ranked_lists(own[start : start + 7]))
+        of_metrics = metrics.compute()
+        assert of_metrics.keys() == names.keys()
+        for name, measure in names.items():
+            assert figures[f"{task}/{name}"] == pytest.approx(theirs[measure], abs=1e-6)
+            assert of_metrics[name].item() == pytest.approx(theirs[measure], abs=1e-6)
+
+
+def test_ideal_of_ndcg_is_not_cut_to_the_length_of_the_list():
+    hit, num_relevant = torch.tensor([[True, False]]), torch.tensor([5])
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, 6))  # 5 right answers, a list of 2
+    assert ndcg_at_k(hit, num_relevant, k=10).item() == pytest.approx(1 / ideal)
+    assert ndcg_at_k(hit, num_relevant, k=1).item() == 1.0
+
+
+def reduce_over_ranks(rank, world_size, tmp_path):
+    own = random_predictions(41, num_items=40, seed=5)[: 30 if rank == 0 else 0]  # rank 1 has none
+    own += random_predictions(41, num_items=40, seed=5)[30:] if rank else []
+    metrics = ranking_metrics()
+    empty = ranking_metrics()
+    if rank:
+        empty.update(torch.tensor([[1]]), torch.tensor([[-1]]))
+    metrics.update(*ranked_lists(own))
+    torch.save((metrics.compute(), empty.compute()), tmp_path / f"{rank}.pt")
+
+
+def test_ranks_reduce_to_the_figures_of_one_process(tmp_path):
+    run_on_ranks(reduce_over_ranks, tmp_path)
+    whole = ranking_metrics()
+    whole.update(*ranked_lists(random_predictions(41, num_items=40, seed=5)))
+    for rank in range(2):
+        found, empty = torch.load(tmp_path / f"{rank}.pt")
+        assert found == whole.compute()  # to the last bit
+        assert all(math.isnan(value) for value in empty.values())
+
+
+def test_metric_by_hand():
+    metric = Recall(k=2)
+    metric.update(torch.tensor([[4, 7, 9], [1, 2, 3]]), torch.tensor([[9, 4, -1], [-1, -1, -1]]))
+    assert metric.compute().item() == 0.5  # the request without an answer does not count
+    assert metric.count.item() == 1
+    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+        Recall(k=0)
+
+
+def test_reduced_precision_of_the_model_changes_no_figure():
+    metrics = ranking_metrics().to(torch.bfloat16)
+    own = random_predictions(300, num_items=60, seed=3)
+    metrics.update(*ranked_lists(own))
+    whole = ranking_metrics()
+    whole.update(*ranked_lists(own))
+    assert metrics.compute() == whole.compute()
+
+
+def test_unanswerable_requests_are_counted_and_left_out_of_the_second_figure():
+    found = prediction("a", [3, 1], [3], task="recommendation", history_length=2)
+    lost = prediction("b", [3, 1], [2], task="recommendation", history_length=2)
+    missed = lost._replace(request_id="c")
+    own = [found, missed, lost._replace(answerable=False)]
+    figures = evaluate(own, torch.ones(4).long())
+    assert figures["recommendation/num_unanswerable"] == 1
+    assert figures["recommendation/recall@30"] == pytest.approx(1 / 3)
+    assert figures["recommendation/recall@30_answerable"] == 0.5
+    alone = evaluate([own[2]], torch.ones(4).long())
+    assert "recommendation/recall@30_answerable" not in alone
 
 
 def test_order_and_repeated_requests_change_no_bit():
@@ -170,7 +239,15 @@ def test_what_was_found_is_not_known_without_scores(scores):
 def test_checkpoints_are_chosen_by_the_tasks_that_train(trained, mean):
     figures = {"search/recall@30": 0.6, "recommendation/recall@30": 0.2}
     found = validation_figures(figures, trained=trained)
-    assert found == figures | {"recall_harmonic_mean": pytest.approx(mean)}
+    own = pytest.approx(mean)
+    assert found == figures | {"recall_harmonic_mean": own, "harmonic_mean/recall@30": own}
+
+
+def test_any_figure_has_its_mean_over_tasks():
+    figures = {"search/ndcg@10": 0.6, "recommendation/ndcg@10": 0.2}
+    found = validation_figures(figures, trained=("search", "recommendation"))
+    assert found["harmonic_mean/ndcg@10"] == pytest.approx(0.3)
+    assert found["recall_harmonic_mean"] == 0
 
 
 def test_a_task_that_was_not_asked_chooses_nothing():

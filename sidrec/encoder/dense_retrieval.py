@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torchmetrics import MetricCollection
 
-from sidrec.distributed import gather_rows, rank_and_world_size
+from sidrec.distributed import rank_and_world_size
+from sidrec.metrics import Recall, padded
 from sidrec.types import Request
 
 _SCORES_AT_ONCE = 1 << 26
@@ -54,14 +56,15 @@ def dense_recall(
         request on any rank has a relevant item.
     """
     at_once = max(1, _SCORES_AT_ONCE // len(items))
-    shares = [torch.empty(0, len(ks), dtype=torch.float64, device=items.device)]
-    for first in range(0, len(requests), at_once):
+    recalls = MetricCollection({str(k): Recall(k) for k in ks}, compute_groups=False)
+    recalls.to(items.device)
+    for first in range(0, max(1, len(requests)), at_once):
         part = [requests[row] for row in range(first, min(first + at_once, len(requests)))]
-        asked = questions[first : first + len(part)]
-        shares.append(_shares(asked, items, part, ks, exclude_history))
-    all_shares = gather_rows(torch.cat(shares))
-    counted = all_shares[~all_shares.isnan().any(dim=1)]
-    return dict(zip(ks, counted.mean(dim=0).tolist(), strict=True))
+        best = _nearest(questions[first : first + len(part)], items, part, max(ks), exclude_history)
+        recalls.update(
+            best, padded([tuple(dict.fromkeys(one.relevant)) for one in part]).to(items.device)
+        )
+    return {int(k): value.item() for k, value in recalls.compute().items()}
 
 
 def own_slice(requests: Sequence[Request]) -> list[Request]:
@@ -71,26 +74,16 @@ def own_slice(requests: Sequence[Request]) -> list[Request]:
     return [requests[index] for index in range(first, end)]
 
 
-def _shares(
+def _nearest(
     questions: Float[Tensor, "request dim"],
     items: Float[Tensor, "item dim"],
     requests: Sequence[Request],
-    ks: Sequence[int],
+    num_nearest: int,
     exclude_history: bool,
-) -> Float[Tensor, "request k"]:
-    """Return the share of each request's relevant items in the first K; NaN without any."""
+) -> Int[Tensor, "request rank"]:
+    """Return the nearest items, best first, outside each request's history if asked; -1 pads."""
     scores = questions @ items.T
-    for row, request in enumerate(requests):
-        if exclude_history:
-            scores[row, list(request.history)] = -torch.inf
-    longest = min(max(ks), scores.shape[1])
-    best = torch.topk(scores, longest, dim=1).indices
-    width = max(1, *(len(request.relevant) for request in requests))
-    relevant = torch.tensor(
-        [[*request.relevant] + [-1] * (width - len(request.relevant)) for request in requests],
-        device=items.device,
-    )
-    found = (best[:, :, None] == relevant[:, None, :]).any(dim=2).double().cumsum(dim=1)
-    count = (relevant >= 0).sum(dim=1, keepdim=True).double()
-    at_k = found[:, [min(k, longest) - 1 for k in ks]]
-    return torch.where(count > 0, at_k / count, torch.nan)
+    for row, request in enumerate(requests if exclude_history else ()):
+        scores[row, list(request.history)] = -torch.inf
+    best = torch.topk(scores, min(num_nearest, scores.shape[1]), dim=1)
+    return torch.where(best.values == -torch.inf, -1, best.indices)

@@ -31,7 +31,7 @@ def test_a_report_in_every_form(config, launcher, capsys):
     assert report["failures"] == []
     shown = capsys.readouterr().out
     assert "multitask-kept" in shown
-    assert "after Bonferroni over" in shown
+    assert "after Holm's correction over 14 tests" in shown
     markdown = (out / "report.md").read_text()
     assert "| Multi-task | 0.046 | 0.049 | 0.135 |" in markdown
     assert "other data scale" in markdown

@@ -36,7 +36,6 @@ REPORT = {
     "family_error": 0.05,
     "interval": 0.95,
     "num_bootstrap": 200,
-    "num_permutations": 500,
     "seed": 0,
     "requests_per_task": 2,
 }

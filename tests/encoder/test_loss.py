@@ -158,3 +158,11 @@ def test_wrong_shape_is_caught():
 def test_message_names_the_value():
     with pytest.raises(ValueError, match=r"temperature must be positive, got -1"):
         loss(torch.eye(2), torch.eye(2), temperature=-1.0)
+
+
+def test_a_frequent_negative_counts_less_by_hand():
+    """Both negatives score as the positive; one is drawn e times as often, so it weighs 1/e."""
+    same = torch.ones(3, 1)
+    corrected = loss(same, same, items=[1, 2, 3], frequency=torch.tensor([0.0, 1.0, 0.0]))
+    rows = [1 + math.exp(-1) + 1, (1 + math.exp(-1) + 1) * math.e, 1 + math.exp(-1) + 1]
+    assert corrected.item() == pytest.approx(sum(math.log(row) for row in rows) / 3, abs=1e-6)

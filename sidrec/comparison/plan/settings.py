@@ -167,15 +167,14 @@ class BaselineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """How figures are judged and shown.
+    """Tests, intervals and files of the report.
 
     Attributes:
         reference: System that the others are tested against.
-        family_error: Probability of a false finding in the whole family of tests.
-        interval: Share of the bootstrap draws inside an interval.
-        num_bootstrap: Draws of requests and seeds.
-        num_permutations: Random sign flips of a test.
-        seed: Of both.
+        family_error: Probability of a false star among all tests together (Holm), in (0, 1).
+        interval: Coverage of the confidence intervals, in (0, 1).
+        num_bootstrap: Draws of requests and seeds, in which membership of the front is counted.
+        seed: Of the draws.
         requests_per_task: Requests whose lists stand side by side.
         publish: Path, without ending, of a Markdown, SVG and JSON file for a repository; None:
             none.
@@ -186,7 +185,6 @@ class ReportSettings:
     family_error: float
     interval: float
     num_bootstrap: int
-    num_permutations: int
     seed: int
     requests_per_task: int
     publish: str | None = None

@@ -1,4 +1,4 @@
-"""Gathers a comparison's runs and writes its report: JSON, Markdown and HTML."""
+"""Report of a comparison: reading its runs, and JSON, Markdown and HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +9,7 @@ import torch
 
 from sidrec import __version__
 from sidrec.comparison.execution.runner import Outcome
+from sidrec.comparison.paper_files import write_paper_files
 from sidrec.comparison.plan.settings import Comparison
 from sidrec.comparison.plan.stages import Cell, Stage, in_order
 from sidrec.comparison.report.html_page import to_html
@@ -16,7 +17,7 @@ from sidrec.comparison.report.markdown import to_markdown
 from sidrec.comparison.report.plots import learning_curve
 from sidrec.comparison.report.publish import publish
 from sidrec.comparison.report.side_by_side import side_by_side
-from sidrec.comparison.statistics.judge import judge
+from sidrec.comparison.statistics.judge import evaluate_systems
 from sidrec.comparison.statistics.tested_runs import System, made_elsewhere, read_run, requests_of
 from sidrec.corpus.store import Corpus
 from sidrec.errors import RunError
@@ -33,7 +34,9 @@ def make_report(
     command: str,
     title: str,
 ) -> dict[str, Any]:
-    """Read every run that is there, judge, and write ``report.{json,md,html}`` into the folder.
+    """Evaluate every finished run and write the report into the folder.
+
+    Its files are ``report.{json,md,html,tex,csv}``, ``pareto.pdf`` and ``trec/``.
 
     Args:
         comparison: What was asked for.
@@ -69,7 +72,7 @@ def make_report(
         "settings": asdict(settings),
         "failures": _failures(cells, outcomes),
         "ablation": _ablation(comparison),
-        **judge(systems, requests, settings),
+        **evaluate_systems(systems, requests, settings),
     }
     for row, system in zip(report["systems"], systems, strict=True):
         row["usage"] = _usage(system.bundle)
@@ -79,6 +82,7 @@ def make_report(
         systems, requests, corpus, per_task=settings.requests_per_task, seed=settings.seed
     )
     _write(report, Path(comparison.out))
+    write_paper_files(report, systems, requests, Path(comparison.out))
     publish(report, settings)
     return report
 

@@ -1,4 +1,4 @@
-"""The report as Markdown, and the cells that all forms of it share."""
+"""Markdown form of the report, and the table cells that all forms share."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -110,21 +110,22 @@ def main_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def tests_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells of the paired tests against the reference."""
-    headings = ["system", "task", "difference", "t-test p", "permutation p", "differs"]
-    rows = []
-    for row in report["systems"]:
-        for task, test in row["tests"].items():
-            rows.append(
-                [
-                    row["name"],
-                    task,
-                    f"{test['difference']:+.3f}",
-                    _p(test["t_p_corrected"]),
-                    _p(test["permutation_p_corrected"]),
-                    "yes" if test["significant"] else "no",
-                ]
-            )
+    """Return headings and cells of the tests against the reference."""
+    coverage = f"{report['settings']['interval']:.0%} interval"
+    headings = ["system", "task", "difference", coverage, "p", "p (Holm)", "differs"]
+    rows = [
+        [
+            row["name"],
+            task,
+            f"{test['difference']:+.3f}",
+            " to ".join(f"{end:+.3f}" for end in test["interval"]),
+            _p(test["p"]),
+            _p(test["p_holm"]),
+            "yes" if test["significant"] else "no",
+        ]
+        for row in report["systems"]
+        for task, test in row["tests"].items()
+    ]
     return headings, rows
 
 
@@ -143,17 +144,31 @@ def notes(report: dict[str, Any]) -> list[str]:
         f"standard deviation over seeds. {asked['search']:,} search and "
         f"{asked['recommendation']:,} recommendation requests"
         + (f" ({slices})." if slices else "."),
-        f"* differs from {settings['reference']}: paired t-test and permutation test over requests "
-        f"(means over seeds) both below {settings['family_error']:g} after Bonferroni over "
-        f"{report['num_tests']} tests.",
+        f"* differs from {settings['reference']}: t-test with seeds and requests both drawn "
+        f"(queries with the same answers as one), p below {settings['family_error']:g} after "
+        f"Holm's correction over {report['num_tests']} tests. A trained system "
+        "of one seed has no test.",
+        *_smallest(report),
         "By ID counts a hit on the Semantic ID alone; inflation is by how much that exceeds the "
         "item level.",
-        f"On the front: nobody is better in both tasks; in brackets in which share of "
-        f"{settings['num_bootstrap']:,} draws of requests and seeds. Hypervolume of the front: "
-        f"{report['hypervolume']:.4f}.",
+        f"On the front: no system is at least as good in both tasks and better in one; in "
+        f"brackets the share of {settings['num_bootstrap']:,} draws of requests and seeds. "
+        f"Hypervolume of the front: {report['hypervolume']:.4f}.",
         "A slice without requests has no figure (-), nor has a task that a system does not answer "
         "or was not trained for.",
     ]
+
+
+def _smallest(report: dict[str, Any]) -> list[str]:
+    seeds = max((len(row["seeds"]) for row in report["systems"]), default=0)
+    parts = [
+        f"{task} {one['alone']:.3f} in a single test, {one['in_family']:.3f} as the first of all"
+        for task, one in report["smallest_difference"].items()
+    ]
+    if not parts:
+        return []
+    text = "; ".join(parts)
+    return [f"Smallest difference that {seeds} seeds can show (median over the tests): {text}."]
 
 
 def to_markdown(report: dict[str, Any], *, before_table: Sequence[str] = ()) -> str:
@@ -188,7 +203,5 @@ def _paper_row(row: PaperRow) -> list[str]:
     return [row.ids, *("-" if number is None else f"{number:.3f}" for number in numbers)]
 
 
-def _p(value: float | None) -> str:
-    if value is None:
-        return "-"
+def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< .001"

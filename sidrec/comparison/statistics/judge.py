@@ -1,23 +1,24 @@
-"""From tested systems to what the report says: plain types, as ``report.json`` holds them."""
+"""Evaluation of tested systems: figures, intervals, tests and the Pareto front, as plain types."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sidrec.comparison.plan.settings import ReportSettings
-from sidrec.comparison.statistics.pareto import contributions, hypervolume, on_front
+from sidrec.comparison.statistics.pareto import contributions, hypervolume, pareto_mask
 from sidrec.comparison.statistics.significance import (
-    bonferroni,
+    Difference,
+    Groups,
     bootstrap_means,
+    difference_of_means,
+    holm,
     inflation,
-    interval_of,
-    paired_tests,
     share_of_draws,
     spread_over_seeds,
 )
-from sidrec.comparison.statistics.tested_runs import System
+from sidrec.comparison.statistics.tested_runs import System, groups_of
 from sidrec.metrics import harmonic_mean
 from sidrec.types import TASKS, Task
 
@@ -25,7 +26,7 @@ _SLICES = ("recall@30_head", "recall@30_torso", "cold_start", "recall@10", "ndcg
 Requests = Mapping[Task, Sequence[str]]
 
 
-def judge(
+def evaluate_systems(
     systems: Sequence[System], requests: Requests, settings: ReportSettings
 ) -> dict[str, Any]:
     """Return figures, intervals, tests and the front.
@@ -36,28 +37,32 @@ def judge(
         settings: Reference, error of the family, draws, seed.
 
     Returns:
-        ``systems``: one mapping per row; ``front``, ``hypervolume``, ``num_tests`` and
-        ``num_requests``. What cannot be computed is None.
+        ``systems``: one mapping per row; ``front``, ``hypervolume``, ``num_tests``,
+        ``smallest_difference`` and ``num_requests``. What cannot be computed is None.
     """
-    rows = [_row(system, requests, settings) for system in systems]
-    _add_front(rows, systems, requests, settings)
-    num_tests = _add_tests(rows, systems, requests, settings)
-    points = _points(rows)
+    groups = {task: groups_of(systems, task, requests.get(task, ())) for task in TASKS}
+    rows = [_row(system, requests, groups, settings) for system in systems]
+    _add_front(rows, systems, requests, groups, settings)
+    tests = _add_tests(rows, systems, requests, groups, settings)
     return {
         "systems": rows,
         "front": [row["name"] for row in rows if row["on_front"]],
-        "hypervolume": hypervolume(points),
-        "num_tests": num_tests,
+        "hypervolume": hypervolume(_points(rows)),
+        "num_tests": len(tests),
+        "smallest_difference": _smallest_differences(tests, settings),
         "num_requests": {task: len(requests.get(task, ())) for task in TASKS},
+        "num_groups": {task: len(np.unique(groups[task])) for task in TASKS},
         "num_requests_of_slices": _slice_counts(systems),
     }
 
 
-def _row(system: System, requests: Requests, settings: ReportSettings) -> dict[str, Any]:
+def _row(
+    system: System, requests: Requests, groups: Mapping[Task, Groups], settings: ReportSettings
+) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for task in TASKS:
         if system.has_answers(task) and requests.get(task):
-            figures |= _task_figures(system, task, requests[task], settings)
+            figures |= _task_figures(system, task, requests[task], groups[task], settings)
     return {
         "name": system.name,
         "kind": system.kind,
@@ -72,35 +77,33 @@ def _row(system: System, requests: Requests, settings: ReportSettings) -> dict[s
 
 
 def _task_figures(
-    system: System, task: Task, requests: Sequence[str], settings: ReportSettings
+    system: System, task: Task, requests: Sequence[str], groups: Groups, settings: ReportSettings
 ) -> dict[str, Any]:
     values = system.values(task, requests)
-    figures: dict[str, Any] = {f"{task}/recall@30": _figure(values.mean(axis=1), values, settings)}
+    figures: dict[str, Any] = {f"{task}/recall@30": _figure(values.mean(axis=1))}
+    if system.seeds_are_known:
+        own = difference_of_means(values, np.zeros_like(values[:1]), groups)
+        ends = own.interval(settings.interval)
+        figures[f"{task}/recall@30"]["interval"] = [_number(end) for end in ends]
     by_id = system.semantic_id_values(task, requests)
     if by_id is not None:
-        figures[f"{task}/sid_recall@30"] = _figure(by_id.mean(axis=1), by_id, settings)
+        figures[f"{task}/sid_recall@30"] = _figure(by_id.mean(axis=1))
         figures[f"{task}/inflation"] = _number(inflation(by_id.mean(), values.mean()))
     for name in _SLICES:
-        own = [run.figures.get(f"{task}/{name}") for run in system.runs]
-        known = np.array([value for value in own if value is not None], float)
+        own_figures = [run.figures.get(f"{task}/{name}") for run in system.runs]
+        known = np.array([value for value in own_figures if value is not None], float)
         if len(known):  # a slice without requests has no figure
-            figures[f"{task}/{name}"] = _figure(known, None, settings)
+            figures[f"{task}/{name}"] = _figure(known)
     return figures
 
 
-def _figure(
-    by_seed: np.ndarray, values: np.ndarray | None, settings: ReportSettings
-) -> dict[str, Any]:
+def _figure(by_seed: np.ndarray) -> dict[str, Any]:
     spread = spread_over_seeds(by_seed[:, None])
-    figure: dict[str, Any] = {
+    return {
         "mean": _number(spread.mean),
         "deviation": _number(spread.deviation),
         "values": [float(value) for value in by_seed],
     }
-    if values is not None:
-        draws = bootstrap_means(values, num_draws=settings.num_bootstrap, seed=settings.seed)
-        figure["interval"] = [_number(end) for end in interval_of(draws, level=settings.interval)]
-    return figure
 
 
 def _harmonic(system: System, figures: dict[str, Any]) -> dict[str, Any] | None:
@@ -133,25 +136,29 @@ def _add_front(
     rows: list[dict[str, Any]],
     systems: Sequence[System],
     requests: Requests,
+    groups: Mapping[Task, Groups],
     settings: ReportSettings,
 ) -> None:
-    """Add who is on the front, in which share of the draws, and what each one's area adds."""
+    """Add membership of the front, its share of the draws, and the contribution in area."""
     points = _points(rows)
-    members, areas = on_front(points), contributions(points)
+    members, areas = pareto_mask(points), contributions(points)
     both = [n for n, point in enumerate(points) if not np.isnan(point).any()]
     shares = dict.fromkeys(range(len(rows)), 0.0)
     if both:
-        draws = np.stack([_draws(systems[n], requests, settings) for n in both], axis=1)
-        shares |= dict(zip(both, share_of_draws(draws, on_front), strict=True))
+        draws = np.stack([_draws(systems[n], requests, groups, settings) for n in both], axis=1)
+        shares |= dict(zip(both, share_of_draws(draws, pareto_mask), strict=True))
     for n, row in enumerate(rows):
         row["on_front"], row["front_share"] = bool(members[n]), float(shares[n])
         row["contribution"] = float(areas[n])
 
 
-def _draws(system: System, requests: Requests, settings: ReportSettings) -> np.ndarray:
+def _draws(
+    system: System, requests: Requests, groups: Mapping[Task, Groups], settings: ReportSettings
+) -> np.ndarray:
     parts = [
         bootstrap_means(
             system.values(task, requests[task]),
+            groups[task],
             num_draws=settings.num_bootstrap,
             seed=settings.seed,
         )
@@ -160,37 +167,69 @@ def _draws(system: System, requests: Requests, settings: ReportSettings) -> np.n
     return np.stack(parts, axis=1)  # [draw, task]
 
 
+class _Test(NamedTuple):
+    row: dict[str, Any]
+    task: Task
+    outcome: Difference
+
+
 def _add_tests(
     rows: list[dict[str, Any]],
     systems: Sequence[System],
     requests: Requests,
+    groups: Mapping[Task, Groups],
     settings: ReportSettings,
-) -> int:
+) -> list[_Test]:
     """Test every system against the reference in every task; the tests are one family."""
     reference = next((one for one in systems if one.name == settings.reference), None)
-    found: list[tuple[dict[str, Any], Task, dict[str, Any]]] = []
+    found: list[_Test] = []
     for row, system in zip(rows, systems, strict=True):
         row["tests"] = {}
         for task in TASKS:
             if reference is None or system is reference or not requests.get(task):
                 continue
-            if system.has_answers(task) and reference.has_answers(task):
-                outcome = paired_tests(
+            if not (system.has_answers(task) and reference.has_answers(task)):
+                continue
+            if system.seeds_are_known and reference.seeds_are_known:
+                outcome = difference_of_means(
                     system.values(task, requests[task]),
                     reference.values(task, requests[task]),
-                    num_draws=settings.num_permutations,
-                    seed=settings.seed,
+                    groups[task],
                 )
-                found.append((row, task, outcome._asdict()))
-    for kind in ("t_p", "permutation_p"):
-        corrected = bonferroni([test[kind] for _, _, test in found])
-        for (_, _, test), p in zip(found, corrected, strict=True):
-            test[f"{kind}_corrected"] = p
-    for row, task, test in found:
-        worst = max(test["t_p_corrected"], test["permutation_p_corrected"])
-        test["significant"] = bool(worst < settings.family_error)
-        row["tests"][task] = {key: _number(value) for key, value in test.items()}
-    return len(found)
+                found.append(_Test(row, task, outcome))
+    found = [test for test in found if not math.isnan(test.outcome.p_value)]
+    adjusted = holm([test.outcome.p_value for test in found])
+    for (row, task, outcome), p in zip(found, adjusted, strict=True):
+        row["tests"][task] = {
+            "difference": outcome.mean,
+            "interval": list(outcome.interval(settings.interval)),
+            "p": outcome.p_value,
+            "p_holm": p,
+            "significant": p < settings.family_error,
+        }
+    return found
+
+
+def _smallest_differences(
+    tests: Sequence[_Test], settings: ReportSettings
+) -> dict[str, dict[str, float]]:
+    """Return per task the median over tests of the smallest difference that a star needs.
+
+    ``alone`` is for a single test at the error of the family, ``in_family`` for the first step of
+    Holm's correction, which the smallest p-value of all tests must pass.
+    """
+    levels = {
+        "alone": settings.family_error,
+        "in_family": settings.family_error / max(1, len(tests)),
+    }
+    return {
+        task: {
+            name: float(np.median([one.outcome.smallest_significant(level) for one in own]))
+            for name, level in levels.items()
+        }
+        for task in TASKS
+        if (own := [one for one in tests if one.task == task])
+    }
 
 
 def _slice_counts(systems: Sequence[System]) -> dict[str, int]:
@@ -206,6 +245,4 @@ def _slice_counts(systems: Sequence[System]) -> dict[str, int]:
 
 def _number(value: Any) -> Any:  # noqa: ANN401
     """Return a figure for JSON, which knows no NaN."""
-    if isinstance(value, bool):
-        return value
     return None if value is None or math.isnan(value) else float(value)

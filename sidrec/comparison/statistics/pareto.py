@@ -1,16 +1,16 @@
-"""Which systems nobody beats in both tasks at once, and how much room the front covers."""
+"""Pareto front and hypervolume of two figures per system."""
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 
-def on_front(points: Float[np.ndarray, "system objective"]) -> Bool[np.ndarray, " system"]:
+def pareto_mask(points: Float[np.ndarray, "system objective"]) -> Bool[np.ndarray, " system"]:
     """Mark the systems that no other one dominates; more is better in every objective.
 
     One dominates another if it is at least as good everywhere and better somewhere: equal systems
     are on the front together. A system that lacks a figure (NaN) is never on it.
 
-    >>> on_front(np.array([[1.0, 3.0], [2.0, 2.0], [1.5, 1.5]])).tolist()
+    >>> pareto_mask(np.array([[1.0, 3.0], [2.0, 2.0], [1.5, 1.5]])).tolist()
     [True, True, False]
     """
     known = ~np.isnan(points).any(axis=1)
@@ -32,7 +32,7 @@ def hypervolume(points: Float[np.ndarray, "system 2"]) -> float:
     Source:
         Zitzler, Thiele 1999, https://doi.org/10.1109/4235.797969, with two objectives.
     """
-    front = points[on_front(points)]
+    front = points[pareto_mask(points)]
     area, covered = 0.0, 0.0
     for across, up in front[np.lexsort((front[:, 1], -front[:, 0]))]:  # from the right
         area += across * max(0.0, up - covered)

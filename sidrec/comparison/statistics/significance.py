@@ -1,7 +1,8 @@
-"""What may be concluded from runs over several seeds, asked the same requests.
+"""Tests and intervals over seeds and requests.
 
 Everything starts from one matrix per system: the figure (say, recall@30) of each request under
-each seed. All systems of a comparison answer the same requests, in the same order.
+each seed. All systems of a comparison answer the same requests, in the same order. Seeds and
+requests are both samples: another training and other users would give other figures.
 """
 
 import math
@@ -13,17 +14,19 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 _CELLS_AT_ONCE = 1 << 22
+_ROUNDING = 1e-12  # differences of means below this are rounding of floats
 
 Values = Float[np.ndarray, "seed request"]
+Groups = Int[np.ndarray, " request"]
 
 
 class Spread(NamedTuple):
-    """Mean over seeds of a figure, and how much the seeds differ.
+    """Mean and standard deviation of a figure over seeds.
 
     Attributes:
         mean: Mean over seeds of the mean over requests.
         deviation: Sample standard deviation over seeds (n - 1); NaN of a single seed.
-        num_seeds: Seeds behind it.
+        num_seeds: Number of seeds.
     """
 
     mean: float
@@ -31,18 +34,36 @@ class Spread(NamedTuple):
     num_seeds: int
 
 
-class PairedTest(NamedTuple):
-    """Is one system better than another on requests like these?
+class Difference(NamedTuple):
+    """Difference of two means with its standard error over seeds and requests.
 
     Attributes:
-        difference: Mean of the first minus mean of the second.
-        t_p: Two-sided p-value of the paired t-test over requests.
-        permutation_p: Two-sided p-value of the sign-flip permutation test of the same differences.
+        mean: Mean of the first system minus mean of the second.
+        standard_error: Over other seeds and other groups of requests; NaN where unknown.
+        degrees_of_freedom: Of ``standard_error`` (Satterthwaite), ``> 0``; NaN where unknown.
     """
 
-    difference: float
-    t_p: float
-    permutation_p: float
+    mean: float
+    standard_error: float
+    degrees_of_freedom: float
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of the t-test against no difference."""
+        if self.standard_error < _ROUNDING:
+            return 1.0 if abs(self.mean) < _ROUNDING else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.standard_error, self.degrees_of_freedom))
+
+    def smallest_significant(self, level: float) -> float:
+        """Return the smallest difference with a p-value below ``level`` at this standard error."""
+        if self.standard_error < _ROUNDING:
+            return 0.0
+        return float(stats.t.isf(level / 2, self.degrees_of_freedom) * self.standard_error)
+
+    def interval(self, coverage: float) -> tuple[float, float]:
+        """Return the confidence interval of the mean with this coverage, in (0, 1)."""
+        half = self.smallest_significant(1 - coverage)
+        return self.mean - half, self.mean + half
 
 
 def spread_over_seeds(values: Values) -> Spread:
@@ -58,92 +79,109 @@ def spread_over_seeds(values: Values) -> Spread:
     return Spread(float(means.mean()), deviation, len(means))
 
 
-def paired_tests(
-    first: Values,
-    second: Float[np.ndarray, "other_seed other_request"],
-    *,
-    num_draws: int,
-    seed: int,
-) -> PairedTest:
-    """Compare two systems request by request.
+def difference_of_means(
+    first: Values, second: Float[np.ndarray, "other_seed request"], groups: Groups
+) -> Difference:
+    """Estimate the difference of two systems, with seeds and requests both drawn.
 
-    A request is the unit: its value is the mean over seeds, so that the answers of several seeds
-    to one request do not count as independent, and systems may have different numbers of seeds.
-    Hits are 0 or 1, which a t-test bears on hundreds of requests and not on a dozen; the
-    permutation test assumes no more than that the two systems could be exchanged. With one seed
-    each it is McNemar's exact test, drawn instead of counted.
+    The variance is that over groups of requests, of the difference of request means, plus what
+    the seed means of both systems vary beyond the noise of single answers, which the first part
+    holds already. Satterthwaite's formula joins their degrees of freedom. Of systems that no seed
+    changes this is the paired t-test over groups; where requests matter little it is Welch's
+    t-test over seed means. Seeds of two systems are not paired: what they share makes the test
+    conservative.
 
     Args:
-        first: Of one system.
-        second: Of the other, on the same requests.
-        num_draws: Random sign flips; the smallest p-value is ``1 / (num_draws + 1)``.
-        seed: Of the flips.
+        first: Of one system. One row stands for a system that no seed changes.
+        second: Of the other, on the same requests; zeros to estimate ``first`` alone.
+        groups: Number of each request's group; requests of one group (a query and its
+            paraphrases) are drawn together. NaN errors below two groups.
 
     Raises:
         ValueError: If the numbers of requests differ.
 
     Source:
-        Paired t-test: Penha et al. 2025 (arXiv 2508.10478). Both: Smucker et al. 2007,
-        https://doi.org/10.1145/1321440.1321528.
+        Satterthwaite 1946, https://doi.org/10.2307/3002019; variance of crossed samples: Owen
+        2007 (arXiv 0712.1111), whose sum counts the noise of single answers again.
     """
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"{first.shape[1]} requests against {second.shape[1]}: not paired")
-    differences = first.mean(axis=0) - second.mean(axis=0)
-    mean = float(differences.mean()) if differences.size else math.nan
-    different = differences[np.abs(differences) > 1e-12]
-    if different.size == 0:
-        return PairedTest(mean, 1.0, 1.0)
-    return PairedTest(
-        mean, _t_p(differences), _permutation_p(different, num_draws=num_draws, seed=seed)
-    )
+    if not first.shape[1] == second.shape[1] == len(groups):
+        raise ValueError(
+            f"{first.shape[1]} requests against {second.shape[1]} in {len(groups)} places: "
+            "not paired"
+        )
+    gap = first.mean(axis=0) - second.mean(axis=0)
+    mean = float(gap.mean()) if gap.size else math.nan
+    num_groups = len(np.unique(groups))
+    if num_groups < 2:
+        return Difference(mean, math.nan, math.nan)
+    over_requests = _variance_of_mean(gap - mean, groups)
+    over_seeds, squares = 0.0, over_requests**2 / (num_groups - 1)
+    for values in (first, second):
+        num_seeds = len(values)
+        if num_seeds > 1:
+            means = values.mean(axis=1, keepdims=True)
+            rest = values - values.mean(axis=0) - means + values.mean()
+            noise = sum(_variance_of_mean(row, groups) for row in rest) / (num_seeds - 1)
+            own = float(means.var(ddof=1))
+            over_seeds += (own - noise) / num_seeds
+            squares += (own / num_seeds) ** 2 / (num_seeds - 1)
+    variance = over_requests + max(over_seeds, 0.0)
+    freedom = variance**2 / squares if squares > 0 else math.inf
+    return Difference(mean, math.sqrt(variance), freedom)
 
 
-def bonferroni(p_values: Sequence[float]) -> list[float]:
-    """Multiply each p-value by the size of its family, at most to 1.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for the size of their family, keeping their order.
 
-    >>> bonferroni([0.01, 0.5, 0.04])
-    [0.03, 1.0, 0.12]
+    >>> holm([0.01, 0.5, 0.04])
+    [0.03, 0.5, 0.08]
+
+    Source:
+        Holm 1979, https://www.jstor.org/stable/4615733.
     """
-    return [min(1.0, p * len(p_values)) for p in p_values]
+    values = np.asarray(p_values, float)
+    order = np.argsort(values)
+    steps = np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps * values[order]), 1.0)
+    return adjusted.tolist()  # type: ignore[no-any-return]
 
 
-def bootstrap_means(values: Values, *, num_draws: int, seed: int) -> Float[np.ndarray, " draw"]:
-    """Draw what the mean could have been with other requests and other seeds.
+def bootstrap_means(
+    values: Values, groups: Groups, *, num_draws: int, seed: int
+) -> Float[np.ndarray, " draw"]:
+    """Draw means with other groups of requests and other seeds.
 
-    Requests and seeds are drawn again with replacement, independently of each other: both are
-    samples, and every seed meets every request. For crossed factors this is somewhat too wide
-    rather than too narrow. The requests of a draw depend on ``seed`` and their number alone, so
-    draw ``b`` of two systems holds the same requests and their difference is a paired one.
+    Groups and seeds are drawn with replacement, independently of each other. With three seeds
+    these draws vary less than new seeds would (by the factor 2/3 in variance): they rank systems
+    and decide no significance. The groups of a draw depend on ``seed`` and their number alone, so
+    draw ``b`` of two systems holds the same requests.
 
     Args:
         values: Of one system.
+        groups: Number of each request's group.
         num_draws: Draws.
         seed: Of the draws.
 
     Source:
         Owen 2007, the pigeonhole bootstrap (arXiv 0712.1111).
     """
-    num_seeds, num_requests = values.shape
+    num_seeds = len(values)
     if values.size == 0:
         return np.full(num_draws, math.nan)
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    num_groups = len(sizes)
+    sums = np.stack([np.bincount(group, weights=row) for row in values], axis=1)  # [group, seed]
     requests, seeds = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    chunk = max(1, _CELLS_AT_ONCE // num_requests)
+    chunk = max(1, _CELLS_AT_ONCE // num_groups)
     means = []
     for start in range(0, num_draws, chunk):
         size = min(chunk, num_draws - start)
-        weights = _counts(requests.integers(num_requests, size=(size, num_requests)))
-        by_seed = weights @ values.T / num_requests  # [draw, seed]
+        weights = _counts(requests.integers(num_groups, size=(size, num_groups)))
+        by_seed = weights @ sums / (weights @ sizes)[:, None]  # [draw, seed]
         chosen = _counts(seeds.integers(num_seeds, size=(size, num_seeds)))
         means.append((by_seed * chosen).sum(axis=1) / num_seeds)
     return np.concatenate(means)
-
-
-def interval_of(draws: Float[np.ndarray, " draw"], *, level: float) -> tuple[float, float]:
-    """Return the percentile interval that holds the share ``level`` of the draws."""
-    if np.isnan(draws).any():
-        return math.nan, math.nan
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def inflation(semantic_id_level: float, item_level: float) -> float:
@@ -155,37 +193,6 @@ def inflation(semantic_id_level: float, item_level: float) -> float:
     return semantic_id_level / item_level - 1 if item_level > 0 else math.nan
 
 
-def _t_p(differences: Float[np.ndarray, " request"]) -> float:
-    if differences.size < 2:
-        return math.nan
-    if np.ptp(differences) < 1e-12:  # no spread, and not zero: t is infinite
-        return 0.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def _permutation_p(
-    differences: Float[np.ndarray, " request"], *, num_draws: int, seed: int
-) -> float:
-    """Return the share of sign flips whose sum is at least as far from 0, the real one included."""
-    flips = np.random.default_rng(seed)
-    observed = abs(differences.sum()) - 1e-9  # sums in another order differ by rounding
-    chunk = max(1, _CELLS_AT_ONCE // differences.size)
-    extreme = 1
-    for start in range(0, num_draws, chunk):
-        size = min(chunk, num_draws - start)
-        signs = flips.integers(0, 2, size=(size, differences.size), dtype=np.int8)
-        sums = (2 * signs - 1).astype(np.float64) @ differences
-        extreme += int((np.abs(sums) >= observed).sum())
-    return extreme / (num_draws + 1)
-
-
-def _counts(drawn: Int[np.ndarray, "draw n"]) -> Float[np.ndarray, "draw n"]:
-    """Return how often each of ``n`` things was drawn, draw by draw."""
-    num_draws, size = drawn.shape
-    flat = drawn + size * np.arange(num_draws)[:, None]
-    return np.bincount(flat.ravel(), minlength=num_draws * size).reshape(num_draws, size) * 1.0
-
-
 def share_of_draws(
     draws: Float[np.ndarray, "draw system objective"],
     is_member: Callable[[Float[np.ndarray, "system objective"]], Bool[np.ndarray, " system"]],
@@ -194,6 +201,20 @@ def share_of_draws(
 
     Args:
         draws: Figures of all systems, draw by draw.
-        is_member: Say, :func:`sidrec.comparison.statistics.pareto.on_front`.
+        is_member: Say, :func:`sidrec.comparison.statistics.pareto.pareto_mask`.
     """
     return np.mean([is_member(draw) for draw in draws], axis=0).tolist()  # type: ignore[no-any-return]
+
+
+def _variance_of_mean(centered: Float[np.ndarray, " request"], groups: Groups) -> float:
+    """Return the variance of the mean of figures that sum to 0, with whole groups drawn."""
+    sums = np.bincount(groups, weights=centered)
+    num_groups = len(np.unique(groups))
+    return float((sums**2).sum() / len(centered) ** 2 * num_groups / (num_groups - 1))
+
+
+def _counts(drawn: Int[np.ndarray, "draw n"]) -> Float[np.ndarray, "draw n"]:
+    """Return how often each of ``n`` things was drawn, draw by draw."""
+    num_draws, size = drawn.shape
+    flat = drawn + size * np.arange(num_draws)[:, None]
+    return np.bincount(flat.ravel(), minlength=num_draws * size).reshape(num_draws, size) * 1.0

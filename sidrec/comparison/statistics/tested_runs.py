@@ -1,4 +1,4 @@
-"""Tested runs, read and checked: one corpus, one split, the same requests for all."""
+"""Tested runs: reading, and checks that all belong to one corpus, split and set of requests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from sidrec.comparison.statistics.significance import Values
+from sidrec.comparison.statistics.significance import Groups, Values
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError, RunError
 from sidrec.files import read_json
 from sidrec.generator.training.predictions import read_predictions
-from sidrec.metrics import Figures, Prediction, hits, recall_at_k
+from sidrec.metrics import Figures, Prediction, hits, ranked_lists, recall_at_k
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
 from sidrec.types import TASKS, Task
@@ -63,6 +62,11 @@ class System:
     def has_answers(self, task: Task) -> bool:
         """Return whether there is a run, and every one answers the task."""
         return bool(self.runs) and all(run.answers.get(task) for run in self.runs)
+
+    @property
+    def seeds_are_known(self) -> bool:
+        """Whether its runs show how much seeds matter: two or more, or one that no seed changes."""
+        return len(self.runs) > 1 or [run.seed for run in self.runs] == [None]
 
     def values(self, task: Task, requests: Sequence[str]) -> Values:
         """Return item-level recall@30 of each request under each seed."""
@@ -148,6 +152,20 @@ def requests_of(systems: Sequence[System], corpus: Corpus) -> dict[Task, list[st
     return requests
 
 
+def groups_of(systems: Sequence[System], task: Task, requests: Sequence[str]) -> Groups:
+    """Return the number of each request's group: what a test must draw together.
+
+    Queries with the same right answers are one group: a query and its paraphrase are not
+    independent. Every user is a group of one.
+    """
+    if task == "recommendation" or not requests:
+        return np.arange(len(requests))
+    answers = next(one for one in systems if one.has_answers(task)).runs[0].answers[task]
+    keys = [tuple(sorted(answers[name].relevant)) for name in requests]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
 def _check_corpus(run: TestedRun, corpus: Corpus) -> None:
     found = read_json(RunDirectory(run.folder).manifest).get("corpus_fingerprint")
     if found != corpus.fingerprint:
@@ -175,16 +193,9 @@ def _check_same(
 
 
 def _recalls(answers: Sequence[Prediction]) -> np.ndarray:
-    items = _padded([one.items[:DEPTH] for one in answers])
-    relevant = _padded([tuple(dict.fromkeys(one.relevant)) for one in answers])
-    found = recall_at_k(hits(items, relevant), (relevant >= 0).sum(dim=1), k=DEPTH)
-    return found.numpy()
+    items, relevant = ranked_lists(answers)
+    return recall_at_k(hits(items, relevant), (relevant >= 0).sum(dim=1), k=DEPTH).numpy()
 
 
 def _semantic_id_recall(one: Prediction) -> float:
     return float(np.mean([0 <= rank < DEPTH for rank in one.semantic_id_ranks]))
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    width = max((len(row) for row in rows), default=0) or 1
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -139,6 +139,7 @@ def _states(
     tokens = tower.tokenize(texts, max_tokens=max_tokens)
     device = next(tower.parameters()).device
     on_device = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
+    from sidrec.encoder.encode import autocast_of  # a retriever needs no catalogue
 
     with autocast_of(tower, bf16):
         states = tower.token_states(on_device).bfloat16()

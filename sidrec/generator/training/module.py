@@ -1,5 +1,6 @@
 """Training and decoding loop of the joint generator."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ from sidrec.generator.model.query_state_cache import store_text_states
 from sidrec.generator.model.request_embedder import InputSettings
 from sidrec.generator.training.datamodule import GeneratorDataModule
 from sidrec.generator.training.predictions import predictions_of, write_predictions
-from sidrec.metrics import Prediction, evaluate, validation_figures
+from sidrec.metrics import (
+    Prediction,
+    evaluate,
+    ranked_lists,
+    ranking_metrics,
+    validation_figures,
+)
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.training.optimizer import OptimizerSettings
@@ -153,28 +160,41 @@ class JointGenerator(StageModule[GeneratorDataModule]):
     def validation_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Answer a batch of validation requests."""
+        """Answer a batch of validation requests, and add the lists to the task's metrics."""
         del batch_idx
-        self._answer(batch, "valid", dataloader_idx)
+        if answered := self._answer(batch, "valid", dataloader_idx):
+            items, relevant = ranked_lists(answered)
+            self._metrics[batch.task].update(items.to(self.device), relevant.to(self.device))
 
     def test_step(self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of test requests."""
         del batch_idx
-        self._answer(batch, "test", dataloader_idx)
+        self._predictions += self._answer(batch, "test", dataloader_idx)
 
     def predict_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[Prediction]:
         """Answer a batch of test requests; ``predictions.parquet`` holds the answers."""
         del batch_idx
-        return self._answer(batch, "test", dataloader_idx)
+        answered = self._answer(batch, "test", dataloader_idx)
+        self._predictions += answered
+        return answered
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the metrics of both tasks anew."""
+        self._metrics = {task: ranking_metrics().to(self.device) for task in TASKS}
 
     def on_validation_epoch_end(self) -> None:
-        """Log recall of both tasks, and the mean by which checkpoints are chosen.
+        """Log the metrics of both tasks, and the means by which checkpoints are chosen.
 
-        It is the harmonic mean over the tasks that have a share in training.
+        Those are harmonic means over the tasks that have a share in training.
         """
-        figures = evaluate(self._gathered(), self.model.popularity.cpu())
+        found = {
+            f"{task}/{name}": value.item()
+            for task, metrics in self._metrics.items()
+            for name, value in metrics.compute().items()
+        }
+        figures = {key: value for key, value in found.items() if not math.isnan(value)}
         wanted = validation_figures(figures, trained=self._data().trained_tasks)
         self.log_dict({f"val/{key}": value for key, value in wanted.items()}, batch_size=1)
 
@@ -227,15 +247,19 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         return TaskBundles.load(Path(self.semantic_ids), corpus_fingerprint=fingerprint)
 
     def _answer(self, batch: GeneratorBatch, split: Split, loader: int) -> list[Prediction]:
-        """Answer a batch of search (loader 0) or recommendation (1), and keep the answers."""
+        """Answer a batch of search (loader 0) or recommendation (1)."""
         if batch.num_requests == 0:  # this rank has no share; it waits for the others at the end
             return []
         asked = self._data().requests(split)[loader]
         decoded = self.model.answer(batch, num_beams=self.search.num_beams, top_k=self.search.top_k)
         rows = [asked[row] for row in batch.request_rows.tolist()]
-        answered = predictions_of(rows, decoded, self.model.space(batch.task).trie, split=split)
-        self._predictions += answered
-        return answered
+        return predictions_of(
+            rows,
+            decoded,
+            self.model.space(batch.task).trie,
+            split=split,
+            exclude_history=self._data().corpus.exclude_history,
+        )
 
     def _gathered(self) -> list[Prediction]:
         """Return the predictions of all ranks, and forget this rank's."""

@@ -1,4 +1,4 @@
-"""Answers to evaluation requests, on disk in a shape that any tool can judge."""
+"""Predictions: answers to evaluation requests, and their table on disk."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,14 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from sidrec.errors import DataError
 from sidrec.files import atomic_file
 from sidrec.generator.decoding.beam_search import Decoded
 from sidrec.generator.decoding.trie import SemanticIdTrie
-from sidrec.metrics import Figures, Prediction, evaluate
+from sidrec.metrics import Prediction
 from sidrec.types import RankedItems, Request
 
 SCHEMA = pa.schema(
@@ -27,13 +25,19 @@ SCHEMA = pa.schema(
         ("semantic_id_ranks", pa.list_(pa.int64())),
         ("relevant", pa.list_(pa.int64())),
         ("history_length", pa.int64()),
+        ("answerable", pa.bool_()),
     ]
 )
 _ROWS_AT_ONCE = 1 << 16
 
 
 def predictions_of(
-    requests: Sequence[Request], decoded: Decoded, trie: SemanticIdTrie, *, split: str
+    requests: Sequence[Request],
+    decoded: Decoded,
+    trie: SemanticIdTrie,
+    *,
+    split: str,
+    exclude_history: bool = True,
 ) -> list[Prediction]:
     """Pair what the generator found with what was asked.
 
@@ -42,8 +46,11 @@ def predictions_of(
         decoded: From the beam search.
         trie: The catalogue that was searched.
         split: Where the requests come from.
+        exclude_history: Whether items of a request's history were no candidates.
     """
-    plain = predictions_of_ranked(requests, decoded.ranked, split=split)
+    plain = predictions_of_ranked(
+        requests, decoded.ranked, split=split, exclude_history=exclude_history
+    )
     width = max((len(one.relevant) for one in plain), default=0)
     relevant = [[*one.relevant, *[-1] * (width - len(one.relevant))] for one in plain]
     answers = torch.tensor(relevant, dtype=torch.long, device=trie.items.device)
@@ -55,7 +62,7 @@ def predictions_of(
 
 
 def predictions_of_ranked(
-    requests: Sequence[Request], ranked: RankedItems, *, split: str
+    requests: Sequence[Request], ranked: RankedItems, *, split: str, exclude_history: bool = True
 ) -> list[Prediction]:
     """Pair the lists of a system without Semantic IDs with what was asked; padding is dropped."""
     rows = zip(requests, ranked.items.tolist(), ranked.scores.tolist(), strict=True)
@@ -72,6 +79,7 @@ def predictions_of_ranked(
                 semantic_id_ranks=(),
                 relevant=tuple(dict.fromkeys(request.relevant)),
                 history_length=len(request.history),
+                answerable=not (exclude_history and _lies_in_history(request)),
             )
         )
     return predictions
@@ -115,9 +123,9 @@ def read_predictions(source: Path) -> list[Prediction]:
     return [_prediction(row) for row in table.select(SCHEMA.names).to_pylist()]
 
 
-def metrics_of(source: Path, popularity: Int[Tensor, " item"]) -> Figures:
-    """Compute the figures of ``metrics.json`` again from ``predictions.parquet``."""
-    return evaluate(read_predictions(source), popularity)
+def _lies_in_history(request: Request) -> bool:
+    """Return whether the request has right answers and all of them lie in its history."""
+    return bool(request.relevant) and set(request.relevant) <= set(request.history)
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from sidrec.comparison.statistics.pareto import contributions, hypervolume, on_front
+from sidrec.comparison.statistics.pareto import contributions, hypervolume, pareto_mask
 
 
 def test_front_by_hand():
     points = np.array([[0.9, 0.1], [0.5, 0.5], [0.4, 0.5], [0.1, 0.9], [0.1, 0.8]])
-    assert on_front(points).tolist() == [True, True, False, True, False]
+    assert pareto_mask(points).tolist() == [True, True, False, True, False]
 
 
 def test_equal_points_stand_together():
-    assert on_front(np.array([[0.5, 0.5], [0.5, 0.5]])).tolist() == [True, True]
+    assert pareto_mask(np.array([[0.5, 0.5], [0.5, 0.5]])).tolist() == [True, True]
 
 
 def test_missing_figure_keeps_off_the_front():
     points = np.array([[np.nan, 0.9], [0.5, 0.5]])
-    assert on_front(points).tolist() == [False, True]
+    assert pareto_mask(points).tolist() == [False, True]
     assert hypervolume(points) == 0.25
 
 
@@ -39,9 +39,9 @@ def test_area_against_counting_cells():
 def test_order_does_not_matter_and_the_dominated_add_nothing():
     points = np.random.default_rng(1).random((10, 2))
     order = np.random.default_rng(2).permutation(10)
-    assert on_front(points)[order].tolist() == on_front(points[order]).tolist()
+    assert pareto_mask(points)[order].tolist() == pareto_mask(points[order]).tolist()
     assert hypervolume(points) == pytest.approx(hypervolume(points[order]))
-    assert hypervolume(points[on_front(points)]) == pytest.approx(hypervolume(points))
+    assert hypervolume(points[pareto_mask(points)]) == pytest.approx(hypervolume(points))
 
 
 def test_contribution_is_what_would_be_lost():

@@ -1,21 +1,21 @@
 """Statistics against scipy, against exact enumeration, and by hand."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.statistics_level import CASES, draw_pair
 from sidrec.comparison.statistics import significance as statistics
-from sidrec.comparison.statistics.pareto import on_front
+from sidrec.comparison.statistics.pareto import pareto_mask
 from sidrec.comparison.statistics.significance import (
+    Difference,
     Spread,
-    bonferroni,
     bootstrap_means,
+    difference_of_means,
+    holm,
     inflation,
-    interval_of,
-    paired_tests,
     share_of_draws,
     spread_over_seeds,
 )
@@ -42,58 +42,112 @@ def test_no_request_has_no_mean():
     assert isinstance(found, Spread)
 
 
-def test_t_test_is_that_of_scipy_on_means_over_seeds():
-    first, second = hits(0, (3, 200), 0.4), hits(1, (2, 200), 0.3)
-    found = paired_tests(first, second, num_draws=100, seed=0)
-    expected = stats.ttest_rel(first.mean(axis=0), second.mean(axis=0))
-    assert found.t_p == pytest.approx(expected.pvalue)
-    assert found.difference == pytest.approx(first.mean() - second.mean())
+def one_each(number):
+    return np.arange(number)
 
 
-def test_permutation_test_of_one_seed_is_mcnemars():
-    first, second = hits(2, (1, 150), 0.5), hits(3, (1, 150), 0.35)
-    only_first = int(((first == 1) & (second == 0)).sum())
-    only_second = int(((first == 0) & (second == 1)).sum())
-    exact = stats.binomtest(only_first, only_first + only_second).pvalue
-    found = paired_tests(first, second, num_draws=20_000, seed=4)
-    assert found.permutation_p == pytest.approx(exact, abs=0.01)
+def test_two_fixed_systems_are_compared_by_the_paired_t_test():
+    first, second = hits(0, (1, 200), 0.4), hits(1, (1, 200), 0.3)
+    found = difference_of_means(first, second, one_each(200))
+    expected = stats.ttest_rel(first[0], second[0])
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.degrees_of_freedom == pytest.approx(199)
+    assert found.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
 
 
-def test_permutation_test_against_all_flips():
-    differences = np.array([[0.5, -0.25, 1.0, 0.75, -0.5, 0.25]])
-    sums = [abs(np.dot(signs, differences[0])) for signs in itertools.product((1, -1), repeat=6)]
-    exact = np.mean(np.array(sums) >= abs(differences.sum()) - 1e-9)
-    found = paired_tests(differences, np.zeros((1, 6)), num_draws=20_000, seed=1)
-    assert found.permutation_p == pytest.approx(exact, abs=0.01)
+def test_requests_that_all_agree_leave_welchs_test_over_seed_means():
+    first = np.tile([[0.2], [0.5], [0.4]], (1, 30))
+    second = np.tile([[0.1], [0.3]], (1, 30))
+    found = difference_of_means(first, second, one_each(30))
+    expected = stats.ttest_ind(first[:, 0], second[:, 0], equal_var=False)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.degrees_of_freedom == pytest.approx(expected.df)
+
+
+def test_groups_are_drawn_whole():
+    first, second = hits(2, (1, 50), 0.5), hits(3, (1, 50), 0.4)
+    alone = difference_of_means(first, second, one_each(50))
+    copies = difference_of_means(
+        np.repeat(first, 4, axis=1), np.repeat(second, 4, axis=1), np.repeat(one_each(50), 4)
+    )
+    assert copies == pytest.approx(alone)  # a paraphrase with the same answer is no new evidence
+
+
+def test_noise_of_answers_counts_once():
+    """Of seeds that differ by chance alone; twice the noise would give twice this variance."""
+    draw = np.random.default_rng(4)
+    errors = []
+    for _ in range(200):
+        first, second = (draw.random((5, 400)) < 0.5).astype(float), np.zeros((1, 400))
+        errors.append(difference_of_means(first, second, one_each(400)).standard_error ** 2)
+    assert 0.95 < np.mean(errors) / (0.25 / 5 / 400) < 1.4
 
 
 def test_equal_systems_do_not_differ():
-    values = hits(5, (3, 50), 0.5)
-    assert paired_tests(values, values, num_draws=10, seed=0) == (0.0, 1.0, 1.0)
+    values = np.tile(hits(5, (1, 50), 0.5), (3, 1))
+    found = difference_of_means(values, values, one_each(50))
+    assert (found.mean, found.p_value, found.smallest_significant(0.05)) == (0.0, 1.0, 0.0)
+    apart = difference_of_means(values + 0.1, values, one_each(50))
+    assert apart.p_value == 0.0  # no seed and no request says otherwise
 
 
-def test_chunks_change_no_p_value(monkeypatch):
-    first, second = hits(6, (2, 40), 0.6), hits(7, (2, 40), 0.4)
-    whole = paired_tests(first, second, num_draws=500, seed=3)
-    means = bootstrap_means(first, num_draws=50, seed=3)
-    monkeypatch.setattr(statistics, "_CELLS_AT_ONCE", 100)
-    assert paired_tests(first, second, num_draws=500, seed=3) == whole
-    np.testing.assert_array_equal(bootstrap_means(first, num_draws=50, seed=3), means)
+def test_one_group_of_requests_decides_nothing():
+    found = difference_of_means(np.ones((2, 3)), np.zeros((2, 3)), np.zeros(3, int))
+    assert found.mean == 1.0
+    assert math.isnan(found.p_value)
+    assert math.isnan(difference_of_means(np.ones((2, 0)), np.ones((1, 0)), one_each(0)).mean)
 
 
 def test_requests_must_be_the_same():
-    with pytest.raises(ValueError, match="3 requests against 4: not paired"):
-        paired_tests(np.ones((1, 3)), np.ones((1, 4)), num_draws=10, seed=0)
+    with pytest.raises(ValueError, match="3 requests against 4 in 3 places: not paired"):
+        difference_of_means.__wrapped__(np.ones((1, 3)), np.ones((1, 4)), one_each(3))
 
 
-def test_bonferroni_by_hand():
-    assert bonferroni([0.01, 0.3]) == [0.02, 0.6]
-    assert bonferroni([]) == []
+@pytest.mark.parametrize("case", CASES)
+def test_equal_systems_get_a_star_as_rarely_as_promised(case):
+    draw, num_pairs = np.random.default_rng(1), 1_000
+    _, *settings = CASES[case]
+    found, over_requests = 0, 0
+    for _ in range(num_pairs):
+        first, second, groups = draw_pair(draw, 3, 100, *settings)
+        found += difference_of_means(first, second, groups).p_value < 0.05
+        over_requests += stats.ttest_rel(first.mean(axis=0), second.mean(axis=0)).pvalue < 0.05
+    assert found <= 0.06 * num_pairs
+    assert over_requests > (0.1 if "search" in case else 0.04) * num_pairs  # the test it replaces
+
+
+def test_a_large_difference_is_found():
+    draw = np.random.default_rng(2)
+    first, second, groups = draw_pair(draw, 3, *CASES["search, same strategy"])
+    worse = second * (draw.random(second.shape) < 0.2)
+    assert difference_of_means(first, worse, groups).p_value < 0.02
+
+
+def test_smallest_significant_difference_by_hand():
+    found = Difference(0.03, 0.02, 4.0)
+    assert found.smallest_significant(0.05) == pytest.approx(2.776445 * 0.02)
+    least = Difference(found.smallest_significant(0.05), 0.02, 4.0)
+    assert least.p_value == pytest.approx(0.05)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.3, 0.02]) == pytest.approx([0.03, 0.3, 0.04])
+    assert holm([0.02, 0.021]) == pytest.approx([0.04, 0.04])  # order is kept
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_chunks_change_no_draw(monkeypatch):
+    first, groups = hits(6, (2, 40), 0.6), np.repeat(one_each(20), 2)
+    means = bootstrap_means(first, groups, num_draws=50, seed=3)
+    monkeypatch.setattr(statistics, "_CELLS_AT_ONCE", 100)
+    np.testing.assert_array_equal(bootstrap_means(first, groups, num_draws=50, seed=3), means)
 
 
 def test_bootstrap_is_that_of_scipy_with_one_seed():
     values = hits(8, (1, 300), 0.3)
-    low, high = interval_of(bootstrap_means(values, num_draws=4_000, seed=0), level=0.95)
+    draws = bootstrap_means(values, one_each(300), num_draws=4_000, seed=0)
+    low, high = np.quantile(draws, [0.025, 0.975])
     theirs = stats.bootstrap(
         (values[0],), np.mean, n_resamples=4_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
@@ -104,21 +158,29 @@ def test_bootstrap_is_that_of_scipy_with_one_seed():
 def test_seeds_that_differ_widen_the_interval():
     alike = np.tile(hits(9, (1, 400), 0.5), (3, 1))
     apart = np.concatenate([np.zeros((1, 400)), np.ones((1, 400)), alike[:1]])
-    narrow, wide = (bootstrap_means(v, num_draws=1_000, seed=0).std() for v in (alike, apart))
+    narrow, wide = (
+        bootstrap_means(v, one_each(400), num_draws=1_000, seed=0).std() for v in (alike, apart)
+    )
     assert wide > 4 * narrow
 
 
 def test_draws_of_two_systems_hold_the_same_requests():
     first = hits(10, (1, 100), 0.5)
     better = np.minimum(first + 0.1, 1.1)
-    draws = [bootstrap_means(values, num_draws=200, seed=2) for values in (first, better)]
+    draws = [
+        bootstrap_means(values, one_each(100), num_draws=200, seed=2) for values in (first, better)
+    ]
     np.testing.assert_allclose(draws[1] - draws[0], 0.1)
 
 
 def test_bootstrap_of_no_request_is_nan():
-    low, high = interval_of(bootstrap_means(np.ones((2, 0)), num_draws=5, seed=0), level=0.9)
-    assert math.isnan(low)
-    assert math.isnan(high)
+    assert np.isnan(bootstrap_means(np.ones((2, 0)), one_each(0), num_draws=5, seed=0)).all()
+
+
+def test_bootstrap_draws_groups_whole():
+    values = np.array([[1.0, 1.0, 0.0, 0.0]])
+    found = set(bootstrap_means(values, np.array([0, 0, 1, 1]), num_draws=100, seed=0))
+    assert found == {0.0, 0.5, 1.0}
 
 
 def test_inflation_by_hand():
@@ -128,4 +190,4 @@ def test_inflation_by_hand():
 
 def test_share_of_draws_on_the_front():
     draws = np.array([[[1.0, 1.0], [2.0, 2.0]], [[1.0, 3.0], [2.0, 2.0]]])
-    assert share_of_draws(draws, on_front) == [0.5, 1.0]
+    assert share_of_draws(draws, pareto_mask) == [0.5, 1.0]

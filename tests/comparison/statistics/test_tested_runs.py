@@ -7,8 +7,8 @@ import yaml
 from sidrec.comparison.plan.settings import ReportSettings
 from sidrec.comparison.report.markdown import cell, harmonic_cell
 from sidrec.comparison.report.side_by_side import side_by_side
-from sidrec.comparison.statistics.judge import judge
-from sidrec.comparison.statistics.tested_runs import System, read_run, requests_of
+from sidrec.comparison.statistics.judge import evaluate_systems
+from sidrec.comparison.statistics.tested_runs import System, groups_of, read_run, requests_of
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError, RunError
 from sidrec.files import read_json, write_json
@@ -30,18 +30,18 @@ def synthetic(tmp_path_factory):
 def systems(synthetic, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
-    def system(name, quality, *, seeds=(1, 2), kind="strategy", **how):
+    def system(name, quality, *, seeds=(1, 2, 3, 4), kind="strategy", **how):
         runs = []
         for seed in seeds:
             own = folder / f"{name}-{seed}"
-            write_answers(own, synthetic, seed=seed, quality=quality, **how)
+            write_answers(own, synthetic, seed=seed or 9, quality=quality, **how)
             runs.append(read_run(own, seed=seed))
         return System(name=name, kind=kind, runs=runs)
 
     return [
         system("multitask", 0.5),
         system("poor", 0.05),
-        system("lexical", 0.4, seeds=(3,), kind="baseline", tasks=("search",)),
+        system("lexical", 0.4, seeds=(None,), kind="baseline", tasks=("search",)),
         System(name="broken", kind="strategy", runs=[], missing={"1": "failed"}),
     ]
 
@@ -64,9 +64,9 @@ def test_values_are_those_of_the_runs_own_figures(systems, synthetic):
                 assert row.mean() == pytest.approx(run.figures[f"{task}/sid_recall@30"])
 
 
-def test_the_judgment(systems, synthetic):
+def test_evaluation(systems, synthetic):
     requests = requests_of(systems, synthetic)
-    found = judge(systems, requests, SETTINGS)
+    found = evaluate_systems(systems, requests, SETTINGS)
     rows = {row["name"]: row for row in found["systems"]}
     assert found["front"] == ["multitask"]
     assert found["num_tests"] == 3  # poor in two tasks, lexical in one, broken in none
@@ -93,10 +93,10 @@ def test_a_task_that_was_not_trained_is_left_out(systems, synthetic, tmp_path, u
     write_answers(tmp_path, synthetic, seed=9, quality=1.0)  # better than all in both
     shares = {"tasks": {f"{untrained}_share": 0.0}, "batch_size": 8}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": shares}}))
-    alone = System(name="alone", kind="strategy", runs=[read_run(tmp_path, seed=9)])
+    alone = System(name="alone", kind="strategy", runs=[read_run(tmp_path, seed=9)] * 2)
     assert alone.runs[0].figures[f"{untrained}/recall@30"] == 1.0  # metrics.json has it
     requests = requests_of([*systems, alone], synthetic)
-    found = judge([*systems, alone], requests, SETTINGS)
+    found = evaluate_systems([*systems, alone], requests, SETTINGS)
     row = found["systems"][-1]
     trained = ({"search", "recommendation"} - {untrained}).pop()
     assert row["figures"][f"{trained}/recall@30"]["mean"] == 1.0
@@ -120,7 +120,7 @@ def test_a_run_without_a_share_of_nothing_answers_both(synthetic, tmp_path, text
 
 
 def test_a_slice_without_requests_has_no_figure(systems, synthetic):
-    found = judge(systems, requests_of(systems, synthetic), SETTINGS)
+    found = evaluate_systems(systems, requests_of(systems, synthetic), SETTINGS)
     counts = found["num_requests_of_slices"]
     empty = [key for key, n in counts.items() if n == 0]
     assert empty, "the synthetic corpus has a slice without requests"
@@ -130,9 +130,30 @@ def test_a_slice_without_requests_has_no_figure(systems, synthetic):
         assert all(figure not in row["figures"] for row in found["systems"])
 
 
+def test_one_seed_of_a_trained_system_has_neither_test_nor_interval(systems, synthetic):
+    one = System(name="one", kind="strategy", runs=of(systems, "poor").runs[:1])
+    found = evaluate_systems([*systems, one], requests_of(systems, synthetic), SETTINGS)
+    row = found["systems"][-1]
+    assert row["tests"] == {}
+    assert "interval" not in row["figures"]["search/recall@30"]
+    assert found["num_tests"] == 3
+
+
+def test_queries_with_the_same_answers_are_one_group(systems, synthetic):
+    names = requests_of(systems, synthetic)["search"]
+    answers = systems[0].runs[0].answers["search"]
+    groups = groups_of(systems, "search", names)
+    assert len(set(groups)) < len(groups)  # the corpus has a paraphrase of each query
+    for first, one in zip(groups, names, strict=True):
+        for second, other in zip(groups, names, strict=True):
+            same = set(answers[one].relevant) == set(answers[other].relevant)
+            assert (first == second) == same
+    assert groups_of(systems, "recommendation", ["u", "v"]).tolist() == [0, 1]
+
+
 def test_a_reference_that_failed_leaves_no_tests(systems, synthetic):
     requests = requests_of(systems, synthetic)
-    found = judge(systems[1:], requests, SETTINGS)
+    found = evaluate_systems(systems[1:], requests, SETTINGS)
     assert found["num_tests"] == 0
 
 

@@ -10,13 +10,13 @@ from sidrec.generator.decoding.beam_search import beam_search
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.training.predictions import (
     SCHEMA,
-    metrics_of,
     predictions_of,
+    predictions_of_ranked,
     read_predictions,
     write_predictions,
 )
 from sidrec.metrics import evaluate
-from sidrec.types import Request, SemanticIdTable
+from sidrec.types import RankedItems, Request, SemanticIdTable
 from tests.generator.catalogues import TableSteps
 
 TABLE = SemanticIdTable(torch.tensor([[0], [1], [1], [2]]), (3,))
@@ -53,7 +53,22 @@ def test_there_and_back(predictions, tmp_path):
     write_predictions(target, [*predictions, predictions[0]])
     assert pq.read_schema(target).equals(SCHEMA)
     assert read_predictions(target) == predictions[::-1]  # sorted by task, each request once
-    assert metrics_of(target, POPULARITY) == evaluate(predictions, POPULARITY)
+    assert evaluate(read_predictions(target), POPULARITY) == evaluate(predictions, POPULARITY)
+
+
+def test_a_target_inside_the_excluded_history_is_unanswerable():
+    repeated = Request("u", "recommendation", "", (2, 0), (0,))
+    partly = Request("v", "recommendation", "", (2, 0), (0, 1))
+    ranked = RankedItems(torch.tensor([[1], [1]]), torch.zeros(2, 1))
+    found = predictions_of_ranked([repeated, partly], ranked, split="test")
+    assert [one.answerable for one in found] == [False, True]
+    kept = predictions_of_ranked(
+        [repeated],
+        RankedItems(ranked.items[:1], ranked.scores[:1]),
+        split="test",
+        exclude_history=False,
+    )
+    assert kept[0].answerable
 
 
 def test_nothing_to_write(tmp_path):
