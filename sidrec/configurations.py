@@ -1,12 +1,9 @@
 """Configurations by name: a local YAML file, or one that the package carries."""
 
-import sys
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from sidrec.errors import ConfigError
-from sidrec.files import atomic_file
 
 _HERE = Path(__file__).parent
 _MAX_NODES = 100_000  # of a configuration; ours have a few hundred
@@ -100,57 +97,3 @@ def _count_nodes(node: Any, file: Path, known: dict[int, int], above: set[int]) 
         )
     known[id(node)] = count
     return count
-
-
-def main(args: list[str]) -> None:
-    """Run ``sidrec configs`` with the words after the command's name."""
-    from sidrec.cli.parser import CommandParser
-
-    parser = CommandParser(
-        prog="sidrec configs",
-        description="List the packaged configurations, which every --config takes by name; "
-        "`sidrec configs copy NAME` copies one.",
-    )
-    commands = parser.add_subcommands(required=False)
-    copy = CommandParser(description="Copy a packaged configuration, to change it.")
-    copy.add_argument("name", type=str, help="As the list shows it, e.g. ids/tiger.yaml.")
-    copy.add_argument("--out", type=str | None, help="File to write; default: its name, here.")
-    commands.add_subcommand("copy", copy)
-    given = parser.parse_args(args)
-    if given.subcommand is None:
-        sys.stdout.write(_table())
-        return
-    written = copy_config(given.copy.name, given.copy.out)
-    sys.stdout.write(f"written: {written}\n")
-
-
-def copy_config(name: str, out: str | None = None) -> Path:
-    """Copy a packaged configuration and return the new file.
-
-    Args:
-        name: As ``packaged_names`` gives it.
-        out: File to write; None: the last part of the name, in the working folder.
-
-    Raises:
-        ConfigError: If there is no such configuration, or the file exists.
-    """
-    source = packaged_config(name)
-    target = Path(out) if out is not None else Path(source.name)
-    if target.exists():
-        raise ConfigError(f"{target} exists and is not overwritten; give another --out.")
-    with atomic_file(target) as temporary:
-        temporary.write_bytes(source.read_bytes())
-    return target
-
-
-def _table() -> str:
-    names = packaged_names()
-    width = max(map(len, names))
-    return "".join(f"{name.ljust(width)}  {_first_sentence(name)}\n" for name in names)
-
-
-def _first_sentence(name: str) -> str:
-    """Return the first sentence of the comment at the head of a configuration."""
-    lines = (packaged_folder() / name).read_text(encoding="utf-8").splitlines()
-    comment = takewhile(lambda line: line.startswith("#"), lines)
-    return " ".join(line[1:].strip() for line in comment).partition(". ")[0].rstrip(".")

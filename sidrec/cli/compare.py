@@ -21,7 +21,7 @@ from sidrec.comparison.execution.runner import (
 from sidrec.comparison.execution.slurm import array_jobs, submit, write_scripts
 from sidrec.comparison.execution.stage_cache import is_done
 from sidrec.comparison.plan.cells import cells_of
-from sidrec.comparison.plan.settings import Comparison, read_comparison
+from sidrec.comparison.plan.comparison_settings import Comparison, read_comparison
 from sidrec.comparison.plan.stages import Cell, Stage, in_order
 from sidrec.comparison.report.publish import read_discussion
 from sidrec.console import say

@@ -25,7 +25,7 @@ COMMANDS = {
     "retrieve": ("sidrec.cli.retrieve", "batch inference on your own requests"),
     "baselines": ("sidrec.cli.baselines", "a generator run beside simple baselines"),
     "compare": ("sidrec.cli.compare", "strategies x seeds -> table, tests, report"),
-    "configs": ("sidrec.configurations", "the packaged configurations: list, or copy one"),
+    "configs": ("sidrec.cli.configs", "the packaged configurations: list, or copy one"),
     "doctor": ("sidrec.doctor.checks", "what works on this machine and what does not"),
 }
 EXTRAS = {  # optional packages by their import names

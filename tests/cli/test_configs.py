@@ -12,7 +12,7 @@ from sidrec.cli.fuse import main as fuse
 from sidrec.cli.ids import main as make_ids
 from sidrec.cli.train import MONITOR, SidrecCLI
 from sidrec.comparison.plan.cells import cells_of
-from sidrec.comparison.plan.settings import read_comparison
+from sidrec.comparison.plan.comparison_settings import read_comparison
 from sidrec.comparison.plan.stages import in_order
 
 ROOT = Path(__file__).parents[2]

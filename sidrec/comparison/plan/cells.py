@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sidrec.comparison.plan.settings import BaselineSettings, Comparison, Part, Strategy, known
+from sidrec.comparison.plan.comparison_settings import (
+    BaselineSettings,
+    Comparison,
+    Part,
+    Strategy,
+    known,
+)
 from sidrec.comparison.plan.stages import (
     NEEDS_A_RUN,
     SYSTEM_NAMES,

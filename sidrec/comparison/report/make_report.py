@@ -10,7 +10,7 @@ import torch
 from sidrec import __version__
 from sidrec.comparison.execution.runner import Outcome
 from sidrec.comparison.paper_files import write_paper_files
-from sidrec.comparison.plan.settings import Comparison
+from sidrec.comparison.plan.comparison_settings import Comparison
 from sidrec.comparison.plan.stages import Cell, Stage, in_order
 from sidrec.comparison.report.html_page import to_html
 from sidrec.comparison.report.markdown import to_markdown

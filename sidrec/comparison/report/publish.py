@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sidrec.comparison.plan.settings import ReportSettings
+from sidrec.comparison.plan.comparison_settings import ReportSettings
 from sidrec.comparison.report.markdown import to_markdown
 from sidrec.comparison.report.pareto_plot import pareto_svg
 from sidrec.errors import ConfigError

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sidrec.comparison.plan.settings import WandbSettings
+from sidrec.comparison.plan.comparison_settings import WandbSettings
 from sidrec.comparison.report.markdown import main_table, tests_table
 from sidrec.comparison.report.pareto_plot import pareto_figure
 from sidrec.console import say

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sidrec.comparison.plan.settings import ReportSettings
+from sidrec.comparison.plan.comparison_settings import ReportSettings
 from sidrec.comparison.statistics.pareto import contributions, hypervolume, pareto_mask
 from sidrec.comparison.statistics.significance import (
     Difference,

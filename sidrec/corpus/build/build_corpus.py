@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from sidrec.corpus.build.facts import facts_of
 from sidrec.corpus.build.partition import pieces_by_user
-from sidrec.corpus.build.splits import leave_last_out, query_splits, temporal, time_bounds
 from sidrec.corpus.schema import (
     INTERACTION_SCHEMA,
     QUERY_SCHEMA,
@@ -23,6 +22,7 @@ from sidrec.corpus.schema import (
     item_schema,
 )
 from sidrec.corpus.sources.raw_catalogue import SPLITS, BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.sources.splits import leave_last_out, query_splits, temporal, time_bounds
 from sidrec.corpus.sources.validate import check_interactions, check_items, reading
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, disk_errors, sha256_of_file, write_json

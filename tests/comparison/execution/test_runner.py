@@ -23,7 +23,7 @@ from sidrec.comparison.execution.runner import (
 from sidrec.comparison.execution.slurm import ArrayJob, array_jobs, submit, write_scripts
 from sidrec.comparison.execution.stage_cache import is_done
 from sidrec.comparison.plan.cells import cells_of
-from sidrec.comparison.plan.settings import read_comparison
+from sidrec.comparison.plan.comparison_settings import read_comparison
 from sidrec.comparison.plan.stages import in_order
 from sidrec.corpus.store import Corpus
 from sidrec.errors import RunError

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sidrec.comparison.plan.cells import cells_of
-from sidrec.comparison.plan.settings import read_comparison
+from sidrec.comparison.plan.comparison_settings import read_comparison
 from sidrec.comparison.plan.stages import in_order
 from sidrec.errors import ConfigError
 from tests.comparison.made import edit, make_comparison

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from sidrec.comparison.plan.settings import WandbSettings
+from sidrec.comparison.plan.comparison_settings import WandbSettings
 from sidrec.comparison.report.wandb_report import log_report
 from tests.wandb_file import read_offline_run
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sidrec.comparison.plan.settings import ReportSettings
+from sidrec.comparison.plan.comparison_settings import ReportSettings
 from sidrec.comparison.report.markdown import cell, harmonic_cell
 from sidrec.comparison.report.side_by_side import side_by_side
 from sidrec.comparison.statistics.judge import evaluate_systems

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sidrec.corpus.build.splits import normalized
 from sidrec.corpus.sources import synthetic
+from sidrec.corpus.sources.splits import normalized
 from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
 from sidrec.errors import ConfigError
 

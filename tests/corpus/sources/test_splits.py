@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidrec.corpus.build.splits import (
+from sidrec.corpus.sources.raw_catalogue import RawQuery
+from sidrec.corpus.sources.splits import (
     check_query_splits,
     hash_fraction,
     leave_last_out,
@@ -12,7 +13,6 @@ from sidrec.corpus.build.splits import (
     temporal,
     time_bounds,
 )
-from sidrec.corpus.sources.raw_catalogue import RawQuery
 from sidrec.errors import DataError
 
 
