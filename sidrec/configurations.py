@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec.errors import ConfigError
+from sidrec.files import atomic_file
 
 _HERE = Path(__file__).parent
 _MAX_NODES = 100_000  # of a configuration; ours have a few hundred
@@ -97,3 +98,22 @@ def _count_nodes(node: Any, file: Path, known: dict[int, int], above: set[int]) 
         )
     known[id(node)] = count
     return count
+
+
+def copy_config(name: str, out: str | None = None) -> Path:
+    """Copy a packaged configuration and return the new file.
+
+    Args:
+        name: As ``packaged_names`` gives it.
+        out: File to write; None: the last part of the name, in the working folder.
+
+    Raises:
+        ConfigError: If there is no such configuration, or the file exists.
+    """
+    source = packaged_config(name)
+    target = Path(out) if out is not None else Path(source.name)
+    if target.exists():
+        raise ConfigError(f"{target} exists and is not overwritten; give another --out.")
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    return target

@@ -1,10 +1,10 @@
 """``sidrec configs``: list the packaged configurations, or copy one."""
 
 import sys
-from pathlib import Path
+from itertools import takewhile
 
 from sidrec.cli.parser import CommandParser
-from sidrec.configurations import copy_config, packaged_names
+from sidrec.configurations import copy_config, packaged_folder, packaged_names
 
 
 def main(args: list[str]) -> None:
@@ -25,25 +25,6 @@ def main(args: list[str]) -> None:
         return
     written = copy_config(given.copy.name, given.copy.out)
     sys.stdout.write(f"written: {written}\n")
-
-
-def copy_config(name: str, out: str | None = None) -> Path:
-    """Copy a packaged configuration and return the new file.
-
-    Args:
-        name: As ``packaged_names`` gives it.
-        out: File to write; None: the last part of the name, in the working folder.
-
-    Raises:
-        ConfigError: If there is no such configuration, or the file exists.
-    """
-    source = packaged_config(name)
-    target = Path(out) if out is not None else Path(source.name)
-    if target.exists():
-        raise ConfigError(f"{target} exists and is not overwritten; give another --out.")
-    with atomic_file(target) as temporary:
-        temporary.write_bytes(source.read_bytes())
-    return target
 
 
 def _table() -> str:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import polars as pl
 import pyarrow as pa
 
+from sidrec.corpus.build.check_catalogue import check_interactions, check_items
 from sidrec.corpus.build.facts import facts_of
 from sidrec.corpus.build.partition import pieces_by_user
+from sidrec.corpus.reading.column_names import reading
 from sidrec.corpus.schema import (
     INTERACTION_SCHEMA,
     QUERY_SCHEMA,
@@ -23,7 +25,6 @@ from sidrec.corpus.schema import (
 )
 from sidrec.corpus.sources.raw_catalogue import SPLITS, BuildSettings, RawCatalogue, RawQuery
 from sidrec.corpus.sources.splits import leave_last_out, query_splits, temporal, time_bounds
-from sidrec.corpus.sources.validate import check_interactions, check_items, reading
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, disk_errors, sha256_of_file, write_json
 

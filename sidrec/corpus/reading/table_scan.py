@@ -8,12 +8,11 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from sidrec.corpus.reading.column_names import Columns
+from sidrec.corpus.reading.column_names import Columns, reading
 from sidrec.corpus.reading.compressed import FileRows, format_of
 from sidrec.corpus.reading.delimited_rows import read_delimited
 from sidrec.corpus.reading.json_rows import read_json_table, read_json_text
 from sidrec.corpus.reading.shards import Shards
-from sidrec.corpus.sources.validate import reading
 from sidrec.errors import DataError
 
 _TEXTS = ("item_id", "title", "text", "query_id", "query", "group", "split", "user_id")

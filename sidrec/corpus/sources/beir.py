@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 import polars as pl
 
 from sidrec.console import say
+from sidrec.corpus.reading.column_names import reading
 from sidrec.corpus.reading.records import read_records, readable, required, sentences
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery, Split, no_interactions
-from sidrec.corpus.sources.validate import reading
 from sidrec.errors import DataError
 
 _SPLIT_FILES: dict[Split, str] = {"train": "train", "valid": "dev", "test": "test"}

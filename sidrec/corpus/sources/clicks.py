@@ -7,13 +7,13 @@ from typing import NamedTuple
 import polars as pl
 
 from sidrec.console import say
+from sidrec.corpus.reading.column_names import reading, refuse_nested, require_columns
 from sidrec.corpus.reading.shards import Shards
 from sidrec.corpus.reading.table_scan import scan_columns
 from sidrec.corpus.reading.times import read_times
 from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
 from sidrec.corpus.sources.splits import TimeBounds, normalized, temporal, time_bounds
 from sidrec.corpus.sources.user_tables import read_items
-from sidrec.corpus.sources.validate import reading, refuse_nested, require_columns
 from sidrec.errors import ConfigError, DataError
 
 _NEEDED = ("user_id", "query", "item_id", "timestamp")

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from sidrec.console import say
+from sidrec.corpus.reading.column_names import reading, require_columns
 from sidrec.corpus.reading.records import readable, sentences
 from sidrec.corpus.sources.raw_catalogue import SCHEMA, RawCatalogue, TimeUnit, k_core, timestamps
-from sidrec.corpus.sources.validate import reading, require_columns
 from sidrec.errors import DataError
 
 POSITION = "position"  # in place of a time field: the order of the rows
