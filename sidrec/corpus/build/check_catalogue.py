@@ -6,8 +6,6 @@ from sidrec.corpus.reading.column_names import reading
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue
 from sidrec.errors import DataError
 
-_MEANINGS = ("item_id", "user_id", "query_id", "title", "text", "timestamp", "rating", "query")
-
 
 def check_items(raw: RawCatalogue) -> None:
     """Check ids, doubles and texts of the items.

@@ -42,6 +42,7 @@ class Columns:
 
 
 DEFAULT_COLUMNS = Columns()
+_MEANINGS = ("item_id", "user_id", "query_id", "title", "text", "timestamp", "rating", "query")
 
 
 @contextmanager
