@@ -6,6 +6,7 @@ from sidrec.corpus.store import Corpus as Corpus
 from sidrec.encoder.enmf.datamodule import UserDataModule as UserDataModule
 from sidrec.encoder.enmf.module import Enmf as Enmf
 from sidrec.encoder.module import BiEncoder as BiEncoder
+from sidrec.generator.model.generator_settings import PriorSettings as PriorSettings
 from sidrec.generator.retrieval.retriever import Retriever as Retriever
 from sidrec.generator.training.datamodule import GeneratorDataModule as GeneratorDataModule
 from sidrec.generator.training.module import JointGenerator as JointGenerator
