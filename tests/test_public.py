@@ -20,8 +20,15 @@ from sidrec.semantic_ids.quantizers.base import Quantizer
 ROOT = Path(__file__).parents[1]
 NAMES = [name for name in sidrec.__all__ if not name.startswith("__")]
 PACKAGES = {"yaml": "pyyaml", "sklearn": "scikit-learn"}  # import name: name on PyPI
-NOT_CONFIGURED = {"RunManifest", "LastCheckpoint", "LineProgress"}  # every run has them
-BASES = {"CorpusDataModule", "ResumableDataModule", "RowDataModule", "Trained"}
+NOT_CONFIGURED = {
+    "RunManifest",
+    "LastCheckpoint",
+    "LineProgress",
+    "Tracking",
+    "PrefixShareModule",
+}  # every run has them
+BASES = {"CorpusDataModule", "ResumableDataModule", "RowDataModule", "StageModule", "Trained"}
+BASES |= {"PrefixShareModule"}  # trained inside `sidrec fuse`
 
 
 def test_import_sidrec_loads_no_framework():

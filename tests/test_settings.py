@@ -10,7 +10,7 @@ from sidrec.errors import ConfigError
 from sidrec.generator.model.generator_settings import SearchSettings
 from sidrec.settings import as_plain
 from sidrec.training.optimizer import OptimizerSettings
-from tests.test_configs import CONFIGS, ENCODER, FROM_RUN, GENERATOR, printed
+from tests.cli.test_configs import CONFIGS, ENCODER, FROM_RUN, GENERATOR, printed
 
 FLAGSHIP = {  # every value of configs/multitask.yaml and configs/generator.yaml of version 0.1
     "encoder": {

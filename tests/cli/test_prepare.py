@@ -11,7 +11,7 @@ import pytest
 from sidrec.cli import prepare as command
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError, SidrecError
-from tests.corpus.test_movielens import write_csv
+from tests.corpus.sources.test_movielens import write_csv
 
 MOVIES = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "movies"
 needs_data = pytest.mark.skipif(

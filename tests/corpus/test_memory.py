@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sidrec.corpus.build import splits
 from sidrec.corpus.build.partition import pieces_by_user
+from sidrec.corpus.sources import splits
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prepare_memory.py"
 

@@ -8,7 +8,7 @@ from sidrec.encoder.module import BiEncoder
 from sidrec.training.numbered_batches import BatchNumber
 from tests.encoder.test_module import MODEL, train
 
-EXACT = {"dropout": 0.0, "length_groups": 1, "logq_correction": []}
+EXACT = {"dropout": 0.0, "length_groups": 1, "logq_correction": ()}
 QUERIES = {"item_item_share": 0.0}  # so that two batches of 12 hold the pairs of one of 24
 
 

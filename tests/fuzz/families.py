@@ -13,7 +13,7 @@ from tests.fuzz.damage import as_table, damaged_bytes, damaged_table, damaged_ya
 from tests.fuzz.inputs import INTERACTIONS, ITEMS, LAYOUTS, MOVIE_QUERIES, QUERIES
 from tests.fuzz.tally import each
 from tests.generator.echo import Echo
-from tests.generator.test_request_lines import lines as request_lines
+from tests.generator.retrieval.test_parse_request import lines as request_lines
 from tests.tiny import encoder_settings, generator_settings
 
 ROOT = Path(__file__).parents[2]

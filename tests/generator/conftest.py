@@ -25,7 +25,7 @@ def semantic_ids(corpus, tmp_path_factory):
 @pytest.fixture(scope="session")
 def undisturbed(corpus, semantic_ids, tmp_path_factory):
     """Two epochs with a checkpoint after every fifth step."""
-    from tests.generator.training import train  # late: most tests need no Lightning
+    from tests.generator.trained import train  # late: most tests need no Lightning
 
     folder = tmp_path_factory.mktemp("undisturbed")
     trainer, model = train(str(corpus.folder), semantic_ids, folder, every=5)

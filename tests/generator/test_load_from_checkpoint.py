@@ -2,7 +2,7 @@
 
 import sidrec
 from sidrec.generator.model.generator_settings import SearchSettings
-from tests.generator.training import equal, train
+from tests.generator.trained import equal, train
 
 
 def test_generator_loads_and_predicts_without_a_run(corpus, semantic_ids, tmp_path):

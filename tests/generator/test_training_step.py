@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from sidrec.generator.model.batch import GeneratorBatch
-from sidrec.generator.training import module
+from sidrec.generator.model.generator_settings import GeneratorLossSettings
 from sidrec.generator.training.module import JointGenerator
-from tests.generator.training import MODEL
 
 ONE = torch.zeros(1, dtype=torch.long)
 TASKS = ("search", "recommendation")
@@ -26,29 +25,32 @@ class ConstantLoss(nn.Module):
 
 @pytest.fixture
 def model(monkeypatch):
-    made = JointGenerator(**{"semantic_ids": "never loaded", **MODEL})
+    made = JointGenerator(
+        "never loaded",
+        "no encoder",
+        loss=GeneratorLossSettings(search_weight=1.0, recommendation_weight=0.5),
+    )
     made.model = ConstantLoss()
-    corpus = SimpleNamespace(item_ids=list)
-    monkeypatch.setattr(made, "_data", lambda: SimpleNamespace(seed=1, corpus=corpus))
+    data = SimpleNamespace(seed=1, corpus=SimpleNamespace(item_ids=list))
+    monkeypatch.setattr(made, "_data", lambda: data)
     monkeypatch.setattr(made, "log", lambda *_, **__: None)
+    made._trainer = SimpleNamespace(datamodule=data, current_epoch=0)
     return made
 
 
 def test_each_task_has_its_weight(model):
     losses = [model.training_step(batch(task), 0).item() for task in TASKS]
-    weights = [MODEL["search_weight"], MODEL["recommendation_weight"]]
-    assert weights[0] != weights[1]
-    assert losses == pytest.approx([3 * weight for weight in weights])  # the levels' sum
+    assert losses == pytest.approx([3.0, 1.5])  # the levels' sum
 
 
-def seed_of(model, monkeypatch, rank, step):
-    monkeypatch.setattr(module, "rank_and_world_size", lambda: (rank, 2))
+def seed_of(model, rank, step):
+    model._trainer.global_rank = rank
     model.on_train_batch_start(batch("search"), step)
     return torch.initial_seed()
 
 
-def test_dropout_is_seeded_by_rank_and_step(model, monkeypatch):
+def test_dropout_is_seeded_by_rank_and_step(model):
     places = [(0, 0), (1, 0), (0, 1), (1, 1)]
-    seeds = [seed_of(model, monkeypatch, *place) for place in places]
+    seeds = [seed_of(model, *place) for place in places]
     assert len(set(seeds)) == 4
-    assert [seed_of(model, monkeypatch, *place) for place in places] == seeds
+    assert [seed_of(model, *place) for place in places] == seeds

@@ -142,7 +142,7 @@ def test_a_lock_that_somebody_deleted_is_written_anew(run):
 def test_the_heartbeat_ends_an_owner_that_lost_the_run(run):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from sidrec.runs.directory import RunDirectory, lock\n"
+        "from sidrec.runs import lock\nfrom sidrec.runs.directory import RunDirectory\n"
         "lock.HEARTBEAT_S = 0.05\n"
         "with lock.locked(RunDirectory(Path(sys.argv[1]))):\n"
         "    print('held', flush=True); time.sleep(100)\n"

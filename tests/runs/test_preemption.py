@@ -52,7 +52,7 @@ def test_listening_again_forgets_the_last_time():
 
 def run_child(code, *numbers, wait_s=0.3):
     """Run code in a process, send it signals once it prints a line; return code and output."""
-    code = "import os, signal, time\nfrom sidrec.runs.directory import stopping\n" + code
+    code = "import os, signal, time\nfrom sidrec.runs import preemption as stopping\n" + code
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as child:
         line = child.stdout.readline()

@@ -47,7 +47,7 @@ def facts_of(folder: Path, raw: RawCatalogue, counts: dict[str, int]) -> dict[st
         },
         "notes": raw.notes or {},
         "left_out_items": len(raw.left_out),
-        "density": counts["interactions"] / (counts["items"] * counts["users"]),
+        "density": counts["interactions"] / max(1, counts["items"] * counts["users"]),
         "history_lengths": {
             "min": int(lengths.to_numpy().min()),
             "median": float(np.median(lengths.to_numpy())),

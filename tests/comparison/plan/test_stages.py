@@ -127,7 +127,7 @@ def test_another_corpus_changes_every_key(config):
         (("corpuss",), "x", "did you mean 'corpus'"),
         (("embeddings", "search", "set"), {"a": date(2001, 12, 14)}, "put dates in quotes"),
         (("embeddings", "search", "set"), {"a": [{1, 2}]}, "a must be a number, a word, or a list"),
-        (("embeddings", "search", "configs"), ["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (("embeddings", "search", "configs"), ["nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
 )
 def test_mistakes_are_named(copy, path, value, message):

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("_quick_disk")
 
 def test_text_from_outside_is_escaped(config, launcher):
     settings = yaml.safe_load(config.read_text())
-    settings["strategies"][NASTY] = settings["strategies"]["multitask-kept"]
+    strategies = settings["strategies"]
+    strategies["nasty"] = {**strategies["multitask-kept"], "label": NASTY}
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
     compare(config)
     page = (config.parent / "out" / "report.html").read_text()

@@ -8,8 +8,8 @@ import zipfile
 import pytest
 import requests
 
+from sidrec.corpus.reading import download
 from sidrec.corpus.reading.download import default_cache_folder, locate_movielens
-from sidrec.corpus.sources import download
 from sidrec.errors import ConfigError, DataError, SidrecError
 
 

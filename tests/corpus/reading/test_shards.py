@@ -6,7 +6,7 @@ import pytest
 
 from sidrec.corpus.reading.shards import local_shards
 from sidrec.corpus.store import Corpus
-from tests.test_bad_input import INTERACTIONS, ITEMS
+from tests.cli.test_bad_input import INTERACTIONS, ITEMS
 from tests.tiny import sidrec
 
 HEADER, *ROWS = INTERACTIONS.splitlines(keepends=True)

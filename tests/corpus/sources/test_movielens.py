@@ -21,7 +21,9 @@ def read(folder, **changes):
 
 
 def ratings_of(raw):
-    return raw.interactions.collect().select("user_id", "item_id", "timestamp", "rating").rows()
+    """Return the ratings with their times in seconds, as the files hold them."""
+    seconds = (pl.col("timestamp") / 1_000_000).alias("timestamp")
+    return raw.interactions.select("user_id", "item_id", seconds, "rating").collect().rows()
 
 
 def write_csv(folder: Path) -> Path:

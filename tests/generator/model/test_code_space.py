@@ -23,7 +23,7 @@ from tests.generator.made import (
     searches,
     tiny_generator,
 )
-from tests.generator.training import MODEL, train
+from tests.generator.trained import MODEL, train
 
 TEXTS, HISTORIES = ("a heist film in paris", "rain"), ([1, 2], [4])
 ASKED = {

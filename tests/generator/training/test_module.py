@@ -13,7 +13,7 @@ from sidrec.generator.retrieval.retriever import Retriever
 from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.generator.training.module import JointGenerator
 from tests.generator.made import make_bundle
-from tests.generator.training import MODEL, equal, make, train, trainer_for
+from tests.generator.trained import MODEL, equal, make, train, trainer_for
 from tests.settings import made
 
 pytestmark = [

@@ -7,7 +7,7 @@ import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
 from sidrec.generator.model.generator_settings import PriorSettings
-from tests.generator.training import PLAIN, equal, make, train, trainer_for
+from tests.generator.trained import PLAIN, equal, make, train, trainer_for
 from tests.ranks import run_on_ranks
 
 pytestmark = [

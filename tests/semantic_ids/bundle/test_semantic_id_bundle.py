@@ -159,7 +159,7 @@ _SAVE_AND_WAIT = """
 import sys, time
 from pathlib import Path
 import sidrec.semantic_ids.bundle.semantic_id_bundle as room
-from tests.semantic_ids.test_bundle import bundle_of
+from tests.semantic_ids.bundle.test_semantic_id_bundle import bundle_of
 
 def wait(*_):
     print("written in part", flush=True)

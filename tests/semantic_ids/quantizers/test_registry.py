@@ -30,8 +30,9 @@ def test_missing_tensors_are_named():
 
 def test_decoding_needs_none_of_the_libraries_that_fit():
     code = (
-        "import sys; from importlib import import_module; from sidrec.semantic_ids import fitted;"
-        "[import_module(name.rpartition('.')[0]) for name in fitted._CLASSES.values()];"
+        "import sys; from importlib import import_module;"
+        "from sidrec.semantic_ids.quantizers import registry;"
+        "[import_module(name.rpartition('.')[0]) for name in registry._CLASSES.values()];"
         "print(*{'sklearn', 'faiss', 'vector_quantize_pytorch', 'lightning'} & {*sys.modules})"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

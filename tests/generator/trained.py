@@ -10,7 +10,7 @@ from sidrec.generator.model.generator_settings import T5Settings, T5Shape
 from sidrec.generator.training.datamodule import GeneratorDataModule
 from sidrec.generator.training.module import JointGenerator
 from tests.generator.made import T5
-from tests.generator.test_datamodule import SETTINGS
+from tests.generator.training.test_datamodule import SETTINGS
 from tests.settings import made
 
 
