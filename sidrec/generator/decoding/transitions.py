@@ -14,7 +14,7 @@ class ChildTable:
     """Transition table: all bounds of all prefixes, one row each, contiguous per beam.
 
     Attributes:
-        row_of: Row of the prefix of the item at each position; the position past the end has the last.
+        row_of: Row of the prefix of the item at each position; the last row past the end.
         bounds: ``bounds[row, code]`` is the first position at or after the prefix and code; the
             last column ends the last child. The last row has no children.
     """
