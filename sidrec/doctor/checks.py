@@ -45,7 +45,7 @@ def main(args: list[str]) -> None:
         findings = list(examine())
     else:
         from sidrec.doctor.run_state import (
-            examine_run,  # late: a machine's ills shall not hide a run's
+            examine_run,  # late: machine problems must not hide run problems
         )
 
         findings = list(examine_run(run))
