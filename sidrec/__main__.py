@@ -1,4 +1,4 @@
-"""``python -m sidrec`` is ``sidrec``."""
+"""Entry point of ``python -m sidrec``, the same as ``sidrec``."""
 
 from sidrec.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Configurations by name: a local YAML file, or one that the package carries."""
+"""Configurations by name: a local YAML file, or one from the package."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,11 @@ from sidrec.errors import ConfigError
 from sidrec.files import atomic_file
 
 _HERE = Path(__file__).parent
-_MAX_NODES = 100_000  # of a configuration; ours have a few hundred
+_MAX_NODES = 100_000  # of a configuration; packaged ones have a few hundred
 
 
 def packaged_folder() -> Path:
-    """Return the folder of the packaged configurations: of the wheel, else of the checkout."""
+    """Return the folder of the packaged configurations, from the wheel or the checkout."""
     inside = _HERE / "configs"
     return inside if inside.is_dir() else _HERE.parent / "configs"
 
@@ -27,10 +27,10 @@ def find_config(name: str) -> Path:
 
     Args:
         name: Path of a local file, or a packaged name such as ``ids/tiger.yaml``, with or without
-            ``configs/`` before it.
+            the prefix ``configs/``.
 
     Raises:
-        ConfigError: If there is neither; names the nearest packaged one.
+        ConfigError: If neither exists; suggests the nearest packaged name.
     """
     return Path(name) if Path(name).is_file() else packaged_config(name.removeprefix("configs/"))
 
@@ -39,7 +39,7 @@ def packaged_config(name: str) -> Path:
     """Return the file of a packaged configuration.
 
     Raises:
-        ConfigError: If there is none of that name; names the nearest.
+        ConfigError: If the name does not exist; suggests the nearest one.
     """
     names = packaged_names()
     if name in names:
@@ -54,10 +54,10 @@ def packaged_config(name: str) -> Path:
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """Return the content of a YAML file; parsers would leave its name out of their errors.
+    """Return the content of a YAML file, with errors that name the file.
 
     Raises:
-        ConfigError: If it is no YAML mapping, contains itself, or unfolds to more than 100,000
+        ConfigError: If it is not a YAML mapping, contains itself, or unfolds to more than 100,000
             values; names file and line.
     """
     import yaml
@@ -81,7 +81,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 def _count_nodes(node: Any, file: Path, known: dict[int, int], above: set[int]) -> int:  # noqa: ANN401
-    """Return how many values a tree has once its anchors are unfolded; refuse an endless one."""
+    """Count the values of a tree with its anchors unfolded; refuse an endless one."""
     if not isinstance(node, dict | list):
         return 1
     if id(node) in known:
@@ -104,8 +104,8 @@ def copy_config(name: str, out: str | None = None) -> Path:
     """Copy a packaged configuration and return the new file.
 
     Args:
-        name: As ``packaged_names`` gives it.
-        out: File to write; None: the last part of the name, in the working folder.
+        name: Name from ``packaged_names``.
+        out: File to write; None: the last part of the name, in the working directory.
 
     Raises:
         ConfigError: If there is no such configuration, or the file exists.

@@ -1,4 +1,4 @@
-"""What a person sees while sidrec works: bars on a terminal, plain lines in a log."""
+"""Console output: progress bars on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -11,15 +11,15 @@ _LINE_EVERY_S = 10.0
 
 
 def say(text: str) -> None:
-    """Print one line for the user, on standard error; standard output is for results."""
+    """Print one line for the user on standard error; standard output is for results."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def track(items: Iterable[Item], what: str, *, total: int) -> Iterator[Item]:
-    """Yield ``items`` and show how many of ``total`` are done and how long the rest will take.
+    """Yield ``items`` and show progress out of ``total``, with the remaining time.
 
-    On a terminal this is a bar; elsewhere a line at the most every ten seconds.
+    On a terminal this is a bar; elsewhere at most one line every ten seconds.
     """
     if sys.stderr.isatty():
         yield from _bar(items, what, total)

@@ -1,4 +1,4 @@
-"""The only module that talks to torch.distributed."""
+"""Distributed collectives: the only module that uses torch.distributed."""
 
 import socket
 import time
@@ -43,7 +43,7 @@ class _GatherWithGrad(torch.autograd.Function):
 
 
 def gather_with_grad(local: Float[Tensor, "batch dim"]) -> Float[Tensor, "global_batch dim"]:
-    """Concatenate ``local`` over ranks, in rank order, letting gradients flow back.
+    """Concatenate ``local`` over ranks, in rank order, with gradients.
 
     Every rank must pass the same ``batch``: use ``drop_last=True`` in the training loader.
     """
@@ -56,7 +56,7 @@ def gather_with_grad(local: Float[Tensor, "batch dim"]) -> Float[Tensor, "global
 def gather_rows(local: Shaped[Tensor, "row ..."]) -> Shaped[Tensor, "all_rows ..."]:
     """Concatenate ``local`` over ranks, in rank order, without gradient.
 
-    Ranks may pass different numbers of rows (none included); all other sizes must agree.
+    Ranks may pass different numbers of rows, including none; all other sizes must agree.
     """
     _, world_size = rank_and_world_size()
     if world_size == 1:
@@ -83,12 +83,12 @@ def gather_objects(local: Any) -> list[Any]:  # noqa: ANN401
 
 
 def on_one_host() -> bool:
-    """Tell whether all ranks run on the same machine."""
+    """Return whether all ranks run on the same machine."""
     return len(set(gather_objects(socket.gethostname()))) == 1
 
 
 def sum_over_ranks(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
-    """Return the sum over ranks; the same bits on every rank."""
+    """Return the sum over ranks, bitwise equal on every rank."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return local
@@ -108,13 +108,13 @@ def from_rank_zero(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
 
 
 def on_rank_zero(work: Callable[[], Result]) -> Result:
-    """Do ``work`` on rank 0 and return its result, or raise its error, on every rank.
+    """Run ``work`` on rank 0 and return its result, or raise its error, on every rank.
 
-    Without this an error on rank 0 alone would leave the others waiting for it. The result travels
-    to every rank: return only what they need.
+    Otherwise an error on rank 0 would leave the other ranks waiting. The result is sent to every
+    rank, so return only what they need.
 
     Raises:
-        SidrecError: What ``work`` raised; an OSError likewise. Other errors end rank 0 alone.
+        SidrecError: If ``work`` raises it, likewise OSError. Other errors end rank 0 alone.
     """
     outcome: tuple[Result | None, Exception | None] = (None, None)
     if rank_and_world_size()[0] == 0:
@@ -139,8 +139,8 @@ def _broadcast_object(local: Any) -> Any:  # noqa: ANN401
 def silent_ranks(*, wait_s: float) -> list[int]:
     """Return the ranks that have not called this function after ``wait_s`` seconds.
 
-    For ranks that gave up waiting for another one: it goes through the key-value store that
-    introduced the ranks, since the process group itself is stuck.
+    Use it on a rank that gave up waiting for another one. It uses the key-value store of the
+    rendezvous, since the process group itself is blocked.
     """
     rank, world_size = rank_and_world_size()
     if world_size == 1:
@@ -155,7 +155,7 @@ def silent_ranks(*, wait_s: float) -> list[int]:
 
 
 def wait_for_all_ranks() -> None:
-    """Return when every rank has come here."""
+    """Wait until every rank has called this function."""
     _, world_size = rank_and_world_size()
     if world_size > 1:
         dist.barrier()

@@ -1,13 +1,13 @@
-"""Errors a user can act on. Each message says: what was expected, what was found, what to do."""
+"""Errors that a user can act on; each message says what was expected and found, and what to do."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 
 def nearest(name: str, valid: Sequence[str]) -> str | None:
-    """Return the valid name most like ``name``; None when nothing is like it.
+    """Return the valid name most similar to ``name``; None if none is similar.
 
-    Of a dotted name the first part counts where that is unknown, else the last part.
+    For a dotted name it compares the first part if that is unknown, else the last part.
 
     >>> nearest("trainer.max_step", ["trainer.max_steps", "data"])
     'trainer.max_steps'
@@ -27,41 +27,41 @@ def nearest(name: str, valid: Sequence[str]) -> str | None:
 
 
 class SidrecError(Exception):
-    """Base class: caught at the command line, nothing wider. Ends the process with code 1."""
+    """Base class of errors that the command line reports; ends the process with code 1."""
 
     exit_code = 1
-    max_characters = 300  # of what a person is shown; --debug shows all
+    max_characters = 300  # shown to the user; --debug shows all
 
 
 class ConfigError(SidrecError):
-    """Two settings contradict each other, or one is out of range. Exit code 2."""
+    """Contradiction of two settings, or a setting out of range. Exit code 2."""
 
     exit_code = 2
 
 
 class ContradictionError(ConfigError):
-    """Settings differ from those that something was begun with; the table of them may be long."""
+    """Contradiction with stored settings; the message has a table that may be long."""
 
     max_characters = 4_000
 
 
 class DataError(SidrecError):
-    """A file or table breaks its contract. Exit code 3."""
+    """Violation of the contract of a file or table. Exit code 3."""
 
     exit_code = 3
 
 
 class RunError(SidrecError):
-    """A run directory cannot be used: unfinished, of another stage, or of another corpus."""
+    """Unusable run directory: unfinished, of another stage, or of another corpus."""
 
 
 MAX_CHARACTERS = SidrecError.max_characters
-_MAX_WORD_CHARACTERS = 160  # longer ones are values of somebody's file, or paths
+_MAX_WORD_CHARACTERS = 160  # longer words are values from a file, or paths
 _CUT = " … "
 
 
 def one_line(text: str, *, max_characters: int = MAX_CHARACTERS) -> str:
-    r"""Return a message as one line of a length that a person reads; the middle is left out.
+    r"""Return a message as one line of readable length, without its middle part.
 
     Examples:
         >>> one_line("first line\nsecond\tline")

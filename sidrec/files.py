@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and recognizing them again."""
+"""Atomic writes of files and folders, and hashes of their content."""
 
 import errno
 import hashlib
@@ -20,10 +20,10 @@ _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # ENOENT: no f
 
 @contextmanager
 def disk_errors(target: Path, advice: str) -> Iterator[None]:
-    """Turn what the system says about a disk into an error that names ``target``.
+    """Convert operating-system errors of a disk to an error that names ``target``.
 
     Raises:
-        SidrecError: If the block ran into a full, locked or read-only disk.
+        SidrecError: If the block meets a full, locked or read-only disk.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target``; it replaces ``target`` when the block succeeds.
+    """Yield a temporary folder beside ``target`` that replaces it when the block succeeds.
 
     When the block raises, the temporary folder is removed and ``target`` keeps its old content.
     """
@@ -87,7 +87,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def write_json(target: Path, content: Any) -> None:  # noqa: ANN401
-    """Write ``content`` as indented JSON, atomically. Keys keep their order."""
+    """Write ``content`` as indented JSON, atomically; keys keep their order."""
     with atomic_file(target) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

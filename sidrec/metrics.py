@@ -11,29 +11,29 @@ from torchmetrics import Metric, MetricCollection
 
 from sidrec.types import TASKS, Task
 
-_CHUNK = 1024  # requests looked at together
-_DEEPEST = 30  # ranks that any figure looks at
+_CHUNK = 1024  # requests per chunk
+_DEEPEST = 30  # deepest rank of any metric
 _HEAD_FRACTION = 0.01
-_UNIT = 1 << 36  # sums of figures in [0, 1] are kept as integers in this unit: exact in any order
+_UNIT = 1 << 36  # integer unit of sums of figures in [0, 1], which are exact in any order
 
 Figures = dict[str, int | float]
 
 
 class Prediction(NamedTuple):
-    """One answered request: all that a figure can depend on.
+    """Answer to one request, with everything that a metric depends on.
 
     Attributes:
         request_id: Unique within its task.
         task: ``search`` or ``recommendation``.
-        split: Where the request comes from: ``valid``, ``test``, or empty for foreign requests.
+        split: Origin of the request: ``valid``, ``test``, or empty for foreign requests.
         items: item_index, best first, no padding.
-        scores: Score of each item; log-probabilities of a generator, in nats, and -inf for items
-            that its search has not found and that fill up a short list.
+        scores: Score of each item; log-probabilities of a generator, in nats, and -inf for
+            backfilled items that its search did not find.
         semantic_id_ranks: For each relevant item, the rank from 0 of its Semantic ID among the
             distinct Semantic IDs of the answer, -1 if absent; empty for systems without them.
-        relevant: item_index of the right answers; empty when nobody knows them.
+        relevant: item_index of the right answers; empty if unknown.
         history_length: Items of the user's history; 0 for search.
-        answerable: False where every right answer lies in the history that is excluded.
+        answerable: False if every right answer is in the excluded history.
     """
 
     request_id: str
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 def hits(
     items: Int[Tensor, "request rank"], relevant: Int[Tensor, "request answer"]
 ) -> Bool[Tensor, "request rank"]:
-    """Mark the ranks that hold a right answer, each answer at its first rank only.
+    """Mark the ranks with a right answer, each answer at its first rank only.
 
     Args:
         items: item_index, best first; -1 pads.
@@ -63,12 +63,12 @@ def hits(
 def recall_at_k(
     hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"], *, k: int
 ) -> Float64[Tensor, " request"]:
-    """Return the fraction of the right answers among the first ``k``; NaN where there is none.
+    """Return the fraction of the right answers among the first ``k``; NaN if there are none.
 
     Args:
-        hit: As :func:`hits` makes it.
+        hit: Hits from :func:`hits`.
         num_relevant: Right answers of each request, found or not.
-        k: Cut-off, in items, at least 1. A shorter list counts as it stands.
+        k: Cut-off, in items, at least 1. A shorter list counts as it is.
 
     Example:
         >>> recall_at_k(torch.tensor([[False, True, True]]), torch.tensor([4]), k=2)
@@ -80,7 +80,7 @@ def recall_at_k(
 def ndcg_at_k(
     hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"], *, k: int
 ) -> Float64[Tensor, " request"]:
-    """Return the discounted gain over that of a perfect list; NaN where nothing is relevant.
+    """Return the discounted gain over that of a perfect list; NaN if nothing is relevant.
 
     Gains are 0 or 1, the discount is ``1 / log2(rank + 1)``, and the perfect list starts with
     ``min(k, num_relevant)`` right answers: nDCG@k of trec_eval.
@@ -92,16 +92,16 @@ def ndcg_at_k(
 
 
 def mrr_at_k(hit: Bool[Tensor, "request rank"], *, k: int) -> Float64[Tensor, " request"]:
-    """Return one over the rank of the first right answer; 0 where the first ``k`` hold none."""
+    """Return one over the rank of the first right answer; 0 if the first ``k`` hold none."""
     rank = torch.arange(1, min(k, hit.shape[1]) + 1, device=hit.device).double()
     none = torch.zeros(len(hit), 1, dtype=torch.float64, device=hit.device)
     return torch.cat([none, hit[:, :k] / rank], dim=1).amax(dim=1)
 
 
 class _RankingMetric(Metric):
-    """Mean over requests of a figure of ranked lists; requests without a right answer are skipped.
+    """Mean over requests of a ranking metric; requests without a right answer are skipped.
 
-    States are a sum and a count, so that ranks reduce two integers.
+    Its states are a sum and a count, so ranks reduce two integers.
 
     Args:
         k: Cut-off, in items, at least 1.
@@ -131,7 +131,7 @@ class _RankingMetric(Metric):
         self.count += len(figures)
 
     def compute(self) -> Float64[Tensor, ""]:
-        """Return the mean over all requests of all ranks; NaN over none."""
+        """Return the mean over all requests of all ranks; NaN without requests."""
         return self.total.double() / (self.count.double() * _UNIT)
 
     def _figures(
@@ -141,7 +141,7 @@ class _RankingMetric(Metric):
 
 
 class Recall(_RankingMetric):
-    """Recall@k of ranked item ids, as :func:`recall_at_k`."""
+    """Recall@k of ranked items, see :func:`recall_at_k`."""
 
     def _figures(
         self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
@@ -150,7 +150,7 @@ class Recall(_RankingMetric):
 
 
 class NDCG(_RankingMetric):
-    """nDCG@k of ranked item ids, as :func:`ndcg_at_k`."""
+    """nDCG@k of ranked items, see :func:`ndcg_at_k`."""
 
     def _figures(
         self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
@@ -159,7 +159,7 @@ class NDCG(_RankingMetric):
 
 
 class MRR(_RankingMetric):
-    """MRR@k of ranked item ids, as :func:`mrr_at_k`."""
+    """MRR@k of ranked items, see :func:`mrr_at_k`."""
 
     def _figures(
         self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
@@ -169,13 +169,13 @@ class MRR(_RankingMetric):
 
 
 def ranking_metrics() -> MetricCollection:
-    """Return the metrics of validation: recall@5, @10, @30, ndcg@5, @10 and mrr@30."""
+    """Return the validation metrics: recall@5, @10, @30, ndcg@5, @10 and mrr@30."""
     each: dict[str, Metric | MetricCollection] = {
         **{f"recall@{k}": Recall(k) for k in (5, 10, 30)},
         **{f"ndcg@{k}": NDCG(k) for k in (5, 10)},
         "mrr@30": MRR(30),
     }
-    # Groups would be guessed from states that are equal by chance.
+    # Automatic groups would form from states that are equal by chance.
     metrics = MetricCollection(each, compute_groups=False)
     nothing = torch.empty(0, 1, dtype=torch.long)
     metrics.update(nothing, nothing)  # a rank without requests takes part in the reduction
@@ -191,9 +191,9 @@ def ranked_lists(
 
 
 def harmonic_mean(figures: Sequence[float]) -> float:
-    """Return the harmonic mean of figures that are not negative; 0 of none.
+    """Return the harmonic mean of non-negative figures; 0 of none.
 
-    A figure of 0 counts as 1e-9, so that the other one still decides between two runs.
+    A figure of 0 counts as 1e-9, so that the other figure still decides between two runs.
 
     >>> round(harmonic_mean([0.5, 0.25]), 4)
     0.3333
@@ -206,11 +206,11 @@ def harmonic_mean(figures: Sequence[float]) -> float:
 def validation_figures(
     figures: Mapping[str, float], *, trained: Collection[Task]
 ) -> dict[str, float]:
-    """Return figures per task, and their means over tasks, by which checkpoints are chosen.
+    """Return figures per task, and the means over tasks that choose checkpoints.
 
-    ``harmonic_mean/F`` is the harmonic mean of figure ``F`` over the tasks in ``trained`` that
-    were asked: a task which takes no part in training says nothing about when to stop it.
-    ``recall_harmonic_mean`` is that of Recall@30, the default choice.
+    ``harmonic_mean/F`` is the harmonic mean of figure ``F`` over the tasks in ``trained`` that have
+    requests, since an untrained task does not show when to stop. ``recall_harmonic_mean`` is the
+    harmonic mean of Recall@30, the default choice.
 
     >>> figures = {"search/recall@30": 0.5, "recommendation/recall@30": 0.001}
     >>> validation_figures(figures, trained=["search"])["recall_harmonic_mean"]
@@ -237,28 +237,28 @@ def head_items(popularity: Int[Tensor, " item"]) -> Bool[Tensor, " item"]:
 def evaluate(predictions: Iterable[Prediction], popularity: Int[Tensor, " item"]) -> Figures:
     """Compute the flat figures of ``metrics.json``.
 
-    Predictions may come from any number of processes in any order: a request that appears twice
-    (padding of a distributed sampler) counts once, and sums are exact, so the figures are the
-    same to the last bit. Requests without a right answer are counted, not scored.
+    Predictions may come from any number of processes in any order. A request that appears twice
+    (padding of a distributed sampler) counts once, and sums are exact, so figures are equal to the
+    last bit. Requests without a right answer are counted, not scored.
 
     Args:
         predictions: Answers of one split.
         popularity: Train interactions of each item; its length is the size of the catalogue.
 
     Returns:
-        For each task ``T`` that was asked: ``T/recall@5``, ``@10``, ``@30``, ``T/ndcg@5``,
+        For each task ``T`` with requests: ``T/recall@5``, ``@10``, ``@30``, ``T/ndcg@5``,
         ``@10``, ``T/mrr@30``, with Semantic IDs ``T/sid_recall@10`` and ``T/sid_recall@30``;
-        ``T/recall@30_answerable`` without the ``T/num_unanswerable`` requests all of whose right
-        answers lie in the excluded history;
+        ``T/recall@30_answerable`` without the ``T/num_unanswerable`` requests whose right answers
+        are all in the excluded history;
         ``T/recall@30_head`` over right answers among the 1 % most popular train items,
         ``T/recall@30_torso`` over all others, and ``T/cold_start``, recall@30 over right answers
         without a train interaction; the number of requests behind each as ``T/num_requests``,
         ``T/num_requests_head``, ``_torso``, ``_cold_start``, and ``T/num_without_answer``. A
-        figure over no request is left out; its count says 0. ``decoding/valid_fraction``: of the
-        items returned, the fraction that exists and is no repetition; ``decoding/found_fraction``:
-        the fraction that the search found (the rest fills up lists that it left short, and counts
-        for recall but not for ``sid_recall``), left out where items lack scores;
-        ``decoding/list_length``: their mean number.
+        figure without requests is left out; its count is 0. ``decoding/valid_fraction``: fraction
+        of the returned items that exist and are not repetitions; ``decoding/found_fraction``:
+        fraction that the search found, left out where items lack scores (backfilled items count
+        for recall but not for ``sid_recall``); ``decoding/list_length``: mean number of returned
+        items.
     """
     distinct = {(one.task, one.request_id): one for one in predictions}
     figures: Figures = {}
@@ -343,13 +343,13 @@ def _decoding(predictions: list[Prediction], num_items: int) -> Figures:
         "decoding/list_length": returned / len(predictions),
     }
     scores = [score for one in predictions for score in one.scores]
-    if len(scores) == returned and None not in scores:  # tables of others may lack them
+    if len(scores) == returned and None not in scores:  # external tables may lack scores
         figures["decoding/found_fraction"] = sum(score > -math.inf for score in scores) / returned
     return figures
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
-    """Stack rows of different lengths, at least one column wide; -1 fills up."""
+    """Stack rows of different lengths, at least one column wide; -1 pads."""
     width = max((len(row) for row in rows), default=0) or 1
     return torch.tensor(
         [[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long

@@ -1,4 +1,4 @@
-"""Classes and functions of other packages: found by entry point, or by path where that is allowed.
+"""Plug-ins: classes and functions of other packages, by entry point or by allowed path.
 
 A package registers a class for bundles and YAML files in its ``pyproject.toml``, e.g.
 ``[project.entry-points."sidrec.quantizers"] mine = "mypackage.quantizers:MyQuantizer"``.
@@ -25,7 +25,7 @@ def allowed_packages() -> list[str]:
 
 
 def load_plugins() -> None:
-    """Import every installed plug-in, so that command lines can name its classes.
+    """Import every installed plug-in, so that flags and configurations can name its classes.
 
     Raises:
         ConfigError: If one cannot be imported.
@@ -35,14 +35,14 @@ def load_plugins() -> None:
 
 
 def find_class(group: str, name: str, base: type[Base], *, known: Iterable[str]) -> type[Base]:
-    """Return the subclass of ``base`` that an entry point, its own name or its path names.
+    """Return the subclass of ``base`` for an entry point, a class name or a class path.
 
     Args:
         group: One of ``GROUPS``.
-        name: Of an entry point, or a class path. A path imports its module only if its package is
-            allowed (see ``allowed_packages``): a bundle is data from anywhere.
-        base: What the class must be.
-        known: Names that sidrec has itself, for the message.
+        name: Entry point, or class path. A path imports its module only if its package is
+            allowed (see ``allowed_packages``), since a bundle may come from anywhere.
+        base: Required base class.
+        known: Names of sidrec's own classes, for the message.
 
     Raises:
         DataError: If nothing has that name.
@@ -61,7 +61,7 @@ def find_class(group: str, name: str, base: type[Base], *, known: Iterable[str])
 
 
 def find_function(group: str, name: str, *, known: Iterable[str]) -> Callable[..., Any]:
-    """Return the function that an entry point or an allowed path names.
+    """Return the function for an entry point or an allowed path.
 
     Raises:
         ConfigError: If nothing has that name, or it cannot be imported or called.
@@ -86,7 +86,7 @@ def _by_entry_point(group: str, name: str) -> Any:  # noqa: ANN401
 
 
 def _by_class(base: type, name: str) -> type | None:
-    """Return a subclass that is imported already; its own code, so nothing is let in."""
+    """Return an already imported subclass of this name; imports nothing new."""
     one: type
     for one in base.__subclasses__():
         is_it = name in (getattr(one, "name", None), f"{one.__module__}.{one.__qualname__}")

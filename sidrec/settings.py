@@ -1,4 +1,4 @@
-"""Base of the settings dataclasses: ranges as types, one check for Python, YAML and flags."""
+"""Base of the settings dataclasses: ranges as types, with one check for Python, YAML and flags."""
 
 import operator
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ PositiveInt: TypeAlias = Annotated[int, Interval(ge=1)]
 NonNegativeInt: TypeAlias = Annotated[int, Interval(ge=0)]
 PositiveFloat: TypeAlias = Annotated[float, Interval(gt=0)]
 NonNegativeFloat: TypeAlias = Annotated[float, Interval(ge=0)]
-Probability: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]  # 1 itself is never meant
+Probability: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]  # 1 itself is excluded
 
 _LIMITS = (
     ("gt", operator.gt, "above"),
@@ -37,7 +37,7 @@ class Settings:
 
 
 def check_ranges(settings: Any) -> None:  # noqa: ANN401
-    """Refuse a dataclass with a field outside the range that its type states.
+    """Check that all fields of a dataclass are inside the range of their type.
 
     Raises:
         ConfigError: Names the field, its range and the value.
@@ -60,7 +60,7 @@ def as_plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _missed(kind: Any, value: Any) -> str | None:  # noqa: ANN401
-    """Return the range that a value misses, or None where it lies inside."""
+    """Return the range that a value violates, or None where it is inside."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return None if value in arguments else f"one of {', '.join(map(str, arguments))}"

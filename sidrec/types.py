@@ -1,4 +1,4 @@
-"""The nouns that travel between stages."""
+"""Types that stages exchange."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -16,14 +16,14 @@ _CHECKED_ROWS = 4096
 
 
 class Request(NamedTuple):
-    """One question to the system, and the items that answer it.
+    """Request to the system, and the items that answer it.
 
     Attributes:
         request_id: Unique within its task.
         task: ``search`` reads ``query``; ``recommendation`` reads ``history``.
         query: Text of the query; empty for recommendation.
         history: item_index of the items consumed so far, oldest first; empty for search.
-        relevant: item_index of the right answers; empty when nobody knows them.
+        relevant: item_index of the right answers; empty if unknown.
     """
 
     request_id: str
@@ -48,7 +48,7 @@ class PairBatch(NamedTuple):
         left: Anchor texts.
         right: Item texts.
         right_item: item_index of each right side.
-        known_positives: item_index of every item that is no negative for the left side of the
+        known_positives: item_index of every item that is not a negative for the left side of the
             row (its own pair's item included), padded with -1.
         right_log_frequency: Natural logarithm of the probability with which the sampler draws
             the right item, for the logQ correction.
@@ -64,11 +64,11 @@ class PairBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ItemEmbeddings:
-    """One L2-normalized vector per item: row ``i`` belongs to item ``i`` of the catalogue.
+    """L2-normalized embedding of every item: row ``i`` belongs to item ``i`` of the catalogue.
 
     Attributes:
         vectors: Embeddings, float32, finite.
-        encoder_hash: sha256 over the weights that made them; ``external`` for foreign vectors.
+        encoder_hash: sha256 over the weights of the encoder; ``external`` for foreign vectors.
         corpus_fingerprint: Fingerprint of the corpus whose items these are.
 
     Raises:
@@ -89,7 +89,7 @@ class ItemEmbeddings:
 
 
 def not_finite_rows(vectors: Float[Tensor, "item dim"]) -> list[int]:
-    """Return the rows that hold NaN or infinity; read in parts, so vectors may lie in a file."""
+    """Return the rows with NaN or infinity; it reads in parts, so vectors may be in a file."""
     return [
         start + row
         for start in range(0, len(vectors), _CHECKED_ROWS)
@@ -129,10 +129,10 @@ class SemanticIdTable:
 
 
 class RankedItems(NamedTuple):
-    """Answers of a batch of requests, best first.
+    """Ranked items of a batch of requests, best first.
 
     Attributes:
-        items: item_index, no item twice in a row; -1 pads a list that is shorter.
+        items: item_index, no item twice in a row; -1 pads shorter lists.
         scores: Log-probability of the item's Semantic ID, in nats, not increasing along a row;
             -inf on padding.
     """

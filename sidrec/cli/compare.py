@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     comparison = read_comparison(Path(given.config))
     if given.strategies:
         comparison = comparison.only([name.strip() for name in given.strategies.split(",")])
-    read_discussion(comparison.report)  # before hours of work, not after
+    read_discussion(comparison.report)  # fails before hours of work, not after
     corpus = Corpus.load(comparison.corpus)
     cells = cells_of(comparison, fingerprint=corpus.fingerprint)
     stages, out = in_order(cells), Path(comparison.out)
@@ -85,7 +85,7 @@ def _parser() -> CommandParser:
 
 
 def _check_runs(comparison: Comparison, corpus: Corpus) -> None:
-    """Refuse runs made elsewhere that do not fit before hours go into the others."""
+    """Check that runs from outside the comparison fit, before hours of training."""
     from sidrec.comparison.statistics.tested_runs import made_elsewhere, requests_of
 
     requests_of(made_elsewhere(comparison.runs), corpus)

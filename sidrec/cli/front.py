@@ -1,4 +1,4 @@
-"""Complete a command line and refuse what is wrong with it before torch is imported."""
+"""Command-line checks and completion that run before torch is imported."""
 
 import json
 import os
@@ -30,14 +30,15 @@ _ONLY_FLAGS = {"ids": {"append", "diff"}} | {key: {"from"} for key in TRAINING_C
 _NO_KEYS = {"config", "print_config", "help"}
 _DEFAULT_RUNS = "runs"
 
-Contents = list[tuple[str, dict[str, Any]]]  # file, what it holds
+Contents = list[tuple[str, dict[str, Any]]]  # file, its content
 
 
 def prepared(command: str, arguments: list[str]) -> list[str]:
-    """Return the arguments as the command's own parser takes them.
+    """Return the arguments in the form that the command's own parser takes.
 
-    ``--config NAME`` becomes the path of a file, ``--from RUN`` of a training command what the
-    run holds. Callbacks of several configurations are joined, and ``fit`` gets a run directory.
+    ``--config NAME`` becomes the path of a file. ``--from RUN`` of a training command becomes the
+    arguments from that run. Callbacks of several configurations are joined, and ``fit`` gets a run
+    directory.
 
     Raises:
         ConfigError: If a configuration is missing, broken, or has a key that does not exist, or a
@@ -67,7 +68,7 @@ def prepared(command: str, arguments: list[str]) -> list[str]:
 
 
 def _with_config_paths(arguments: list[str]) -> list[str]:
-    """Write the file of every ``--config NAME``."""
+    """Replace every ``--config NAME`` by the path of its file."""
     result = list(arguments)
     for place, word in enumerate(arguments):
         flag, _, value = word.partition("=")
@@ -81,7 +82,7 @@ def _with_config_paths(arguments: list[str]) -> list[str]:
 
 
 def _flags(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield name and value of every flag; None for a flag without one."""
+    """Yield name and value of every flag; None for a flag without a value."""
     for word, after in pairwise([*arguments, "--"]):
         if word.startswith("--") and len(word) > len("--"):
             name, equals, value = word.removeprefix("--").partition("=")
@@ -111,7 +112,7 @@ def _hint(name: str, valid: set[str]) -> str:
 
 
 def _setting(key: str, arguments: list[str], contents: Contents) -> Any:  # noqa: ANN401
-    """Return the value that a dotted key gets: the last flag's, else the last configuration's."""
+    """Return the value of a dotted key: the last flag's, else the last configuration's."""
     spellings = (key, key.replace(".", ".init_args.", 1))
     given = [value for name, value in _flags(arguments) if name in spellings and value]
     if given:
@@ -150,7 +151,7 @@ def _refuse_missing_corpus(command: str, arguments: list[str], contents: Content
 
 
 def _with_run_dir(arguments: list[str], contents: Contents) -> list[str]:
-    """Give ``fit`` a run directory where none is named: ``runs/CONFIG-TIME``."""
+    """Add a run directory to ``fit`` if none is named: ``runs/CONFIG-TIME``."""
     named = _setting("run_dir", arguments, contents)
     printed = any(name == "print_config" for name, _ in _flags(arguments))
     if named is not None or printed or not contents:
@@ -159,14 +160,14 @@ def _with_run_dir(arguments: list[str], contents: Contents) -> list[str]:
         raise ConfigError("Several processes need one --run_dir; name it.")
     stem = Path(contents[0][0]).stem
     chosen = ["--run_dir", f"{_DEFAULT_RUNS}/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"]
-    sys.argv += chosen  # ranks that Lightning launches are started with it
+    sys.argv += chosen  # Lightning starts the other ranks with these arguments
     return [*arguments, *chosen]
 
 
 def _with_joined_callbacks(arguments: list[str], contents: Contents) -> list[str]:
     """Append the callbacks of later configurations to those of earlier ones.
 
-    A parser keeps the last list alone. A class that stands in both has the later one's settings.
+    A parser keeps only the last list. A class in both lists gets the later one's settings.
     """
     named = [(file, _callbacks(content)) for file, content in contents]
     named = [(file, callbacks) for file, callbacks in named if callbacks]

@@ -1,4 +1,4 @@
-"""``sidrec fuse``: Semantic IDs from the vectors of two runs, for both tasks or for each."""
+"""``sidrec fuse``: Semantic IDs from the embeddings of two runs, shared or per task."""
 
 import sys
 from pathlib import Path

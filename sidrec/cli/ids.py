@@ -149,15 +149,15 @@ def make_ids(
         run: Encoder run directory (or a bundle folder); give this or ``embeddings``.
         embeddings: File of vectors.
         out: Folder to write.
-        quantizer: How codes are made.
-        policy: What happens where items share codes.
+        quantizer: Quantizer that makes the codes.
+        policy: Collision policy for items that share codes.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         attributes: File of item attributes; by default those of the run's corpus.
         corpus: Corpus that ``embeddings`` are joined with by item_id, for a generator on it.
 
     Raises:
-        ConfigError: If not exactly one source is given, or the device is not there.
-        RunError: If the run has not finished or holds no embeddings.
+        ConfigError: If not exactly one source is given, or the device is not available.
+        RunError: If the run has not finished or has no embeddings.
         DataError: If vectors or attributes are not usable.
     """
     if run is None and embeddings is None:

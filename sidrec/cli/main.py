@@ -34,7 +34,7 @@ EXTRAS = {  # optional packages by their import names
     "vector_quantize_pytorch": "learned",
     "wandb": "wandb",
 }
-_INTERRUPTED = 130  # what shells report for Ctrl-C
+_INTERRUPTED = 130  # exit code of shells for Ctrl-C
 _WRONG_USAGE = 2
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -93,7 +93,7 @@ def _refuse_command(name: str) -> NoReturn:
 
 
 def _missing_extra(error: ModuleNotFoundError) -> Exception:
-    """Name the extra that installs an optional package."""
+    """Return an error that names the extra for a missing optional package."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         return error
@@ -110,7 +110,7 @@ def _full_disk(error: OSError) -> Exception:
 
 
 def _is_wrong_usage(error: Exception) -> bool:
-    """Tell Lightning's complaint about Trainer settings, without importing Lightning."""
+    """Return whether Lightning rejects Trainer settings, without importing Lightning."""
     return type(error).__name__ == "MisconfigurationException"
 
 

@@ -1,4 +1,4 @@
-"""Parser of the commands: an error is one line that names the nearest valid key."""
+"""Parser of the commands; its errors are one line that names the nearest valid key."""
 
 import inspect
 import re
@@ -84,7 +84,7 @@ def with_suggestion(message: str, valid: Iterable[str]) -> str:
     """Return a parser's message as one line, with the nearest valid name where one is unknown.
 
     Args:
-        message: Of argparse or jsonargparse, over any number of lines.
+        message: Message of argparse or jsonargparse, over any number of lines.
         valid: Names of the parser's options, dots between nested ones, with or without ``--``.
     """
     near = _nearest_class(message) or _nearest_key(message, valid)

@@ -272,7 +272,7 @@ def _build(
     from sidrec.corpus.store import Corpus
 
     description = build_corpus(raw, queries, out, settings)
-    Corpus.load(out).train_interactions()  # proves that it opens; makes the mapped copies once
+    Corpus.load(out).train_interactions()  # checks that it opens; makes mapped copies once
     read = [one.file for one in (*raw.item_files, *raw.interaction_files)]
     _summarize(description, out, read)
 

@@ -1,4 +1,4 @@
-"""``sidrec retrieve``: batch inference on anybody's requests, one JSON object a line."""
+"""``sidrec retrieve``: batch inference on requests in JSON Lines."""
 
 import sys
 import time
@@ -74,18 +74,18 @@ def answer_file(
     top_k: int,
     batch_size: int,
 ) -> Counter[str]:
-    """Answer a file of requests into another one; go on where an interrupted call left it.
+    """Answer a file of requests into another file; resume after an interruption.
 
     Args:
-        retriever: Answers.
+        retriever: Retriever that answers.
         source: JSONL of requests; ``-`` is stdin.
-        target: JSONL of answers, whole or not there at all; ``-`` is stdout.
-        depends_on: What the answers depend on besides the requests, see ``HalfWritten``.
+        target: JSONL of answers, complete or absent; ``-`` is stdout.
+        depends_on: Everything besides the requests that the answers depend on.
         top_k: Items per answer.
         batch_size: Requests decoded together.
 
     Returns:
-        See ``answer_lines``; what an interrupted call did is counted too.
+        Counts of ``answer_lines``, including those of an interrupted call.
     """
     with _stream_of(source) as stream:
         lines = LineReader(stream, max_line_bytes=MAX_LINE_BYTES)
@@ -108,14 +108,14 @@ def answer_file(
 
 
 def identity_of(run_folder: str) -> str:
-    """Return what tells one trained run from another, without reading its weights."""
+    """Return an identity of a trained run, without reading its weights."""
     file = RunDirectory(Path(run_folder)).finished_checkpoint().resolve()
     facts = file.stat()
     return f"{file} of {facts.st_size} bytes, time {facts.st_mtime_ns}"
 
 
 def _refuse_bad_places(source: str, target: str) -> None:
-    """Say before anything is loaded that a place cannot be read or written."""
+    """Check that source and target are readable and writable, before anything is loaded."""
     if source != _STREAM and (not Path(source).exists() or Path(source).is_dir()):
         raise DataError(f"--input {source} is no file; give JSONL of requests, or - for stdin.")
     if target != _STREAM and Path(target).is_dir():
@@ -138,14 +138,14 @@ def _size_of(source: str) -> int | None:
 
 
 class Streamed:
-    """Output that cannot be taken up again: a pipe, a device, the terminal."""
+    """Output that cannot resume: a pipe, a device, the terminal."""
 
     def __init__(self, write: Callable[[str], object], flush: Callable[[], object]) -> None:
         self.write, self._flush = write, flush
         self.counts: Counter[str] = Counter()
 
     def end_block(self, counts: Counter[str]) -> None:
-        """Let the reader have what is there."""
+        """Flush the output for its reader."""
         del counts
         self._flush()
 
@@ -157,9 +157,9 @@ def _output_to(
     if target == _STREAM:
         yield Streamed(sys.stdout.write, sys.stdout.flush)
         return
-    place = Path(target).resolve()  # a link stays, what it points to is written
+    place = Path(target).resolve()  # a link stays, its target is written
     with disk_errors(place, "make room and run the same command again: it goes on."):
-        if place.exists() and not place.is_file():  # a device or a pipe is no file to replace
+        if place.exists() and not place.is_file():  # a device or a pipe cannot be replaced
             with place.open("w") as stream:
                 yield Streamed(stream.write, stream.flush)
             return
@@ -168,11 +168,11 @@ def _output_to(
 
 
 class Progress:
-    """Says now and then how far the requests are answered.
+    """Progress lines for answered requests.
 
     Args:
-        lines: Being read.
-        num_bytes: Size of the requests; None where nobody knows it.
+        lines: Reader of the requests.
+        num_bytes: Size of the requests; None if unknown.
     """
 
     def __init__(self, lines: LineReader, num_bytes: int | None) -> None:

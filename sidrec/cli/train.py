@@ -67,12 +67,12 @@ class SidrecParser(CommandParser, LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.place = ""  # which class's arguments this parser reads, if only one's
+        self.place = ""  # class whose arguments alone this parser reads, if any
 
     def add_class_arguments(
         self, theclass: type, nested_key: str | None = None, *args: Any, **kwargs: Any
     ) -> list[str]:
-        """Remember the class: an error names it, since keys inside it come without their path."""
+        """Remember the class for error messages, since keys inside it come without their path."""
         if nested_key is None:
             self.place = f"{theclass.__name__}: "
         added: list[str] = super().add_class_arguments(theclass, nested_key, *args, **kwargs)
@@ -119,15 +119,15 @@ class SidrecCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what we were given; ``sys.argv`` stays, other ranks are started with it."""
+        """Parse the given arguments; ``sys.argv`` stays, since other ranks start with it."""
         self.config = parser.parse_args(args)
 
     def subcommands(self) -> dict[str, set[str]]:
-        """Return the one subcommand asked for: parsers of the others would cost seconds."""
+        """Return only the requested subcommand, since parsers of the others cost seconds."""
         return {self.only: super().subcommands()[self.only]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add where the run lives, and the run that it reads."""
+        """Add ``--run_dir`` and the run that a stage reads."""
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -170,7 +170,7 @@ class SidrecCLI(LightningCLI):
                 say(f"already finished: {self.run.root}")
                 sys.exit(0)
         config.trainer.default_root_dir = str(self.run.root)
-        if self.subcommand != "fit":  # a run is read where its logger may not be installed
+        if self.subcommand != "fit":  # the logger may not be installed where a run is read
             config.trainer.logger = False
         elif config.trainer.logger in (None, True):
             config.trainer.logger = csv_logger(self.run)
@@ -178,7 +178,7 @@ class SidrecCLI(LightningCLI):
         name_curve(config.trainer.logger, self.log_id)
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what they refuse becomes one line.
+        """Create model, data and trainer; errors in settings become one line.
 
         Raises:
             ConfigError: If a value is out of range; jsonargparse hides ours in a ValueError.
@@ -224,14 +224,14 @@ class SidrecCLI(LightningCLI):
         return [best, last]
 
     def _resolved(self) -> dict[str, Any]:
-        """Return the configuration as plain types, without what only concerns this command."""
+        """Return the configuration as plain types, without settings of this command only."""
         parser = self._parser(self.subcommand)
         text = parser.dump(self.config[self.subcommand], skip_none=False)
         resolved: dict[str, Any] = yaml.safe_load(text)
         return {key: resolved[key] for key in ("seed_everything", "trainer", "model", "data")}
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; Lightning ends an interrupted one with exit code 1 and a deaf Ctrl-C."""
+        """Run the subcommand; restore exit code and Ctrl-C handling, which Lightning changes."""
         self.owns = subcommand == "fit" and self.trainer.is_global_zero
         self.owns = self.owns and not self.trainer.fast_dev_run
         is_new = not self.run.root.exists()
@@ -248,7 +248,7 @@ class SidrecCLI(LightningCLI):
                 raise
 
     def _leave(self, error: BaseException, *, is_new: bool) -> None:
-        """Bring the run directory and the other ranks to rest; raise what a person shall read."""
+        """Clean up run directory and launched ranks; raise the error to report."""
         end_launched_ranks(self.trainer)
         if self.owns and is_new and not self.run.manifest.exists():  # before the first step
             shutil.rmtree(self.run.root, ignore_errors=True)
@@ -256,12 +256,12 @@ class SidrecCLI(LightningCLI):
         if isinstance(told, Preempted) and self.owns and self.run.state() not in _AT_REST:
             self.run.write_manifest(state="preempted")
         if isinstance(told, Preempted) and not self.trainer.is_global_zero:
-            sys.exit(0)  # launchers end all ranks when one fails: rank 0 alone reports, at its end
+            sys.exit(0)  # launchers end all ranks when one fails: only rank 0 reports, at its end
         if told is not error:
             raise told from error
 
     def before_fit(self) -> None:
-        """Resume from the newest checkpoint that is whole."""
+        """Resume from the newest intact checkpoint."""
         chosen = self.config_init["fit"]
         if chosen.ckpt_path is not None:
             checked(Path(chosen.ckpt_path))
@@ -289,7 +289,7 @@ class SidrecCLI(LightningCLI):
         self._use_finished_checkpoint()
 
     def before_test(self) -> None:
-        """Read the run's own checkpoint; we print the figures, Lightning cuts their names."""
+        """Read the run's own checkpoint; print figures here with whole names."""
         self._use_finished_checkpoint()
         self.config_init["test"].verbose = False
 
@@ -298,7 +298,7 @@ class SidrecCLI(LightningCLI):
         self._use_finished_checkpoint()
 
     def after_test(self) -> None:
-        """Write ``metrics.json`` from what a module logged as ``test/…``, if it wrote none."""
+        """Write ``metrics.json`` from logged ``test/…`` figures, if the module wrote none."""
         logged = {
             key.removeprefix("test/"): float(value)
             for key, value in self.trainer.callback_metrics.items()
@@ -316,7 +316,7 @@ class SidrecCLI(LightningCLI):
 
 
 def _figures(run: RunDirectory) -> str:
-    """Return the figures that compare runs, one a line; ``metrics.json`` holds all of them."""
+    """Return the figures that compare runs, one per line; ``metrics.json`` holds all of them."""
     known = [(key, value) for key, value in read_json(run.metrics).items() if "@" in key]
     width = max((len(key) for key, _ in known), default=0)
     lines = [f"{key.ljust(width)}  {value:.4f}" for key, value in known]
@@ -324,7 +324,7 @@ def _figures(run: RunDirectory) -> str:
 
 
 def _quieten() -> None:
-    """Keep the libraries' advertising and loading bars off the terminal; warnings stay."""
+    """Silence the libraries' hints and loading bars on the terminal; warnings stay."""
     import logging
     import warnings
 
@@ -338,7 +338,7 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         "Checkpoint directory .* exists and is not empty",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint",
-        ".*`self.log\\(.*sync_dist=True",  # figures of all ranks' answers, equal on all of them
+        ".*`self.log\\(.*sync_dist=True",  # figures over all ranks' answers, equal on all of them
     ):
         warnings.filterwarnings("ignore", message=text)
 

@@ -1,4 +1,4 @@
-"""Files for papers: LaTeX table, CSV, Pareto plot as PDF, and TREC runs with their qrels."""
+"""Output files for papers: LaTeX table, CSV, Pareto plot as PDF, TREC runs with their qrels."""
 
 import csv
 import io
@@ -53,7 +53,7 @@ def to_latex(report: dict[str, Any]) -> str:
 
 
 def to_csv(report: dict[str, Any]) -> str:
-    """Return every figure of every system under every seed, one value a line."""
+    """Return every figure of every system under every seed as CSV, one value per line."""
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow(["system", "kind", "seed", "figure", "value"])
@@ -66,7 +66,7 @@ def to_csv(report: dict[str, Any]) -> str:
 
 
 def trec_files(systems: Sequence[System], task: Task, requests: Sequence[str]) -> dict[str, str]:
-    """Return qrels and one run file per system and seed; scores fall with the rank.
+    """Return qrels and one TREC run file per system and seed; scores fall with the rank.
 
     Ids and names are percent-encoded, since the format separates columns by blanks.
     """
@@ -91,7 +91,7 @@ def trec_files(systems: Sequence[System], task: Task, requests: Sequence[str]) -
 
 
 def escape_latex(text: str) -> str:
-    """Return plain text as LaTeX prints it."""
+    """Escape plain text for LaTeX."""
     return "".join(_SPECIAL.get(char, char) for char in text)
 
 

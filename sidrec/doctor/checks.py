@@ -18,7 +18,7 @@ from sidrec.doctor.finding import Finding, Question
 from sidrec.errors import ConfigError
 from sidrec.runs.directory import RunDirectory
 
-TESTED = {  # together, on CPU
+TESTED = {  # tested together, on CPU
     "torch": "2.13.0",
     "lightning": "2.6.6",
     "transformers": "5.23.0",
@@ -45,7 +45,7 @@ def main(args: list[str]) -> None:
         findings = list(examine())
     else:
         from sidrec.doctor.run_state import (
-            examine_run,  # late: a machine's ills shall not hide a run's
+            examine_run,  # late: machine problems must not hide run problems
         )
 
         findings = list(examine_run(run))
@@ -64,8 +64,8 @@ def _run_of(args: list[str]) -> RunDirectory | None:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything; nothing is changed, and no secret is read."""
-    hub, wandb = _Hub(), cluster.WandB()  # they answer while the rest is looked at
+    """Run all checks; nothing is changed, and no secret is read."""
+    hub, wandb = _Hub(), cluster.WandB()  # these answer while the other checks run
     yield Finding("ok", "sidrec", __version__)
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
     yield from _packages()
@@ -185,7 +185,7 @@ def _disk() -> Iterator[Finding]:
 
 
 class _Hub:
-    """The Hugging Face hub, asked in the background."""
+    """Reachability of the Hugging Face hub, checked in the background."""
 
     def __init__(self) -> None:
         self.endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -193,7 +193,7 @@ class _Hub:
         self.question = None if self.offline else Question(self.endpoint)
 
     def finding(self) -> Finding:
-        """Return whether it answered; waits three seconds at most."""
+        """Return whether the hub answered; waits three seconds at most."""
         if self.question is None:
             return Finding("ok", "hub", "HF_HUB_OFFLINE is set: only cached models")
         if self.question.answered():

@@ -1,4 +1,4 @@
-"""What many processes need: a way to talk, a scheduler, shared memory, a place for curves."""
+"""Checks for multi-process runs: communication, scheduler, shared memory, Weights & Biases."""
 
 import netrc
 import os
@@ -18,7 +18,7 @@ _WANDB = "https://api.wandb.ai"
 
 
 def ranks() -> Finding:
-    """Return which back ends several processes could talk through."""
+    """Return the communication back ends that several processes could use."""
     import torch
     import torch.distributed as dist  # noqa: TID251 (only asks what the build holds)
 
@@ -35,7 +35,7 @@ def ranks() -> Finding:
 
 
 def shared_memory() -> Iterator[Finding]:
-    """Look at what processes that make batches pass them through."""
+    """Check the shared memory through which loader processes pass batches."""
     if not _SHARED_MEMORY.exists():
         return
     free = shutil.disk_usage(_SHARED_MEMORY).free / 1e9
@@ -46,7 +46,7 @@ def shared_memory() -> Iterator[Finding]:
 
 
 def slurm() -> Finding:
-    """Look at the scheduler, and at the job that this is, if it is one."""
+    """Check the scheduler, and the current job if there is one."""
     environment = os.environ
     if "SLURM_JOB_ID" in environment:
         tasks, nodes = environment.get("SLURM_NTASKS", "1"), environment.get("SLURM_JOB_NUM_NODES")
@@ -72,7 +72,7 @@ def slurm() -> Finding:
 
 
 class WandB:
-    """Where W&B's logger would send its curves; asked in the background, no key is shown."""
+    """Target of W&B's curves; checked in the background, without showing a key."""
 
     def __init__(self) -> None:
         self.address = os.environ.get("WANDB_BASE_URL", _WANDB)
@@ -82,7 +82,7 @@ class WandB:
         self.question = Question(self.address) if asks else None
 
     def finding(self) -> Finding:
-        """Return what an online run would meet; waits three seconds at most."""
+        """Return the outlook of an online run; waits three seconds at most."""
         if not self.installed:
             return Finding("ok", "W&B", "not installed; logs are CSV")
         number = version("wandb")

@@ -1,4 +1,4 @@
-"""One thing that the doctor looked at, and how questions to the network are asked."""
+"""Finding of a check, and reachability of network addresses."""
 
 import threading
 from typing import Literal, NamedTuple
@@ -8,14 +8,14 @@ TIMEOUT_S = 3.0
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """Finding of one check.
 
     Attributes:
         verdict: ``problem`` means that sidrec cannot work; ``note`` that something optional is
             missing or untested.
-        what: Name of the thing.
-        found: What is there.
-        advice: What to do about it; empty where nothing is to be done.
+        what: Name of the checked item.
+        found: Current state.
+        advice: What to do about it; empty where no action is needed.
     """
 
     verdict: Verdict
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 class Question:
-    """Ask whether an address answers, from a thread: nothing waits for a slow or absent network."""
+    """Background check of whether an address answers, so that a slow network delays nothing."""
 
     def __init__(self, address: str) -> None:
         self.address, self._answered = address, False

@@ -1,4 +1,4 @@
-"""What state a run directory is in, and what to do about it: ``sidrec doctor --run_dir FOLDER``."""
+"""State of a run directory, with advice: ``sidrec doctor --run_dir FOLDER``."""
 
 import time
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from sidrec.runs.lock import Owner, read_owner, why_gone
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 
 _AGAIN = "run the same `sidrec fit` command again: it goes on where it was"
-_OLD_S = 3600.0  # a temporary file older than this belongs to nobody
+_OLD_S = 3600.0  # an older temporary file belongs to no running process
 
 
 def examine_run(run: RunDirectory) -> Iterator[Finding]:
-    """Look at state, lock, checkpoints, corpus, Semantic IDs and leftovers; nothing is changed.
+    """Check state, lock, checkpoints, corpus, Semantic IDs and leftovers; nothing is changed.
 
     Raises:
         RunError: If there is no such folder.
@@ -115,7 +115,7 @@ def _semantic_ids(run: RunDirectory) -> Iterator[Finding]:
 
 
 def _leftovers(run: RunDirectory) -> Iterator[Finding]:
-    """Look for what a killed process could not tidy up."""
+    """Look for temporary files that a killed process left."""
     old = [path for path in run.root.rglob(".*") if _is_leftover(path)]
     if old:
         size = sum(file.stat().st_size for path in old for file in _files(path)) / 1e6

@@ -1,4 +1,4 @@
-"""What every training run does beside training: keeps its manifest and says where it is."""
+"""Callbacks of every training run: manifest, newest checkpoint, and progress lines."""
 
 import math
 import os
@@ -23,7 +23,7 @@ from sidrec.runs.preemption import STOP, Preempted
 
 
 def csv_logger(run: RunDirectory) -> dict[str, Any]:
-    """Return settings of a logger with a new folder in ``logs/``: a resumed run loses no log."""
+    """Return CSV logger settings with a new folder in ``logs/``, so a resume keeps old logs."""
     return {
         "class_path": f"{CSVLogger.__module__}.{CSVLogger.__qualname__}",
         "init_args": {"save_dir": str(run.root), "name": run.logs.name},
@@ -31,11 +31,11 @@ def csv_logger(run: RunDirectory) -> dict[str, Any]:
 
 
 def name_curve(loggers: Any, log_id: str) -> None:  # noqa: ANN401 (jsonargparse's namespaces)
-    """Give W&B's logger the run's own id, unless somebody chose one: its curve goes on.
+    """Set the run's own id in W&B's logger, unless one is given, so a resume continues its curve.
 
     Args:
-        loggers: What ``trainer.logger`` holds: settings of one or several loggers, or none.
-        log_id: From the run directory.
+        loggers: Content of ``trainer.logger``: settings of one or several loggers, or none.
+        log_id: Id from the run directory.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         is_wandb = str(getattr(logger, "class_path", "")).endswith(".WandbLogger")
@@ -49,21 +49,21 @@ _SAVING_SHARE = 0.05
 
 
 class RunManifest(L.Callback):
-    """Keep ``manifest.json`` of the run directory true from start to end.
+    """Callback that keeps ``manifest.json`` of the run directory up to date.
 
-    Nothing is written before model and data are known to fit together.
+    It writes nothing before model and data are known to fit together.
 
     Args:
-        run: The run directory; only rank 0 writes.
+        run: Run directory; only rank 0 writes.
         config: Text of ``config.yaml``.
-        log_id: Under which loggers know the run.
+        log_id: Id of the run in its loggers.
     """
 
     def __init__(self, run: RunDirectory, config: str, log_id: str = "") -> None:
         self.run, self.config, self.log_id, self.begun = run, config, log_id, False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record what trains on what, before the first step."""
+        """Record model, data and state before the first step."""
         corpus = getattr(trainer.datamodule, "corpus", None)
         self.begun = True
         if trainer.is_global_zero and not trainer.fast_dev_run:
@@ -82,7 +82,7 @@ class RunManifest(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Record that a person, the machine or an error stopped the run."""
+        """Record why the run stopped: Ctrl-C, preemption or an error."""
         del pl_module
         if isinstance(exception, KeyboardInterrupt):
             self._write(trainer, state="interrupted", at_step=trainer.global_step)
@@ -98,17 +98,17 @@ class RunManifest(L.Callback):
 
 
 class LastCheckpoint(L.Callback):
-    """Keep the newest state in ``checkpoints/last.ckpt``: every so often, when stopped, at the end.
+    """Callback that keeps the newest state in ``checkpoints/last.ckpt``.
 
-    The first Ctrl-C lets the step finish, saves, and stops; a second one stops at once. SIGTERM
-    and SIGUSR1, on any rank, do the same on all ranks, see ``StopRequest``. Nothing is saved in
-    the midst of gradients that are still being accumulated, nor between a step and its validation:
-    Lightning would leave that validation out when it resumes, and choose another best checkpoint.
+    It saves at intervals, on a stop, and at the end. The first Ctrl-C lets the step finish, saves,
+    and stops; a second one stops at once. SIGTERM and SIGUSR1, on any rank, do the same on all
+    ranks, see ``StopRequest``. It never saves while gradients accumulate, nor between a step and
+    its validation, which Lightning would skip on resume, and so choose another best checkpoint.
 
     Args:
-        run: The run directory.
-        every_s: Seconds between two checkpoints, by rank 0's clock. None: at least 60, and as many
-            as keep the time that goes into saving at 5 % or less.
+        run: Run directory.
+        every_s: Seconds between two checkpoints, by rank 0's clock. None: at least 60, and long
+            enough to keep the time for saving at 5 % or less.
     """
 
     def __init__(self, run: RunDirectory, *, every_s: float | None = None) -> None:
@@ -118,7 +118,7 @@ class LastCheckpoint(L.Callback):
         self._handler_before: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock and listen for Ctrl-C."""
+        """Start the clock, and handle Ctrl-C."""
         del trainer, pl_module
         self.saved_at = time.monotonic()
         STOP.wait_for_step()
@@ -131,11 +131,11 @@ class LastCheckpoint(L.Callback):
         pl_module: L.LightningModule,
         *unused: Any,  # noqa: ANN401
     ) -> None:
-        """Save when it is time or when somebody wants to stop; all ranks at the same step.
+        """Save when a checkpoint is due or a stop is requested; all ranks at the same step.
 
         Raises:
             KeyboardInterrupt: After saving, if Ctrl-C was pressed.
-            Preempted: After saving, if the machine wants this run gone.
+            Preempted: After saving, if the run is preempted.
         """
         del pl_module, unused
         if not _may_save(trainer):
@@ -154,7 +154,7 @@ class LastCheckpoint(L.Callback):
             raise Preempted(STOP.name or "another rank")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the state that training ended with."""
+        """Save the final state of the training."""
         del pl_module
         self._save(trainer)
         self._listen_no_more()
@@ -169,7 +169,7 @@ class LastCheckpoint(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Listen no more; what was to be saved has been."""
+        """Stop handling Ctrl-C; everything to save is saved already."""
         del trainer, pl_module, exception
         self._listen_no_more()
         STOP.waits_for_step = False
@@ -197,17 +197,17 @@ class LastCheckpoint(L.Callback):
 
 
 def _may_save(trainer: L.Trainer) -> bool:
-    """Return whether a run that resumes from the state of now does what this one would have."""
+    """Return whether a resume from the current state does the same as continuing."""
     loop = trainer.fit_loop.epoch_loop
     progress = loop.batch_progress
     if progress.current.ready % trainer.accumulate_grad_batches and not progress.is_last_batch:
         return False
     validates_now = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-    return not validates_now or trainer.val_check_batch == 1  # 1: there is no better moment
+    return not validates_now or trainer.val_check_batch == 1  # 1: no later state avoids validation
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How checkpoints are written and read: whole or not at all, and nothing of them executed."""
+    """Checkpoint input and output: atomic writes, and reads that execute no code."""
 
     def save_checkpoint(
         self,
@@ -215,7 +215,7 @@ class CheckpointFiles(TorchCheckpointIO):
         path: str | Path,
         storage_options: Any = None,  # noqa: ANN401
     ) -> None:
-        """Write beside the target, flush to disk, rename."""
+        """Write to a temporary file beside the target, flush it to disk, rename it."""
         del storage_options
         write_checkpoint(checkpoint, Path(path))
 
@@ -225,14 +225,14 @@ class CheckpointFiles(TorchCheckpointIO):
         map_location: Any = "cpu",  # noqa: ANN401
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read tensors and plain types only, whatever is asked for."""
+        """Read only tensors and plain types, whatever the caller asks for."""
         del weights_only
         loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         return loaded
 
 
 class LineProgress(L.Callback):
-    """Progress for logs: a plain line every ten seconds at most, with the time that is left."""
+    """Progress lines for logs: one line every ten seconds at most, with the remaining time."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -249,7 +249,7 @@ class LineProgress(L.Callback):
         pl_module: L.LightningModule,
         *unused: Any,  # noqa: ANN401
     ) -> None:
-        """Print the step, the logged figures and the time that is left."""
+        """Print the step, the logged figures and the remaining time."""
         del pl_module, unused
         now = time.monotonic()
         done = trainer.global_step - self.first_step
@@ -275,9 +275,9 @@ class LineProgress(L.Callback):
 
 
 def total_steps(trainer: L.Trainer) -> int | None:
-    """Return the number of optimizer steps of the whole fit; None when it has no end by count.
+    """Return the number of optimizer steps of the whole fit; None without a step limit.
 
-    Counts the loader itself: ``trainer.estimated_stepping_batches`` may set loaders up too early
+    It counts the loader itself: ``trainer.estimated_stepping_batches`` may set loaders up too early
     and lose their state (Lightning issue 20550).
     """
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: write them whole, find the newest that is whole."""
+"""Checkpoints of a run: atomic writes, checks for damage, and choice of the newest intact one."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ _SHARDED_FACTS = "meta.pt"  # Lightning writes it into the folder after all shar
 
 
 def damage_of(file: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None.
+    """Return a description of a checkpoint's damage, or None.
 
-    Reads every byte: ``torch.save`` writes a zip whose entries carry checksums. Nothing of it is
-    executed. Of a folder (a sharded checkpoint) it reads what is written last.
+    It reads every byte: ``torch.save`` writes a zip whose entries carry checksums. It executes no
+    code. In a folder (a sharded checkpoint) it reads the file that is written last.
     """
     try:
         if file.is_dir():
@@ -51,9 +51,9 @@ def step_of(file: Path) -> int:
 
 
 def newest_whole_checkpoint(run: RunDirectory) -> Path | None:
-    """Return the checkpoint to go on from, None for a run that has none yet.
+    """Return the checkpoint to resume from; None for a run that has none yet.
 
-    The newest comes first, then the one before it; says which ones it leaves out and why.
+    It tries the newest, then the one before it, and prints which ones it skips and why.
 
     Raises:
         RunError: If there are checkpoints and none can be read.
@@ -77,10 +77,10 @@ def newest_whole_checkpoint(run: RunDirectory) -> Path | None:
 
 
 def checked(file: Path) -> Path:
-    """Return ``file``.
+    """Return ``file`` after a check for damage.
 
     Raises:
-        RunError: If it is no whole checkpoint.
+        RunError: If it is not an intact checkpoint.
     """
     problem = damage_of(file)
     if problem is not None:
@@ -92,19 +92,19 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """Return the content of a checkpoint, on the CPU, after a check of its bytes.
 
     Raises:
-        RunError: If it is no whole checkpoint.
+        RunError: If it is not an intact checkpoint.
     """
     content: dict[str, Any] = torch.load(checked(file), map_location="cpu", weights_only=True)
     return content
 
 
 def keep_previous(run: RunDirectory) -> None:
-    """Give the newest checkpoint a second name before a newer one takes its place.
+    """Keep the newest checkpoint under a second name before a newer one replaces it.
 
-    Both names exist at every moment. A file system without hard links gets a copy.
+    Both names exist at every moment. File systems without hard links get a copy.
     """
     newest, previous = run.last_checkpoint, run.previous_checkpoint
-    if newest.is_dir():  # sharded: has no second name, so there is one of the two at every moment
+    if newest.is_dir():  # sharded: no hard links, so one of the two exists at every moment
         if damage_of(newest) is None:
             _remove(previous)
             newest.replace(previous)
@@ -130,13 +130,13 @@ def _remove(path: Path) -> None:
 
 
 def set_aside_damaged(run: RunDirectory, chosen: Path) -> None:
-    """Rename a damaged newest checkpoint, so that it never replaces the whole one before it."""
+    """Rename a damaged newest checkpoint, so that it never replaces the intact one before it."""
     if chosen == run.previous_checkpoint and run.last_checkpoint.exists():
         run.last_checkpoint.replace(run.last_checkpoint.with_suffix(".damaged"))
 
 
 def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
-    """Write a checkpoint so that ``target`` holds the old one or the new one, never a part.
+    """Write a checkpoint atomically: ``target`` holds the old or the new one, never a part.
 
     Raises:
         RunError: If it cannot be written, or another process has taken the run over; ``target``

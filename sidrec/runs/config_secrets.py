@@ -1,4 +1,4 @@
-"""What a configuration may not hold: secrets, since it is kept, and names that lead elsewhere."""
+"""Configuration checks: no secrets, since it is stored, and no names that leave their folder."""
 
 import re
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ _FILE_NAME_KEYS = ("name", "version", "filename", "id", "project", "group", "pre
 
 
 def refuse_secrets(config: dict[str, Any]) -> None:
-    """Refuse a configuration with a password or key in it; the message does not repeat it.
+    """Refuse a configuration that contains a password or key; the message does not repeat it.
 
     Raises:
-        ConfigError: Names the key, and where a secret belongs.
+        ConfigError: Names the key, and where to put a secret.
     """
     for key, value in _texts(config):
         last = key.rsplit(".", 1)[-1]
@@ -48,7 +48,7 @@ def refuse_secrets(config: dict[str, Any]) -> None:
 
 
 def refuse_traversal(config: dict[str, Any]) -> None:
-    """Refuse names of runs and files that would lead out of their folder.
+    """Refuse names of runs and files that lead out of their folder.
 
     Raises:
         ConfigError: Names the key and the value.
@@ -72,7 +72,7 @@ def _is_secret(key: str, value: str) -> bool:
 
 
 def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
-    """Yield every text with its dotted key; texts in lists have the list's key."""
+    """Yield every string with its dotted key; strings in lists have the list's key."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield from _texts(value, f"{key}.{name}" if key else str(name))

@@ -1,4 +1,4 @@
-"""Where a run keeps what it makes, and what state it is in."""
+"""Run directory: the paths of a run's files, and the state of the run."""
 
 import platform
 import subprocess
@@ -18,10 +18,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Paths of one run; nothing is read or made until a method is called.
+    """Paths of one run; construction reads and creates nothing.
 
     Attributes:
-        root: The folder given as ``--run_dir`` or ``--from``.
+        root: Folder given as ``--run_dir`` or ``--from``.
     """
 
     root: Path
@@ -38,22 +38,22 @@ class RunDirectory:
 
     @property
     def last_checkpoint(self) -> Path:
-        """Newest checkpoint: where the run resumes."""
+        """Newest checkpoint, from which the run resumes."""
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
     def previous_checkpoint(self) -> Path:
-        """The one before it, in case ``last.ckpt`` is damaged."""
+        """Checkpoint before the newest, in case ``last.ckpt`` is damaged."""
         return self.root / "checkpoints" / "last.previous.ckpt"
 
     @property
     def best_checkpoint(self) -> Path:
-        """Checkpoint with the best validation figure: what later stages read."""
+        """Checkpoint with the best validation figure, which later stages read."""
         return self.root / "checkpoints" / "best.ckpt"
 
     @property
     def lock(self) -> Path:
-        """Which process works on this run; there only while one does."""
+        """Lock file with the owning process; exists only while a process works on the run."""
         return self.root / "lock.json"
 
     @property
@@ -68,12 +68,12 @@ class RunDirectory:
 
     @property
     def predictions(self) -> Path:
-        """Ranked lists of every test request."""
+        """Ranked lists of all test requests."""
         return self.root / "predictions.parquet"
 
     @property
     def logs(self) -> Path:
-        """Loggers' files."""
+        """Folder of the loggers' files."""
         return self.root / "logs"
 
     def state(self) -> str:
@@ -83,16 +83,16 @@ class RunDirectory:
         return str(read_json(self.manifest).get("state", "new"))
 
     def stage(self) -> str:
-        """Return which stage made this run: ``encoder`` or ``generator``."""
+        """Return the stage that made this run: ``encoder`` or ``generator``."""
         return str(read_json(self.manifest).get("stage", "unknown"))
 
     def log_id(self) -> str:
-        """Return under which name loggers know this run: the same after every resume."""
+        """Return the run's id in its loggers, the same after every resume."""
         known = read_json(self.manifest) if self.manifest.exists() else {}
         return str(known.get("log_id") or uuid.uuid4().hex[:12])
 
     def write_manifest(self, **facts: Any) -> None:  # noqa: ANN401
-        """Merge ``facts`` (state, seed, stage, …) into the manifest, with versions of now."""
+        """Merge ``facts`` (state, seed, stage, …) into the manifest, with the current versions."""
         known = read_json(self.manifest) if self.manifest.exists() else {}
         environment = {
             "schema_version": SCHEMA_VERSION,
@@ -102,10 +102,10 @@ class RunDirectory:
         write_json(self.manifest, known | environment | facts)
 
     def finished_checkpoint(self) -> Path:
-        """Return the checkpoint that later stages read: best if there is one, else last.
+        """Return the checkpoint that later stages read: the best if there is one, else the last.
 
         Raises:
-            RunError: If the folder is no run, or the run has not finished.
+            RunError: If the folder is not a run, or the run is not finished.
         """
         if self.root.is_file():
             raise RunError(f"{self.root} is a file; give --from the folder of the run it is of.")
@@ -136,9 +136,9 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _git_revision() -> str | None:
-    """Return the revision of sidrec's own checkout, or None when it is installed otherwise.
+    """Return the git revision of sidrec's checkout, or None for another kind of installation.
 
-    Asked once: git can take long on a busy machine, and what runs is what was there first.
+    It asks git once: git can be slow on a busy machine, and the running code is that of the start.
     """
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:

@@ -1,4 +1,4 @@
-"""From the run directory that a user names to the arguments that a stage needs."""
+"""Arguments of a stage, derived from the run directory that the user names."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,7 +15,7 @@ from sidrec.runs.directory import RunDirectory
 
 _FLAG = "--from"
 _ID_CALLBACKS = ("SemanticIdCallback", "LearnedIdsCallback")
-_FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name one
+_FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name a folder
 _GROUPS = ("tower", "tokens", "t5")  # settings that hold such a name
 
 
@@ -23,7 +23,7 @@ def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
     """Split ``--from FOLDER`` (or ``--from=FOLDER``) off a command line.
 
     Returns:
-        The folder, or None when the flag is absent, and the other arguments in their order.
+        Folder, or None without the flag, and the other arguments in their order.
 
     Raises:
         ConfigError: If the flag has no value.
@@ -42,11 +42,11 @@ def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def arguments_from_run(command: str, arguments: list[str]) -> list[str]:
-    """Replace ``--from RUN`` by what the stage reads from that run; explicit flags win.
+    """Replace ``--from RUN`` by the arguments that the stage reads from it; explicit flags win.
 
-    ``fit`` (generator, quantizer) takes the run's corpus, its Semantic IDs and its encoder; of a
-    quantizer's run the encoder is the one that it was trained on. The other commands take the
-    run's own resolved configuration.
+    ``fit`` (generator, quantizer) takes the run's corpus, its Semantic IDs and its encoder; from a
+    quantizer's run it takes the encoder that the quantizer was trained on. The other commands take
+    the run's own resolved configuration.
 
     Raises:
         RunError: If the run is missing, unfinished, or made by the wrong stage.
@@ -81,7 +81,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return a resolved configuration as plain types.
 
     Raises:
-        RunError: If it is missing or is no YAML mapping.
+        RunError: If it is missing or not a YAML mapping.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -93,9 +93,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def absolute_paths(config: Any) -> Any:  # noqa: ANN401
-    """Write the folders that model and data read as absolute paths, in place; return ``config``.
+    """Make the folders that model and data read absolute, in place; return ``config``.
 
-    A run is read later, from any working directory. Hub names and ``package:`` names stay.
+    Later stages read a run from any working directory. Hub names and ``package:`` names stay.
 
     Args:
         config: Mapping or namespace with ``model`` and ``data``, each with ``init_args``.
@@ -111,12 +111,12 @@ def absolute_paths(config: Any) -> Any:  # noqa: ANN401
 
 
 def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
-    """Refuse to go on with a run whose model, data or seed were set otherwise when it began.
+    """Refuse to resume a run whose model, data or seed settings differ from its first start.
 
-    Trainer settings (devices, steps, precision, logging) may change between the two.
+    Trainer settings (devices, steps, precision, logging) may change on resume.
 
     Raises:
-        ContradictionError: Names every setting that differs, given and stored.
+        ContradictionError: Names every setting that differs, with given and stored value.
     """
     if not (run.last_checkpoint.exists() and run.config.exists()):
         return
@@ -134,14 +134,14 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
 
 
 def is_finished_with(run: RunDirectory, resolved: dict[str, Any]) -> bool:
-    """Return whether the run has finished, with exactly these settings."""
+    """Return whether the run has finished with exactly these settings."""
     if run.state() != "finished" or not run.config.exists():
         return False
     return _as_of_now(absolute_paths(read_config(run.config)), resolved) == resolved
 
 
 def refuse_missed_validation(trainer: dict[str, Any]) -> None:
-    """Refuse a limit of batches below the validation interval: no validation would ever come.
+    """Refuse a limit of batches below the validation interval, which would prevent any validation.
 
     Raises:
         ConfigError: Names both keys.
@@ -157,7 +157,7 @@ def refuse_missed_validation(trainer: dict[str, Any]) -> None:
 
 
 def refuse_missing_ids(run: RunDirectory, trainer: dict[str, Any]) -> None:
-    """Refuse to call a run finished that was told to make Semantic IDs and has none.
+    """Refuse to mark a run as finished whose Semantic-ID callback has made no Semantic IDs.
 
     Raises:
         RunError: Names the callback.
@@ -172,7 +172,7 @@ def refuse_missing_ids(run: RunDirectory, trainer: dict[str, Any]) -> None:
 
 
 def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
-    """Give a stored configuration the defaults of options that came after it, in place."""
+    """Add the defaults of newer options to a stored configuration, in place."""
     for part in ("model", "data"):
         before, now = stored.get(part) or {}, resolved.get(part) or {}
         if "class_path" not in now or before.get("class_path") != now["class_path"]:
@@ -186,18 +186,18 @@ def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, An
 
 
 def allow_known_classes_only(others: Sequence[str] = ()) -> None:
-    """Let YAML and command line name the public classes of sidrec and those given, nothing else.
+    """Restrict class paths in YAML and flags to sidrec's public classes and the given ones.
 
-    A configuration is text from anywhere, and a ``class_path`` imports and calls what it names.
-    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas, and so does an
-    installed package with an entry point of sidrec. A package
-    that imports another does not let it through: where an object is defined counts as well.
+    A configuration may come from anywhere, and a ``class_path`` imports and calls what it names.
+    The environment variable SIDREC_ALLOW_IMPORTS adds packages, separated by commas. Installed
+    packages with an entry point of sidrec are added too. An allowed package does not admit objects
+    that it imports from another package: the module that defines an object must be allowed as well.
 
     Args:
         others: Import paths of further classes.
 
     Raises:
-        ConfigError: If the installed jsonargparse cannot do this.
+        ConfigError: If the installed jsonargparse does not support this.
     """
     from jsonargparse import set_parsing_settings
 

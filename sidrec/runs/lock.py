@@ -1,4 +1,4 @@
-"""Lock of a run directory: one process works on it; a dead owner's lock is taken over."""
+"""Lock of a run directory: one process owns the run; the lock of a dead owner is taken over."""
 
 import json
 import os
@@ -17,22 +17,22 @@ from sidrec.errors import RunError
 from sidrec.runs.directory import RunDirectory
 
 HEARTBEAT_S = 30.0
-SILENT_S = 300.0  # without a sign of life for so long an owner on another machine counts as gone
-_held: list[tuple[Path, "Owner"]] = []  # by this process
+SILENT_S = 300.0  # an owner on another machine without a sign of life for this long counts as gone
+_held: list[tuple[Path, "Owner"]] = []  # locks that this process holds
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The process that holds a run.
+    """Process that holds the lock of a run.
 
     Attributes:
         host: Host name, for people; it may change while a process runs.
-        machine: Boot id and process namespace: where ``pid`` means something.
+        machine: Boot id and process namespace, within which ``pid`` is meaningful.
         pid: Process id.
-        process_started: Clock ticks since boot, so that a reused ``pid`` is no mistake.
-        since: When it took the run, for people.
+        process_started: Clock ticks since boot, to detect a reused ``pid``.
+        since: Time at which it took the run, for people.
         job: Slurm job, or empty. A requeued job keeps its number.
-        token: Tells two locks apart.
+        token: Unique token of the lock.
     """
 
     host: str
@@ -45,7 +45,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """Describe the process that asks."""
+        """Describe the current process."""
         return cls(
             host=platform.node(),
             machine=_machine(),
@@ -63,13 +63,13 @@ class Owner:
 
 @contextmanager
 def locked(run: RunDirectory) -> Iterator[None]:
-    """Hold the run while the block runs; a thread gives a sign of life every half minute.
+    """Hold the lock of a run while the block runs; a thread refreshes it every half minute.
 
-    A process that is silent for too long, suspended for example, loses the run. When it wakes, the
-    thread ends it, and ``refuse_if_lost`` keeps it from writing before that.
+    A process that is silent for too long, for example while suspended, loses the run. When it
+    resumes, the thread ends it; ``refuse_if_lost`` keeps it from writing before that.
 
     Raises:
-        RunError: If another process works on it; names that process. Or if nothing can be written.
+        RunError: If another process holds the run (names it), or the folder is not writable.
     """
     own = Owner.this_process()
     try:
@@ -95,10 +95,10 @@ def locked(run: RunDirectory) -> Iterator[None]:
 
 
 def refuse_if_lost() -> None:
-    """Call before writing into a run directory that this process holds.
+    """Raise if this process lost its run; call this before writing into the run directory.
 
     Raises:
-        RunError: If another process has taken it over.
+        RunError: If another process has taken the run over.
     """
     for lock, own in _held:
         other = _taken_by(lock, own)
@@ -107,7 +107,7 @@ def refuse_if_lost() -> None:
 
 
 def read_owner(lock: Path) -> Owner | None:
-    """Return who holds the lock; None when nobody does, or when it cannot be read."""
+    """Return the owner of the lock; None without a lock, or when it cannot be read."""
     try:
         return Owner(**json.loads(lock.read_text()))
     except (OSError, ValueError, TypeError):
@@ -118,9 +118,9 @@ def why_gone(lock: Path, owner: Owner | None, own: Owner) -> str | None:
     """Return why the owner of a lock no longer works on the run; None while it may.
 
     Args:
-        lock: The file, whose time of change is the last sign of life.
-        owner: What it says.
-        own: The process that asks.
+        lock: Lock file, whose modification time is the last sign of life.
+        owner: Owner that the file names.
+        own: Process that asks.
     """
     silent_s = _silent_s(lock)
     if owner is not None and owner.machine == own.machine:
@@ -132,7 +132,7 @@ def why_gone(lock: Path, owner: Owner | None, own: Owner) -> str | None:
 
 
 def _create(lock: Path, own: Owner) -> bool:
-    """Make the lock if there is none; return whether it was made."""
+    """Create the lock if there is none; return whether it was created."""
     spare = lock.with_name(f".{lock.name}.{own.token}.part")
     try:
         spare.write_text(json.dumps(asdict(own), indent=2) + "\n")
@@ -142,12 +142,12 @@ def _create(lock: Path, own: Owner) -> bool:
 
 
 def _give_name(spare: Path, lock: Path) -> bool:
-    """Name the file ``lock`` unless that exists: of two processes one succeeds."""
+    """Rename the file to ``lock`` unless that exists; of two processes one succeeds."""
     try:
         os.link(spare, lock)
     except FileExistsError:
         return False
-    except OSError:  # no hard links here: the second best
+    except OSError:  # no hard links here: use the next best way
         try:
             with lock.open("x") as stream:
                 stream.write(spare.read_text())
@@ -159,7 +159,7 @@ def _give_name(spare: Path, lock: Path) -> bool:
 def _take_over_or_refuse(lock: Path, own: Owner) -> None:
     owner = read_owner(lock)
     if owner is None and not lock.exists():
-        return  # given back in this moment
+        return  # released at this moment
     reason = why_gone(lock, owner, own)
     if reason is None:
         who, silent_s = owner or "an unknown process", _silent_s(lock)
@@ -171,7 +171,7 @@ def _take_over_or_refuse(lock: Path, own: Owner) -> None:
     try:
         lock.replace(aside)
     except FileNotFoundError:
-        return  # somebody else took it over: ask again
+        return  # another process took it over: ask again
     if read_owner(aside) != owner:  # a third process was faster, and this is its lock
         os.link(aside, lock)
     else:
@@ -188,11 +188,11 @@ def _give_signs(lock: Path, own: Owner, over: threading.Event) -> None:
                 os._exit(RunError.exit_code)
             os.utime(lock)
         except OSError:
-            continue  # a file server may be away for a while; training shall not end for that
+            continue  # a file server may be away for a while, which must not end a training
 
 
 def _taken_by(lock: Path, own: Owner) -> Owner | None:
-    """Return who took the run over, None while it is ours; a lock that vanished is written anew."""
+    """Return the process that took the run over, None while it is ours; restore a missing lock."""
     owner = read_owner(lock)
     if owner is None and not lock.exists() and not _create(lock, own):
         owner = read_owner(lock)
@@ -220,7 +220,7 @@ def _silent_s(lock: Path) -> float:
 
 
 def _machine() -> str:
-    """Return what makes a process id meaningful, whatever the host is called."""
+    """Return the scope in which a process id is unique, independent of the host name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -1,4 +1,4 @@
-"""How a process ends when the machine wants it gone: SIGTERM and SIGUSR1."""
+"""Preemption of a process by SIGTERM or SIGUSR1."""
 
 import os
 import signal
@@ -8,29 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-PREEMPTED_EXIT_CODE = 85  # of a run that was told to end, and can go on
+PREEMPTED_EXIT_CODE = 85  # exit code of a preempted run, which can resume
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-PATIENCE_S = 20.0  # for a process that waits in a library and does not see the signal
-LAST_PATIENCE_S = 90.0  # for one that has seen it and does not come to an end
+PATIENCE_S = 20.0  # for a process blocked in a library call that does not see the signal
+LAST_PATIENCE_S = 90.0  # for a process that has seen the signal but does not exit
 
 
 class Preempted(BaseException):
-    """The machine wants this process gone; no Exception, so that nobody takes it for an error."""
+    """Preemption of this process; a BaseException, so that no handler takes it for an error."""
 
 
 class StopRequest:
-    """Whether the machine has asked this process to end.
+    """Stop request: whether a signal has asked this process to end.
 
-    Outside training the first signal raises ``Preempted`` at once: files are written atomically,
-    so nothing is lost but time. During training it waits for the end of a step, where all ranks
+    Outside training the first signal raises ``Preempted`` at once. Files are written atomically, so
+    only time is lost. During training the request waits for the end of a step, where all ranks
     agree, save and stop. Every further signal is ignored.
 
-    A process that sits in a library call (another rank is gone, say) never runs Python's handler;
-    a thread ends it with code 85 after ``PATIENCE_S``, unless it is training.
+    A process blocked in a library call (because another rank is gone, say) never runs Python's
+    handler; a thread ends it with code 85 after ``PATIENCE_S``, unless it is training.
 
     Attributes:
-        name: Name of the signal that came; None before.
-        came_at: When, by ``time.monotonic``.
+        name: Name of the received signal; None before.
+        came_at: Time of the signal, by ``time.monotonic``.
     """
 
     def __init__(self) -> None:
@@ -62,11 +62,11 @@ class StopRequest:
             os.close(writer)  # ends the thread, which closes its side
 
     def wait_for_step(self) -> None:
-        """Say that training has begun: from now on a signal only leaves its name here."""
+        """Mark the begin of training: from now on a signal only stores its name."""
         self.waits_for_step = True
 
     def wait_no_more(self) -> None:
-        """Say that training is over; raise ``Preempted`` if a signal came during its last step."""
+        """Mark the end of training; raise ``Preempted`` if a signal came during the last step."""
         self.waits_for_step = False
         if self.name is not None:
             raise Preempted(self.name)
@@ -82,7 +82,7 @@ class StopRequest:
             raise Preempted(self.name)
 
     def _watch(self, reader: int, over: threading.Event) -> None:
-        """Read signal numbers as they come, even while the main thread is in a library."""
+        """Read signal numbers on arrival, even while the main thread is in a library call."""
         with os.fdopen(reader, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
                 if number[0] in STOP_SIGNALS:
@@ -90,7 +90,7 @@ class StopRequest:
                     end.start()
 
     def _end_if_stuck(self, over: threading.Event) -> None:
-        """End the process, unless it leaves the listening block by itself in time."""
+        """End the process, unless it leaves the listening block in time."""
         if over.wait(PATIENCE_S) or (self.name is not None and over.wait(LAST_PATIENCE_S)):
             return
         if not self.waits_for_step and os.getpid() == self._process:

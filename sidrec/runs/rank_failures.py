@@ -1,4 +1,4 @@
-"""Several ranks, one run: who launched them, who ended first, and what the others then say."""
+"""Failures of a run with several ranks: launching, ending, and what each rank reports."""
 
 import os
 import re
@@ -16,9 +16,9 @@ from sidrec.runs.callbacks import CheckpointFiles
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, Preempted
 
 _POLL_S = 0.5
-_OWN_END_S = 45.0  # for the launching rank to end by itself after a launched one has failed
-_OTHERS_END_S = 5.0  # for launched ranks to end by themselves
-_REPORT_S = 10.0  # for all ranks that wait to give up waiting
+_OWN_END_S = 45.0  # for the launching rank to exit by itself after a launched one has failed
+_OTHERS_END_S = 5.0  # for launched ranks to exit by themselves
+_REPORT_S = 10.0  # for all waiting ranks to give up
 _LOST = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|remote process exited|network error",
     re.IGNORECASE,
@@ -29,11 +29,11 @@ _WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
 
 
 def take_charge_of(trainer: L.Trainer) -> None:
-    """Make a trainer write, and end, our way.
+    """Replace a trainer's checkpoint files, signal handlers and process observer by ours.
 
-    Lightning's signal handlers save and broadcast inside the handler, and requeue Slurm jobs by
-    themselves; ours leave a note (``StopRequest``). Its observer of launched processes kills rank 0
-    with SIGKILL, which could then say nothing about its end.
+    Lightning's signal handlers save and broadcast inside the handler, and requeue Slurm jobs
+    themselves; ours only set ``StopRequest``. Lightning's observer of launched processes kills
+    rank 0 with SIGKILL, which prevents any report.
     """
     trainer.strategy.checkpoint_io = CheckpointFiles()
     trainer._signal_connector.register_signal_handlers = lambda: None
@@ -41,7 +41,7 @@ def take_charge_of(trainer: L.Trainer) -> None:
 
 
 def end_launched_ranks(trainer: L.Trainer) -> None:
-    """Wait a little for the processes that this one launched, then end them."""
+    """Wait briefly for the processes that this one launched, then end them."""
     processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     end = time.monotonic() + _OTHERS_END_S
     while time.monotonic() < end and any(process.poll() is None for process in processes):
@@ -52,10 +52,10 @@ def end_launched_ranks(trainer: L.Trainer) -> None:
 
 
 def explained(error: BaseException) -> BaseException:
-    """Return what a person shall read about the end of this rank.
+    """Return the error that this rank reports at its end.
 
-    Names the rank when there are several. A rank that another one pulled down says so; the other's
-    error is on the screen by then, since connections break when its process ends.
+    It names the rank when there are several. A rank that fails because of another one says so; the
+    other rank's error is on the screen by then, since connections break when its process ends.
     """
     if isinstance(error, Preempted) or STOP.name is not None:
         return error if isinstance(error, Preempted) else Preempted(STOP.name)
@@ -103,7 +103,7 @@ def _watch_launched_ranks(processes: list[subprocess.Popen[Any]]) -> None:
 
 
 def _watch(processes: list[subprocess.Popen[Any]]) -> None:
-    """End this process if a launched rank has failed and this one does not notice."""
+    """End this process if a launched rank has failed and this one does not exit."""
     while not any(_has_failed(process) for process in processes):
         if all(process.poll() is not None for process in processes):
             return

@@ -1,4 +1,4 @@
-"""What a training tells its loggers beside losses: provenance, speed, gradients, artifacts."""
+"""Logging beside losses: provenance, speed, gradient norm and artifacts of a training."""
 
 import math
 import time
@@ -19,16 +19,16 @@ _SUMMARIES = {"val/*": "max", "train/*": "min", "ids/*": "last"}
 
 
 class Tracking(L.Callback):
-    """Log the resolved configuration, learning rate, gradient norm, examples per second and files.
+    """Callback that logs configuration, learning rate, gradient norm, examples per second, files.
 
-    Works with each of Lightning's loggers; summaries and artifacts are for Weights & Biases alone.
-    The figures are logged every ``trainer.log_every_n_steps`` steps; those of a step are from
-    before its update, and the gradient norm is from before clipping.
+    It works with all of Lightning's loggers; summaries and artifacts are for Weights & Biases only.
+    It logs figures every ``trainer.log_every_n_steps`` steps. Figures of a step are from before its
+    update, and the gradient norm is from before clipping.
 
     Args:
-        run: Run directory, with its manifest; only rank 0 logs.
+        run: Run directory with its manifest; only rank 0 logs.
         config: Resolved configuration.
-        upload: Also log ``config.yaml`` and the Semantic-ID bundle as artifacts.
+        upload: Whether to log ``config.yaml`` and the Semantic-ID bundle as artifacts.
     """
 
     def __init__(self, run: RunDirectory, config: dict[str, Any], *, upload: bool = False) -> None:
@@ -36,7 +36,7 @@ class Tracking(L.Callback):
         self._rows, self._since = 0, 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log where the run comes from, and how its curves are summed up."""
+        """Log the provenance of the run, and how W&B summarizes its curves."""
         del pl_module
         if not (trainer.is_global_zero and self.run.manifest.exists()):
             return
@@ -73,7 +73,7 @@ class Tracking(L.Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Log examples per second of all ranks since the last time."""
+        """Log examples per second of all ranks since the last call that logged."""
         del pl_module, outputs, batch_idx
         self._rows += _num_rows(batch) * trainer.world_size
         if _logs_now(trainer):
@@ -94,7 +94,7 @@ class Tracking(L.Callback):
         self._since += time.monotonic() - self._paused
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the artifacts, if asked to; callbacks that make Semantic IDs come before this one."""
+        """Log the artifacts if requested; callbacks that make Semantic IDs run before this one."""
         del pl_module
         if not (self.upload and trainer.is_global_zero):
             return

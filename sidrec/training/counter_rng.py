@@ -1,4 +1,4 @@
-"""Randomness that is a function of a counter: shuffles and draws that nothing has to remember."""
+"""Counter-based random numbers: stateless shuffles and draws."""
 
 import hashlib
 

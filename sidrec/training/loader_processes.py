@@ -1,6 +1,7 @@
-"""Loader processes: start from a server without threads, watch, and kill when the run ends.
+"""Loader processes: start them from a thread-free server, watch them, end them with the run.
 
-The only file that uses private names of ``torch.utils.data``; ``tests/training`` covers each.
+This is the only file that uses private names of ``torch.utils.data``; ``tests/training`` covers
+each.
 """
 
 import faulthandler
@@ -20,22 +21,22 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from sidrec.errors import RunError
 from sidrec.runs.preemption import STOP, STOP_SIGNALS, Preempted
 
-BATCH_TIMEOUT_S = 600.0  # a loader process that makes no batch for so long hangs
-STOP_TIMEOUT_S = 10.0  # the same once the process was told to end
+BATCH_TIMEOUT_S = 600.0  # a loader process that makes no batch for this long counts as hung
+STOP_TIMEOUT_S = 10.0  # the same once the process has been preempted
 _POLL_S = 1.0
-_SHUTDOWN_S = 5.0  # for loader processes to end by themselves
+_SHUTDOWN_S = 5.0  # grace period in which loader processes exit by themselves
 _TRACEBACK = signal.SIGUSR2
 
 
 class LoaderContext(context.ForkServerContext):
-    """Start loader processes with ``forkserver``.
+    """Multiprocessing context that starts loader processes with ``forkserver``.
 
-    A rank has many threads, and its collectives leave objects that must not be collected in a
-    forked child; the server has neither.
+    A rank has many threads, and its collectives create objects that a forked child must not
+    collect. The fork server has neither.
     """
 
     class Process(context.ForkServerProcess):
-        """A loader process; it never outlives the process that started it."""
+        """Loader process that never outlives its parent process."""
 
         @staticmethod
         def _Popen(process_obj: Any) -> "_Popen":  # noqa: ANN401, N802
@@ -48,12 +49,12 @@ class _Popen(popen_forkserver.Popen):
         super().__init__(process_obj)
 
     def terminate(self) -> None:
-        """Kill: loader processes block SIGTERM."""
+        """Kill the process, since loader processes block SIGTERM."""
         self.kill()
 
 
 def _start_server() -> None:
-    """Start the fork server with the stop signals blocked; loader processes inherit that.
+    """Start the fork server with the stop signals blocked; loader processes inherit the mask.
 
     Schedulers signal every process of a job, and the rank needs its loader for its last step.
     """
@@ -66,7 +67,7 @@ def _start_server() -> None:
 
 
 def follow_parent(worker_id: int) -> None:
-    """Prepare a loader process: end with its parent, and print a traceback when asked."""
+    """Prepare a loader process: exit with its parent, and print a traceback on request."""
     del worker_id
     faulthandler.register(_TRACEBACK, all_threads=False)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -80,10 +81,10 @@ def _end_with_parent() -> None:
 
 
 def loader_settings(dataset: object) -> dict[str, Any]:
-    """Return arguments of ``DataLoader`` for processes that start, and end, as described here.
+    """Return the ``DataLoader`` arguments for loader processes of this module.
 
     Args:
-        dataset: Its module is imported by the server once, not by each loader process.
+        dataset: Dataset whose module the server imports once, instead of each loader process.
     """
     multiprocessing.set_forkserver_preload([type(dataset).__module__])
     return {
@@ -95,18 +96,18 @@ def loader_settings(dataset: object) -> dict[str, Any]:
 
 
 class WatchedIterator(_MultiProcessingDataLoaderIter):
-    """Iterator over the batches of loader processes that ends when one of them hangs.
+    """Iterator over the batches of loader processes that raises when one of them hangs.
 
     Args:
-        loader: Its ``timeout`` is the longest wait for a batch, in seconds.
+        loader: Loader whose ``timeout`` is the longest wait for a batch, in seconds.
     """
 
     def _try_get_data(self, timeout: float = _POLL_S) -> tuple[bool, Any]:
         """Return the next batch.
 
         Raises:
-            RunError: If none comes within ``timeout``; names the process.
-            Preempted: If the run was told to end and none comes within ``STOP_TIMEOUT_S``.
+            RunError: If no batch comes within ``timeout``; names the process.
+            Preempted: If the run is preempted and no batch comes within ``STOP_TIMEOUT_S``.
         """
         began = time.monotonic()
         while True:
@@ -126,7 +127,7 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
         process = self._workers[number]
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, _TRACEBACK)
-        time.sleep(0.2)  # for the traceback to be written
+        time.sleep(0.2)  # time for the traceback to be written
         self._kill()
         raise RunError(
             f"Loader process {number} of {len(self._workers)} (pid {process.pid}) has made no "
@@ -139,7 +140,7 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
             process.kill()
 
     def _shutdown_workers(self) -> None:
-        """End all loader processes; those that do not end by themselves are killed together."""
+        """End all loader processes; kill those that do not exit by themselves."""
         if getattr(self, "_shutdown", True):
             return
         timer = threading.Timer(_SHUTDOWN_S, self._kill)
@@ -152,7 +153,7 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
 
 
 def _reduce_memmap(array: np.memmap[Any, Any]) -> tuple[Any, ...]:
-    """Pickle a read-only memory map by its file: loader processes share its pages."""
+    """Pickle a read-only memory map by its file, so that loader processes share its pages."""
     if array.mode != "r" or not isinstance(array.base, mmap.mmap):  # a view has another offset
         return np.asarray(array).__reduce__()  # type: ignore[return-value]
     order = "F" if array.flags.fnc else "C"

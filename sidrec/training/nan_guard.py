@@ -1,4 +1,4 @@
-"""Guard against NaN and infinite losses: end the run, or skip the batch."""
+"""Loss guard against NaN and infinity: end the run, or skip the batch."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,14 +14,14 @@ _NAMED_ITEMS = 5
 
 
 class LossGuard:
-    """Check every loss, on all ranks alike; a NaN or infinite one changes no weight.
+    """Check of every loss, the same on all ranks; a NaN or infinite loss changes no weight.
 
     Args:
-        skip_at_most: Bad batches that a run may skip; 0 ends it at the first. A skipped step
-            counts as a step: the rates and the batches that follow are what they would have been.
+        skip_at_most: Number of bad batches that a run may skip; 0 ends it at the first. A skipped
+            step counts as a step, so the learning rates and the batches that follow do not change.
 
     Attributes:
-        num_skipped: So far, over all resumes.
+        num_skipped: Number of batches skipped so far, over all resumes.
     """
 
     def __init__(self, skip_at_most: int) -> None:
@@ -39,13 +39,13 @@ class LossGuard:
         """Return the mean of the losses of all ranks.
 
         Args:
-            loss: Of this rank.
+            loss: Loss of this rank.
             where: Task, epoch and step, for the message.
             items: item_index of the batch's rows, for the message.
-            item_ids: The user's ids by item_index; only called for the message.
+            item_ids: Returns the user's ids by item_index; called only for the message.
 
         Raises:
-            RunError: If the mean is no number and no more batches may be skipped; names items of
+            RunError: If the mean is not finite and no more batches may be skipped; names items of
                 this rank's batch if its own loss is bad.
         """
         mean = _mean_over_ranks(loss)
@@ -69,7 +69,7 @@ class LossGuard:
         return mean
 
     def drop_bad_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Call before the optimizer's step: after a bad loss it finds no gradient to follow."""
+        """Drop the gradients of a bad loss; call this before the optimizer's step."""
         if self._skips_step:
             self._skips_step = False
             for parameter in parameters:

@@ -1,4 +1,4 @@
-"""Batches by number: a sampler yields numbers, the data set makes the batch."""
+"""Batches by number: the sampler yields numbers, the dataset makes the batches."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -11,20 +11,20 @@ Batch = TypeVar("Batch")
 
 
 class BatchNumber(NamedTuple):
-    """Names one batch; with seed, rank and sizes it decides its rows."""
+    """Number of one batch; with seed, rank and sizes it decides the batch's rows."""
 
     epoch: int
     step: int
 
 
 class BatchNumberSampler(Sampler[list[BatchNumber]]):
-    """Yield the numbers of an epoch's batches; begins in the middle after a resume.
+    """Sampler of the batch numbers of an epoch; a resumed epoch begins in the middle.
 
     Lightning calls ``set_epoch`` only on ``batch_sampler.sampler``, hence that attribute.
 
     Args:
-        num_steps: Batches of a whole epoch; ``len`` stays this after a resume too.
-        first: Where training goes on; its epoch alone begins at its step.
+        num_steps: Batches of a whole epoch; ``len`` returns it after a resume too.
+        first: Batch at which training resumes; only its epoch begins at its step.
     """
 
     def __init__(self, num_steps: int, first: BatchNumber) -> None:
@@ -32,11 +32,11 @@ class BatchNumberSampler(Sampler[list[BatchNumber]]):
 
     @property
     def sampler(self) -> "BatchNumberSampler":
-        """The object that Lightning tells the epoch."""
+        """Object whose ``set_epoch`` Lightning calls."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration shall yield."""
+        """Set the epoch that the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -52,8 +52,8 @@ class BatchNumberSampler(Sampler[list[BatchNumber]]):
 class BatchLoader(DataLoader[Batch]):
     """Loader of whole batches that Lightning can resume.
 
-    Its state is empty: Lightning would give rank 0's to every rank. The position is part of the
-    state of the data module.
+    The loader's state is empty, since Lightning would restore rank 0's state on every rank. The
+    state of the data module holds the position.
     """
 
     def __init__(self, dataset: Any, *, num_workers: int, **settings: Any) -> None:  # noqa: ANN401
@@ -64,7 +64,7 @@ class BatchLoader(DataLoader[Batch]):
         return WatchedIterator(self) if self.num_workers else super()._get_iterator()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -73,5 +73,5 @@ class BatchLoader(DataLoader[Batch]):
 
 
 def the_only(batches: list[Batch]) -> Batch:
-    """Collate: a batch is made whole, so the list holds one."""
+    """Collate function: return the only batch of the list."""
     return batches[0]

@@ -22,12 +22,12 @@ Decay = Literal["linear", "cosine", "inverse_sqrt", "constant"]
 def learning_rate_factor(
     step: int, *, total_steps: int | None, warmup_fraction: float, decay: Decay
 ) -> float:
-    """Return the factor of the learning rate at an optimizer step.
+    """Return the learning-rate factor of an optimizer step.
 
     Args:
-        step: Steps done, from 0.
-        total_steps: Steps of the whole training; None when it has no end by count: then there is
-            no warm-up and no decay.
+        step: Number of steps done, from 0.
+        total_steps: Steps of the whole training; None for a training without a step limit, which
+            has no warm-up and no decay.
         warmup_fraction: Share of ``total_steps`` over which the factor rises linearly to 1.
         decay: From 1 after the warm-up down to 0 at the end (``linear``, ``cosine``), in proportion
             to 1 / sqrt(step) (``inverse_sqrt``), or ``constant``.
@@ -52,10 +52,10 @@ def learning_rate_factor(
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(Settings):
-    """AdamW, its schedule, and the losses that it may skip.
+    """Settings of AdamW, its schedule, and the bad losses that it may skip.
 
-    The defaults are the bi-encoder's. The other modules state their own in their signatures; a
-    group that Python code passes replaces all of it, keys of YAML and flags only what they name.
+    The defaults are the bi-encoder's. The other modules state their own in their signatures. A
+    group from Python code replaces all of them; keys of YAML and flags replace only what they name.
 
     Attributes:
         learning_rate: Peak learning rate, ``> 0``.
@@ -63,8 +63,8 @@ class OptimizerSettings(Settings):
         warmup_fraction: Share of all steps over which the rate rises from 0, in [0, 1).
         decay: Schedule after the warm-up: ``linear``, ``cosine``, ``inverse_sqrt`` or
             ``constant``.
-        skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends it at the
-            first.
+        skip_bad_losses: Batches with a NaN or infinite loss that a run may skip; 0 ends the run at
+            the first.
     """
 
     learning_rate: PositiveFloat = 2e-5
@@ -77,12 +77,12 @@ class OptimizerSettings(Settings):
 def configure_adamw(
     weights: Iterable[nn.Parameter], settings: OptimizerSettings, *, total_steps: int | None
 ) -> dict[str, Any]:
-    """Return what ``configure_optimizers`` returns: AdamW and its schedule by optimizer step.
+    """Return AdamW and its schedule per optimizer step, as ``configure_optimizers`` returns them.
 
     Args:
-        weights: Weights of the module; those that are frozen are left out.
-        settings: Optimizer and schedule.
-        total_steps: Optimizer steps of the whole training; None when it has no end by count.
+        weights: Weights of the module; frozen ones are left out.
+        settings: Settings of optimizer and schedule.
+        total_steps: Optimizer steps of the whole training; None without a step limit.
     """
     weights = [weight for weight in weights if weight.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -93,7 +93,7 @@ def configure_adamw(
         groups, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
 
-    def factor(step: int) -> float:  # a plain function: of other callables LambdaLR saves the dict
+    def factor(step: int) -> float:  # a plain function: LambdaLR saves the dict of other callables
         return learning_rate_factor(
             step,
             total_steps=total_steps,
@@ -106,10 +106,10 @@ def configure_adamw(
 
 
 def total_steps_of(trainer: Any, *, batches_per_epoch: int) -> int | None:  # noqa: ANN401
-    """Return optimizer steps of the whole training, or None when it has no end by count.
+    """Return the optimizer steps of the whole training; None without a step limit.
 
     Args:
-        trainer: Lightning's.
+        trainer: Lightning's Trainer.
         batches_per_epoch: Batches of a whole epoch, on each rank.
     """
     ends = []

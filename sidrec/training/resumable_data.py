@@ -1,4 +1,4 @@
-"""Data modules whose training batches are made by number: their loader, and where a run goes on."""
+"""Data modules with numbered training batches, their loader, and the position of a resume."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -18,10 +18,10 @@ def position_in(
     steps_per_epoch: int,
     fixed: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the state of a data module: the next batch, and what must not change in mid-epoch.
+    """Return the state of a data module: the next batch, and the settings fixed within an epoch.
 
     Args:
-        fit_loop: ``trainer.fit_loop``. Its batches count as seen once they were processed.
+        fit_loop: ``trainer.fit_loop``. A batch counts as seen once it is processed.
         steps_per_epoch: Batches of a whole epoch.
         fixed: Settings that decide the batches, and the ``corpus`` fingerprint; plain types.
     """
@@ -35,16 +35,16 @@ def position_in(
 def first_batch_after(
     state: dict[str, Any], *, fixed: dict[str, Any], corpus_folder: Path
 ) -> BatchNumber:
-    """Return the batch with which a resumed run begins.
+    """Return the first batch of a resumed run.
 
     Args:
-        state: From ``position_in``.
-        fixed: As the settings are now.
-        corpus_folder: For the message.
+        state: State from ``position_in``.
+        fixed: Current settings that decide the batches.
+        corpus_folder: Corpus directory, for the message.
 
     Raises:
-        ConfigError: If in the middle of an epoch a setting differs that decides its batches.
-        DataError: If the corpus is another one.
+        ConfigError: If a setting that decides the batches differs in the middle of an epoch.
+        DataError: If the corpus is a different one.
     """
     if state["corpus"] != fixed["corpus"]:
         raise DataError(
@@ -63,20 +63,20 @@ def first_batch_after(
 
 @runtime_checkable
 class NumberedBatches(Protocol):
-    """Batch by number, for one rank; a dataset that a loader takes."""
+    """Dataset of batches by number, for one rank, as a loader takes it."""
 
     def __len__(self) -> int:
-        """Batches of an epoch, the same on every rank."""
+        """Return the batches of an epoch, the same on every rank."""
 
     def __getitem__(self, number: BatchNumber) -> Any:  # noqa: ANN401
-        """Make a batch; its number, the seed and the rank alone decide what it holds."""
+        """Make a batch; only its number, the seed and the rank decide its content."""
 
 
 Batches = TypeVar("Batches", bound=NumberedBatches)
 
 
 class ResumableDataModule(L.LightningDataModule, ABC, Generic[Batches]):
-    """Training batches by number; a stopped run goes on with the batch that comes next.
+    """Data module with numbered training batches; a resumed run starts at the next batch.
 
     Args:
         num_workers: Processes that make batches; 0 makes them in the training process.
@@ -94,31 +94,31 @@ class ResumableDataModule(L.LightningDataModule, ABC, Generic[Batches]):
 
     @abstractmethod
     def fixed_settings(self) -> dict[str, Any]:
-        """Return what decides the batches, the ``corpus`` fingerprint with it; plain types."""
+        """Return the corpus fingerprint and the settings that decide the batches; plain types."""
 
     @property
     @abstractmethod
     def made_from(self) -> Path:
-        """Folder that the batches are made from, for messages."""
+        """Folder from which the batches are made, for messages."""
 
     def ranks(self) -> tuple[int, int]:
-        """Return this process's rank, and how many share the batches."""
+        """Return the rank of this process, and the number of ranks that share the batches."""
         return rank_and_world_size()
 
     @property
     def batches(self) -> Batches:
-        """This rank's training batches, laid out when first asked for."""
+        """Training batches of this rank, laid out on first use."""
         if self._batches is None:
             self._batches = self.lay_out(*self.ranks())
         return self._batches
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, the same on every rank."""
+        """Number of batches of an epoch, the same on every rank."""
         return len(self.batches)
 
     def train_dataloader(self) -> BatchLoader[Any]:
-        """Return this rank's batches, from where a resumed run stopped."""
+        """Return the loader of this rank's batches; a resumed run begins at its next batch."""
         return BatchLoader(
             self.batches,
             batch_sampler=BatchNumberSampler(self.steps_per_epoch, self._first),
@@ -127,7 +127,7 @@ class ResumableDataModule(L.LightningDataModule, ABC, Generic[Batches]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands and what must not change while it runs."""
+        """Return the position in the epoch, and the settings that must not change within it."""
         if self.trainer is None or self._batches is None:
             return {}
         return position_in(
@@ -137,11 +137,11 @@ class ResumableDataModule(L.LightningDataModule, ABC, Generic[Batches]):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on training where ``state_dict`` was taken; to evaluate, nothing has to match.
+        """Resume training where ``state_dict`` was taken; evaluation requires no match.
 
         Raises:
-            ConfigError: If in the middle of an epoch a setting differs that decides its batches.
-            DataError: If the corpus is another one.
+            ConfigError: If a setting that decides the batches differs in the middle of an epoch.
+            DataError: If the corpus is a different one.
         """
         is_training = self.trainer is None or self.trainer.state.fn == "fit"
         if state_dict and is_training:
@@ -151,7 +151,7 @@ class ResumableDataModule(L.LightningDataModule, ABC, Generic[Batches]):
 
 
 class CorpusDataModule(ResumableDataModule[Batches], Generic[Batches]):
-    """The same, made from one corpus.
+    """Resumable data module over one corpus.
 
     Args:
         corpus: Corpus directory, as ``sidrec prepare`` writes it.
@@ -165,12 +165,12 @@ class CorpusDataModule(ResumableDataModule[Batches], Generic[Batches]):
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus, loaded when first asked for."""
+        """Corpus, loaded on first use."""
         if self._loaded is None:
             self._loaded = Corpus.load(self.corpus_folder)
         return self._loaded
 
     @property
     def made_from(self) -> Path:
-        """The corpus directory."""
+        """Corpus directory."""
         return self.corpus_folder

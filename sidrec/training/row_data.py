@@ -1,4 +1,4 @@
-"""What data modules over one kind of rows share."""
+"""Row schedule and data module for training data of one kind of rows."""
 
 import math
 from abc import abstractmethod
@@ -17,20 +17,20 @@ from sidrec.training.resumable_data import CorpusDataModule
 
 @dataclass(frozen=True, slots=True)
 class RowSchedule:
-    """Everything that decides an epoch's batches, for all ranks.
+    """Schedule of an epoch's batches, for all ranks.
 
-    Every row is seen in every epoch. Ranks hold neighboring slices of one global batch; what the
-    last one lacks is filled up with the first rows of the same shuffle, so that all batches of
-    all ranks have the same size.
+    Every epoch contains every row. Ranks hold neighboring slices of one global batch. The first
+    rows of the same shuffle complete the last global batch, so that all batches of all ranks have
+    the same size.
 
     Attributes:
-        num_rows: Rows to show.
+        num_rows: Number of rows.
         batch_size: Rows per rank.
         world_size: Number of ranks.
-        seed: Chooses the shuffles.
+        seed: Seed of the shuffles.
 
     Raises:
-        ConfigError: If there is no row, or a setting is out of range.
+        ConfigError: If there are no rows, or a setting is out of range.
     """
 
     num_rows: int
@@ -67,11 +67,11 @@ Batch = TypeVar("Batch", covariant=True)
 
 @runtime_checkable
 class RowBatches(Protocol[Batch]):
-    """Batch by number, for one rank; a dataset that a loader takes."""
+    """Dataset of batches by number, for one rank, as a loader takes it."""
 
     @property
     def schedule(self) -> RowSchedule:
-        """Which rows a batch holds."""
+        """Schedule that decides the rows of a batch."""
 
     def __len__(self) -> int: ...
 
@@ -79,12 +79,12 @@ class RowBatches(Protocol[Batch]):
 
 
 class RowDataModule(CorpusDataModule[RowBatches[Batch]], Generic[Batch]):
-    """Rows of one corpus, each once an epoch; validation and test are one step each.
+    """Data module over rows of one corpus; validation and test take one step each.
 
     Args:
         corpus: Corpus directory, as ``sidrec prepare`` writes it.
         batch_size: Rows per rank.
-        seed: Of shuffles; dropout follows it too.
+        seed: Seed of shuffles and dropout.
         num_workers: Processes that make batches; 0 makes them in the training process.
     """
 
@@ -97,11 +97,11 @@ class RowDataModule(CorpusDataModule[RowBatches[Batch]], Generic[Batch]):
         """Return the training batches of a rank."""
 
     def other_settings(self) -> dict[str, Any]:
-        """Return settings beside seed and sizes that decide the batches; plain types."""
+        """Return the settings other than seed and sizes that decide the batches; plain types."""
         return {}
 
     def val_dataloader(self) -> DataLoader[str]:
-        """Return one step that names the split: the model ranks the whole catalogue in it."""
+        """Return one step that names the split, in which the model ranks the whole catalogue."""
         return DataLoader(["valid"], batch_size=None)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[str]:
@@ -109,7 +109,7 @@ class RowDataModule(CorpusDataModule[RowBatches[Batch]], Generic[Batch]):
         return DataLoader(["test"], batch_size=None)  # type: ignore[arg-type]
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Return what decides the batches."""
+        """Return the settings that decide the batches and the ``corpus`` fingerprint."""
         schedule = self.batches.schedule
         return {
             "corpus": self.corpus.fingerprint,

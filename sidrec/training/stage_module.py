@@ -21,19 +21,19 @@ Module = TypeVar("Module", bound="StageModule[Any]")
 
 
 class StageModule(L.LightningModule, Generic[Data]):
-    """Optimizer, random numbers, bad losses, and loading from a checkpoint alone.
+    """Base module: optimizer, random numbers, bad losses, and loading from a checkpoint alone.
 
-    Random numbers of a training step are a function of seed, epoch, step and rank, so a resumed
-    run repeats them. Settings are saved as plain types: checkpoints load with ``weights_only``.
+    The random numbers of a training step depend only on seed, epoch, step and rank, so a resumed
+    run repeats them. Settings are stored as plain types, so checkpoints load with ``weights_only``.
 
     Args:
-        optimizer: AdamW, its schedule, and the losses that it may skip.
+        optimizer: Settings of AdamW, its schedule, and the bad losses that it may skip.
         settings: All constructor arguments of the module by name, for checkpoints.
 
     Attributes:
-        stage: Name in the run directory's manifest.
-        data_class: Data module that the module's own parts need (catalogue, requests).
-        draws: Purpose of the random numbers of a step, part of their seed.
+        stage: Name of the stage in the run directory's manifest.
+        data_class: Data module that the module needs (for its catalogue and requests).
+        draws: Purpose of a step's random numbers, part of their seed.
     """
 
     stage: ClassVar[str]
@@ -52,7 +52,7 @@ class StageModule(L.LightningModule, Generic[Data]):
         checkpoint: dict[str, Any],
         **changes: Any,  # noqa: ANN401
     ) -> Module:
-        """Return a module in evaluation mode, on the CPU, from what its checkpoint holds.
+        """Return a module in evaluation mode, on the CPU, from the content of its checkpoint.
 
         Args:
             checkpoint: Content of a checkpoint file.
@@ -90,10 +90,10 @@ class StageModule(L.LightningModule, Generic[Data]):
         map_location: Any = "cpu",  # noqa: ANN401 (torch's)
         **changes: Any,  # noqa: ANN401
     ) -> Module:
-        """Return a module in evaluation mode from a checkpoint file; no Trainer is needed.
+        """Return a module in evaluation mode from a checkpoint file, without a Trainer.
 
         Args:
-            checkpoint_path: File of ``ModelCheckpoint`` or of a run directory.
+            checkpoint_path: File from ``ModelCheckpoint`` or a run directory.
             map_location: Device of the weights.
             changes: Constructor arguments that replace the stored ones.
         """
@@ -114,7 +114,7 @@ class StageModule(L.LightningModule, Generic[Data]):
         self.guard.drop_bad_gradients(self.parameters())
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over all weights that train, and its schedule by optimizer step."""
+        """Return AdamW over all trainable weights, and its schedule by optimizer step."""
         batches = getattr(self._any_data(), "steps_per_epoch", None)
         if batches is not None:
             steps = total_steps_of(self.trainer, batches_per_epoch=batches)
@@ -140,7 +140,7 @@ class StageModule(L.LightningModule, Generic[Data]):
         items: Int[Tensor, " row"] | None = None,
         item_ids: Callable[[], list[str]] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the mean over ranks of a loss that has passed the guard."""
+        """Return the mean over ranks of a loss, after the loss guard's check."""
         where = f"epoch {self.current_epoch}, step {batch_idx}" + (f" ({task})" if task else "")
         return self.guard.mean(loss.detach(), where=where, items=items, item_ids=item_ids)
 
@@ -148,7 +148,7 @@ class StageModule(L.LightningModule, Generic[Data]):
         return getattr(self.trainer, "datamodule", None)
 
     def _data(self) -> Data:
-        """Return the Trainer's data module; refuse one of another class."""
+        """Return the Trainer's data module, after a check of its class."""
         data = self._any_data()
         if not isinstance(data, self.data_class):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""One baseline as a run directory of its own: the same files as a tested generator's."""
+"""Run directory of one baseline, with the same files as a tested generator's."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

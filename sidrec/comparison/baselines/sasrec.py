@@ -1,4 +1,4 @@
-"""Training loop of SASRec; its test writes the same files as the generator's."""
+"""Lightning module of SASRec; ``sidrec test`` writes the same files as for a generator."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ _START_DEVIATION = 0.02
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward net, each after a norm and beside a shortcut."""
+    """Transformer block: pre-norm causal self-attention and feed-forward net, with residuals."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Block(nn.Module):
         self.net = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, states: Float[Tensor, "user place dim"]) -> Float[Tensor, "user place dim"]:
-        """Return new states; a place sees itself and those before it."""
+        """Return new states; each position attends to itself and to earlier positions."""
         users, places, dim = states.shape
         parts = self.queries_keys_values(self.before_attention(states))
         parts = parts.view(users, places, 3, self.num_heads, dim // self.num_heads)
@@ -54,17 +54,17 @@ class Block(nn.Module):
 
 
 class SasRecModel(nn.Module):
-    """Scores of the next item at every place of a history.
+    """SASRec network: scores of the next item at every position of a history.
 
-    Histories start at place 0 and are padded behind their end, where a causal model never looks.
+    Histories start at position 0. Padding follows their end, which causal attention never reads.
 
     Args:
-        num_items: item_index runs from 0.
+        num_items: Number of items in the catalogue.
         dim: Width; a multiple of ``num_heads``.
         num_blocks: Transformer blocks.
         num_heads: Attention heads.
-        max_history_items: Places.
-        dropout: Probability, everywhere.
+        max_history_items: Number of positions.
+        dropout: Dropout probability in all layers, in [0, 1).
 
     Source:
         Kang, McAuley 2018 (arXiv 1808.09781). Differs: norms before the sub-layers, GELU.
@@ -89,7 +89,7 @@ class SasRecModel(nn.Module):
             nn.init.normal_(embedding.weight, std=_START_DEVIATION)
 
     def forward(self, histories: Int[Tensor, "user place"]) -> Float[Tensor, "user place dim"]:
-        """Return what every place expects next; -1 pads behind the end."""
+        """Return the state at every position, which predicts the next item; -1 pads at the end."""
         places = torch.arange(histories.shape[1], device=histories.device)
         states = self.items(histories.clamp(min=0)) + self.places(places)
         states = F.dropout(states, self.dropout, self.training)
@@ -99,9 +99,9 @@ class SasRecModel(nn.Module):
         return normed
 
     def scores(self, histories: Int[Tensor, "user place"]) -> Float[Tensor, "user item"]:
-        """Return the score of every item as the one after the end of each history.
+        """Return the scores of all items as the next one after each history.
 
-        A history without items expects what an average first place would: all scores 0.
+        All scores of an empty history are 0.
         """
         lengths = (histories >= 0).sum(dim=1)
         states = self(histories)
@@ -134,9 +134,9 @@ class SasRec(StageModule[WindowDataModule]):
         dim: Width; a multiple of ``num_heads``.
         num_blocks: Transformer blocks.
         num_heads: Attention heads.
-        max_history_items: Most recent items that are read.
-        dropout: Probability, everywhere.
-        top_k: Length of the lists.
+        max_history_items: Number of most recent items that the model reads.
+        dropout: Dropout probability in all layers, in [0, 1).
+        top_k: Length of the ranked lists.
         optimizer: AdamW, its schedule, and the losses that it may skip.
     """
 
@@ -174,12 +174,12 @@ class SasRec(StageModule[WindowDataModule]):
         self.shape, self.top_k = shape, top_k
 
     def configure_model(self) -> None:
-        """Make the weights for the corpus's items."""
+        """Create the weights for the items of the corpus."""
         if not hasattr(self, "model"):
             self._build(self._data().corpus.num_items)
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
-        """Return the cross-entropy of what came next, over the whole catalogue."""
+        """Return the cross-entropy of the next items over the whole catalogue."""
         states = self.model(batch.histories)
         loss = next_item_loss(states, self.model.items.weight, batch.targets)
         mean = self._mean_loss(loss, batch_idx)
@@ -192,7 +192,7 @@ class SasRec(StageModule[WindowDataModule]):
         recalls = {k: v for k, v in figures.items() if k.startswith("recommendation/recall@")}
         chosen = recalls.get("recommendation/recall@30", 0.0)
         wanted = {k: v for k, v in recalls.items() if "_" not in k}
-        wanted["recall_harmonic_mean"] = chosen  # of the one task that it answers
+        wanted["recall_harmonic_mean"] = chosen  # SASRec answers recommendation only
         self.log_dict({f"val/{k}": float(v) for k, v in wanted.items()}, batch_size=1)
 
     def test_step(self, split: Split) -> None:
@@ -204,7 +204,7 @@ class SasRec(StageModule[WindowDataModule]):
             write_json(run.metrics, figures)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make weights of the checkpoint's sizes when there are none yet."""
+        """Create weights with the checkpoint's sizes when there are none yet."""
         super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "model"):
             self._build(len(checkpoint["state_dict"]["model.items.weight"]))
@@ -213,7 +213,7 @@ class SasRec(StageModule[WindowDataModule]):
         self.model = SasRecModel(num_items, **self.shape)
 
     def _answer(self, split: Split) -> tuple[Figures, list[Prediction]]:
-        """Answer a split's recommendation requests, each rank its share; all ranks get all."""
+        """Answer a split's recommendation requests, split over ranks; all ranks get all results."""
         corpus = self._data().corpus
         counts = popularity(corpus.train_interactions(), corpus.num_items)
         requests = own_slice(recommendation_requests(corpus, split))

@@ -1,4 +1,4 @@
-"""Windows of users' histories, and what comes after each of their items."""
+"""Training windows over user histories, with the next item of each position as target."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from sidrec.training.row_data import RowDataModule, RowSchedule
 
 
 class WindowBatch(NamedTuple):
-    """Windows of histories.
+    """Batch of history windows.
 
     Attributes:
-        histories: item_index, oldest first; -1 pads behind the end.
-        targets: Which item followed each of them; -1 on padding.
+        histories: item_index, oldest first; -1 pads at the end.
+        targets: item_index that follows each position; -1 on padding.
     """
 
     histories: Int[Tensor, "user place"]
@@ -32,15 +32,15 @@ class WindowBatch(NamedTuple):
 def windows_of(
     user_starts: Int64[np.ndarray, " bound"], *, max_history_items: int
 ) -> tuple[Int64[np.ndarray, " window"], Int64[np.ndarray, " window"]]:
-    """Cut every user's rows into windows such that each item but the first is a target once.
+    """Cut every user's rows into windows so that each item but the first is a target once.
 
     Args:
-        user_starts: Rows of user u are [user_starts[u], user_starts[u + 1]).
-        max_history_items: Items of a window that are read; it holds one more, the last target.
+        user_starts: Rows of user ``u`` are ``[user_starts[u], user_starts[u + 1])``.
+        max_history_items: Inputs per window; a window holds one more item, the last target.
 
     Returns:
-        First row of each window, and the row after its last one; the newest window of a user is
-        the full one.
+        First row of each window, and the row after its last one. The windows of a user run from
+        newest to oldest; only the oldest may be shorter.
 
     >>> first, end = windows_of(np.array([0, 6, 7]), max_history_items=3)
     >>> list(zip(first.tolist(), end.tolist()))
@@ -55,7 +55,7 @@ def windows_of(
 
 
 def padded(rows: Sequence[Int64[np.ndarray, " _"]]) -> Int[Tensor, "user place"]:
-    """Stack histories of different lengths; -1 pads behind the end."""
+    """Stack histories of different lengths; -1 pads at the end."""
     table = np.full((len(rows), max(1, *map(len, rows))), -1, np.int64)
     for place, row in enumerate(rows):
         table[place, : len(row)] = row
@@ -64,13 +64,13 @@ def padded(rows: Sequence[Int64[np.ndarray, " _"]]) -> Int[Tensor, "user place"]
 
 @dataclass(frozen=True)
 class WindowBatches(Dataset[WindowBatch]):
-    """Batch by number, for one rank.
+    """Dataset of training batches by number, for one rank.
 
     Attributes:
-        schedule: Which windows.
-        rank: Of this process.
+        schedule: Windows of each batch.
+        rank: Rank of this process.
         first: First row of each window.
-        end: Row after the last one.
+        end: Row after the last one of each window.
         items: item_index of each row.
     """
 
@@ -92,13 +92,13 @@ class WindowBatches(Dataset[WindowBatch]):
 
 
 class WindowDataModule(RowDataModule[WindowBatch]):
-    """The histories of one corpus, each train interaction but a user's first a target once.
+    """Data module over one corpus; each train interaction but a user's first is a target once.
 
     Args:
         corpus: Corpus directory, as ``sidrec prepare`` writes it.
         batch_size: Windows per rank.
-        max_history_items: Items of a window that are read.
-        seed: Of shuffles; dropout follows it too.
+        max_history_items: Items of a window that the model reads.
+        seed: Seed of shuffles and dropout.
         num_workers: Processes that make batches; 0 makes them in the training process.
     """
 
@@ -127,5 +127,5 @@ class WindowDataModule(RowDataModule[WindowBatch]):
         return WindowBatches(schedule, rank, first, end, items)
 
     def other_settings(self) -> dict[str, Any]:
-        """Return what decides the batches beside seed and sizes."""
+        """Return the settings other than seed and sizes that decide the batches."""
         return {"max_history_items": self.max_history_items}

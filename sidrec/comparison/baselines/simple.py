@@ -1,7 +1,7 @@
-"""What no generator should lose to: popularity, BM25 and item-item neighbors.
+"""Popularity, BM25 and item-item neighbor baselines.
 
-All see train interactions only, rank the whole catalogue, and leave out the user's own history.
-Equal scores go to the more popular item, then to the lower item_index.
+All use train interactions only, rank the whole catalogue, and leave out the user's own history.
+Ties go to the more popular item, then to the lower item_index.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ Scorer = Callable[[Sequence[Request]], Float[np.ndarray, "request item"]]
 
 
 def popularity_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) -> RankedItems:
-    """Give every request the items with the most train interactions; scores are counts."""
+    """Rank the items with the most train interactions first; scores are counts."""
     counts = popularity(corpus.train_interactions(), corpus.num_items)
 
     def score(chunk: Sequence[Request]) -> Float[np.ndarray, "request item"]:
@@ -36,10 +36,10 @@ def popularity_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: i
 
 
 def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) -> RankedItems:
-    """Match the words of the query with the words of the items' texts.
+    """Rank items by BM25 between the query and the items' texts.
 
-    Lucene's variant with ``k1 = 1.5`` and ``b = 0.75``, English stop words left out, no stemming;
-    scores are BM25 weights.
+    Lucene's variant with ``k1 = 1.5`` and ``b = 0.75``, without English stop words and without
+    stemming. Scores are BM25 weights.
 
     Source:
         Robertson et al. 1994, in the form of bm25s (arXiv 2407.03618).
@@ -62,16 +62,16 @@ def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) ->
 def item_neighbors_baseline(
     corpus: Corpus, requests: Sequence[Request], *, top_k: int, num_history: int
 ) -> RankedItems:
-    """Add up the cosines of co-occurrence between each item and the end of the history.
+    """Rank items by the sum of their co-occurrence cosines with the end of the history.
 
-    The cosine of two items is the number of users who consumed both over the geometric mean of
-    the numbers who consumed either; nothing but user-by-item matrices is held in memory.
+    The cosine of two items is the number of users who consumed both, divided by the geometric mean
+    of their numbers of users. Memory holds user-by-item matrices only.
 
     Args:
-        corpus: Its train interactions say which items occur together.
+        corpus: Source of the train interactions that define co-occurrence.
         requests: Recommendation requests.
-        top_k: Length of the lists.
-        num_history: How many items at the end of the history count.
+        top_k: Length of the ranked lists.
+        num_history: Number of items at the end of the history that count.
 
     Source:
         Sarwar et al. 2001, item-based collaborative filtering, on implicit feedback.
@@ -106,14 +106,14 @@ def rank_catalogue(
 ) -> RankedItems:
     """Rank the whole catalogue for every request by the protocol of all baselines.
 
-    Equal scores go to the more popular item, then to the lower item_index.
+    Ties go to the more popular item, then to the lower item_index.
 
     Args:
-        score: Scores of all items for a few requests.
-        requests: What is asked.
+        score: Computes the scores of all items for a chunk of requests.
+        requests: Requests to answer.
         counts: Train interactions of each item.
-        top_k: Length of the lists; shorter ones are padded.
-        exclude_history: Of the corpus: items of a request's own history are left out.
+        top_k: Length of the ranked lists; shorter ones are padded.
+        exclude_history: Setting of the corpus: leave out the items of a request's own history.
     """
     by_popularity = torch.argsort(counts, descending=True, stable=True)
     top_k = min(top_k, len(counts))
@@ -123,7 +123,7 @@ def rank_catalogue(
         scores = torch.from_numpy(score(chunk))
         for row, request in enumerate(chunk if exclude_history else ()):
             scores[row, list(request.history)] = _LOWEST
-        scores = scores[:, by_popularity]  # columns in the order that settles ties
+        scores = scores[:, by_popularity]  # columns in tie-break order
         columns = best_columns(scores, top_k)
         found, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
         stop = start + len(chunk)

@@ -1,4 +1,4 @@
-"""A generator run beside simple baselines: one table, and where everything lies."""
+"""Comparison table of a generator run and simple baselines, with the paths of all artifacts."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ Baseline = Callable[[Corpus, Sequence[Request]], RankedItems]
 
 
 class Row(NamedTuple):
-    """Recall@30 of one system on the test split; None for a task it does not answer."""
+    """Recall@30 of one system on the test split; None for a task that it does not answer."""
 
     system: str
     search: int | float | None
@@ -39,11 +39,11 @@ def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) 
     """Print Recall@30 of a tested generator run beside popularity, BM25 and item neighbors.
 
     Args:
-        run_folder: A generator run after ``sidrec test``.
-        corpus_folder: Where its corpus lies now; None takes the path from the run's configuration.
+        run_folder: Generator run that ``sidrec test`` has evaluated.
+        corpus_folder: Current folder of its corpus; None takes it from the run's configuration.
 
     Returns:
-        The rows of the table, the run first.
+        Rows of the table, the run first.
 
     Raises:
         RunError: If the run has not finished, has no ``metrics.json``, or names no corpus.
@@ -51,7 +51,7 @@ def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) 
     """
     run = RunDirectory(run_folder)
     if not run.metrics.exists():
-        run.finished_checkpoint()  # what has not finished cannot be tested
+        run.finished_checkpoint()  # raises for a run that has not finished
         raise RunError(f"{run.metrics} does not exist; run `sidrec test --from {run_folder}`.")
     config = read_config(run.config) if run.config.exists() else {}
     corpus = Corpus.load(corpus_folder or _corpus_folder(run, config))

@@ -1,4 +1,4 @@
-"""Baselines that were trained: dense retrieval with an encoder run, and ENMF."""
+"""Trained baselines: dense retrieval with an encoder run, and ENMF."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,11 @@ _QUESTIONS_AT_ONCE = 1_024
 
 
 class Nearest(NamedTuple):
-    """The items with the largest inner products, best first.
+    """Items with the largest inner products, best first.
 
     Attributes:
         scores: Inner products, not increasing along a row.
-        items: Row numbers of the items.
+        items: Row indices of the items.
     """
 
     scores: Float[np.ndarray, "question rank"]
@@ -40,16 +40,16 @@ class Nearest(NamedTuple):
 def dense_baseline(
     corpus: Corpus, requests: Sequence[Request], *, run: Path, top_k: int
 ) -> RankedItems:
-    """Rank items by the inner product with the query's embedding or the history's mean.
+    """Rank items by their inner product with the query embedding or the mean of the history.
 
-    The catalogue's embeddings are those that the run stored beside its Semantic IDs: what a
-    generator loses to this baseline, quantization and generation have cost.
+    Item embeddings are those that the run stores beside its Semantic IDs. The gap between a
+    generator and this baseline is the loss through quantization and generation.
 
     Args:
-        corpus: The one that the run was trained on.
-        requests: Of one task.
+        corpus: Corpus that the run was trained on.
+        requests: Requests of one task.
         run: Finished run of a bi-encoder.
-        top_k: Length of the lists.
+        top_k: Length of the ranked lists.
 
     Raises:
         DataError: If the run belongs to another corpus.
@@ -81,8 +81,8 @@ def enmf_baseline(
 ) -> RankedItems:
     """Rank items for each user by the scores of a finished ENMF run.
 
-    The user's vector is that of training: it knows the train interactions, not what the request's
-    history holds beyond them.
+    The user embedding is that of training: it reflects the train interactions and ignores other
+    items of the request's history.
 
     Raises:
         DataError: If the run belongs to another corpus.
@@ -118,16 +118,16 @@ def retrieve(
 ) -> RankedItems:
     """Return the nearest items of each request.
 
-    Equal scores go to the more popular item, then to the lower item_index; at the end of a list
-    that is cut between equal scores, the index decides.
+    Ties go to the more popular item, then to the lower item_index. Where the cut-off falls between
+    equal scores, the item_index decides.
 
     Args:
-        questions: Row ``i`` belongs to request ``i``.
-        items: One vector per item.
-        requests: Whose histories are left out.
+        questions: Embeddings of the requests: row ``i`` belongs to request ``i``.
+        items: Embedding of each item.
+        requests: Requests whose histories are left out.
         counts: Train interactions of each item.
-        top_k: Length of the lists; shorter ones are padded.
-        exclude_history: Of the corpus: items of a request's own history are left out.
+        top_k: Length of the ranked lists; shorter ones are padded.
+        exclude_history: Setting of the corpus: leave out the items of a request's own history.
     """
     order = torch.argsort(counts, descending=True, stable=True)
     place = torch.argsort(order).numpy()
@@ -155,7 +155,7 @@ def retrieve(
 def nearest(
     questions: Float[np.ndarray, "question dim"], items: Float[np.ndarray, "item dim"], *, k: int
 ) -> Nearest:
-    """Return the ``k`` largest inner products, exactly: with faiss where installed, else torch."""
+    """Return the ``k`` largest inner products, exact; uses faiss where installed, else torch."""
     try:
         import faiss
     except ImportError:
@@ -169,7 +169,7 @@ def nearest(
 def nearest_by_torch(
     questions: Float[np.ndarray, "question dim"], items: Float[np.ndarray, "item dim"], *, k: int
 ) -> Nearest:
-    """Return the same as :func:`nearest`, by one matrix product."""
+    """Return the result of :func:`nearest`, computed by one matrix product."""
     best = torch.topk(torch.from_numpy(questions) @ torch.from_numpy(items).T, k, dim=1)
     return Nearest(best.values.numpy(), best.indices.numpy())
 

@@ -1,4 +1,4 @@
-"""Runs the stages of a comparison, some at once; what fails does not stop the rest."""
+"""Runner of comparison stages, several in parallel; a failed stage does not stop the rest."""
 
 import os
 import signal
@@ -17,16 +17,16 @@ from sidrec.console import say
 from sidrec.errors import SidrecError
 
 State = Literal["kept", "done", "failed", "blocked"]
-PREEMPTED = 85  # exit code of a stage that was told to end, and can go on
+PREEMPTED = 85  # exit code of a preempted stage, which can resume
 Launch = Callable[[Stage, list[str], Path], int]
 
 
 class Outcome(NamedTuple):
-    """How a stage came out.
+    """Outcome of one stage.
 
     Attributes:
-        state: ``kept`` was finished before; ``blocked`` lacks an input that failed.
-        reason: Why not, in one line; empty when it is there.
+        state: ``kept``: finished in an earlier run; ``blocked``: an input failed.
+        reason: Why the result is missing, in one line; empty when it exists.
     """
 
     state: State
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
 
 
 class StagePreemptedError(SidrecError):
-    """A stage was told to end by the machine; the same command goes on with it."""
+    """Preemption of a stage; run the same command again to resume."""
 
     exit_code = PREEMPTED
 
@@ -42,23 +42,23 @@ class StagePreemptedError(SidrecError):
 def run_stages(
     stages: Sequence[Stage], out: Path, *, launch: Launch, jobs: int
 ) -> dict[str, Outcome]:
-    """Run what is not finished: a free place goes to the first stage whose inputs are there.
+    """Run all unfinished stages; a free slot takes the first stage whose inputs have run.
 
-    Whatever ends the run (the machine, Ctrl-C) starts nothing more and waits for what is running:
-    those stages were told as well, or finish and need not run again.
+    Preemption or Ctrl-C starts no further stage and waits for the running ones. These either get
+    the same signal, or finish.
 
     Args:
-        stages: Each after those that it reads.
+        stages: Stages in order, each after its inputs.
         out: Folder of the comparison.
-        launch: Runs one stage with its arguments, writes to a log, returns the exit code. Called
+        launch: Runs one stage with its arguments, writes to a log and returns the exit code. Called
             in threads.
-        jobs: Most stages at once, ``>= 1``.
+        jobs: Maximum number of parallel stages, ``>= 1``.
 
     Returns:
-        The outcome of every stage, by key, in the order of the stages.
+        Outcome of every stage by key, in the order of the stages.
 
     Raises:
-        StagePreemptedError: If the machine wants the process gone.
+        StagePreemptedError: If a stage is preempted.
     """
     outcomes: dict[str, Outcome] = {}
     waiting, running = list(stages), dict[Future[Outcome], Stage]()
@@ -68,7 +68,7 @@ def run_stages(
         if outcome.reason:
             say(f"{outcome.state}: {stage.label}: {outcome.reason}")
 
-    with ThreadPoolExecutor(jobs) as pool:  # its end waits for what is running
+    with ThreadPoolExecutor(jobs) as pool:  # leaving the block waits for running stages
         while waiting or running:
             while len(running) < jobs and (stage := _first_ready(waiting, outcomes)):
                 waiting.remove(stage)
@@ -83,12 +83,12 @@ def run_stages(
 
 
 def _first_ready(waiting: Sequence[Stage], outcomes: dict[str, Outcome]) -> Stage | None:
-    """Return the first stage all of whose inputs have run, well or not."""
+    """Return the first stage whose inputs have all run, failed or not."""
     return next((one for one in waiting if all(i.stage.key in outcomes for i in one.inputs)), None)
 
 
 def _standing(stage: Stage, out: Path, outcomes: dict[str, Outcome]) -> Outcome | None:
-    """Return the outcome of a stage that need not or cannot run, else None."""
+    """Return the outcome of a stage that is finished or blocked, else None."""
     lacking = [one.stage for one in stage.inputs if outcomes[one.stage.key].reason]
     if lacking:
         return Outcome("blocked", f"{lacking[0].label} is missing")
@@ -96,10 +96,10 @@ def _standing(stage: Stage, out: Path, outcomes: dict[str, Outcome]) -> Outcome 
 
 
 def run_stage(stage: Stage, out: Path, *, launch: Launch) -> Outcome:
-    """Run one stage, and mark it when it is finished.
+    """Run one stage, and mark it as done on success.
 
     Raises:
-        StagePreemptedError: If the machine wants the process gone.
+        StagePreemptedError: If the stage is preempted.
     """
     log = out / "logs" / f"{stage.kind}-{stage.key}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -119,15 +119,15 @@ def run_stage(stage: Stage, out: Path, *, launch: Launch) -> Outcome:
 
 
 def threads_of(jobs: int) -> int | None:
-    """Return how many threads each of so many stages at once gets; None leaves it to torch."""
+    """Return the number of threads of each of ``jobs`` parallel stages; None leaves it to torch."""
     return None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
 
 
 def launch_here(stage: Stage, arguments: list[str], log: Path, *, num_threads: int | None) -> int:
-    """Run a stage as a process of its own on this machine, its output into the log.
+    """Launch a stage as a local subprocess, with its output in the log.
 
-    Loggers of the stage find group, job type and tags in the variables that W&B reads. An
-    ``OMP_NUM_THREADS`` that is set already stands; else ``num_threads`` is it, unless None.
+    The subprocess reads W&B's group, job type and tags from environment variables. An existing
+    ``OMP_NUM_THREADS`` takes precedence over ``num_threads``; None sets nothing.
     """
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     environment = (
@@ -148,14 +148,14 @@ def launch_here(stage: Stage, arguments: list[str], log: Path, *, num_threads: i
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)  # noqa: S603
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the terminal has told the stage too: let it save
+        except KeyboardInterrupt:  # the terminal signals the stage too: let it save
             process.wait()
             raise
 
 
 @contextmanager
 def stages_hear_signals() -> Iterator[None]:
-    """Stay alive when a scheduler warns the whole step: the stage saves, then ends itself."""
+    """Survive a scheduler's warning signals: the stage saves its state and ends itself."""
     before = {
         number: signal.signal(number, lambda *_: None)
         for number in (signal.SIGUSR1, signal.SIGTERM)
@@ -168,7 +168,7 @@ def stages_hear_signals() -> Iterator[None]:
 
 
 def plan_lines(cells: Sequence[Cell], stages: Sequence[Stage], out: Path) -> list[str]:
-    """Return the plan as text: every stage, its state, its cells, its command."""
+    """Return the plan as text: every stage with its state, cells and command."""
     users: dict[str, list[str]] = {}
     for cell in cells:
         name = cell.system if cell.seed is None else f"{cell.system}/{cell.seed}"

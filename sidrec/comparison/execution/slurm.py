@@ -1,4 +1,4 @@
-"""A comparison as Slurm array jobs: one array per depth of the graph, one task per stage."""
+"""Slurm array jobs of a comparison: one array per depth of the graph, one task per stage."""
 
 import shutil
 import subprocess
@@ -13,11 +13,11 @@ from sidrec.files import atomic_file
 
 
 class ArrayJob(NamedTuple):
-    """One array job.
+    """One Slurm array job.
 
     Attributes:
-        name: Of the job and its script.
-        stages: One task each.
+        name: Name of the job and of its script.
+        stages: Stages of the job, one task each.
     """
 
     name: str
@@ -25,9 +25,9 @@ class ArrayJob(NamedTuple):
 
 
 def array_jobs(stages: Sequence[Stage]) -> list[ArrayJob]:
-    """Group stages by how many must run before them: a group needs the groups before it only."""
+    """Group stages by depth in the graph: a group needs only the groups before it."""
     depth: dict[str, int] = {}
-    for stage in stages:  # each after those that it reads; finished ones are not among them
+    for stage in stages:  # each after its inputs; finished ones are not included
         below = [depth.get(one.stage.key, -1) for one in stage.inputs]
         depth[stage.key] = 1 + max(below, default=-1)
     groups: dict[int, list[Stage]] = {}
@@ -37,15 +37,15 @@ def array_jobs(stages: Sequence[Stage]) -> list[ArrayJob]:
 
 
 def write_scripts(jobs: Sequence[ArrayJob], compare: list[str], folder: Path) -> list[Path]:
-    """Write one script per array, and one that makes the report.
+    """Write one script per array job, and one that makes the report.
 
-    Nothing of the comparison's YAML stands in a script: a label with a line break would be a
-    command. ``sidrec compare --dry_run`` says what a key is for.
+    Scripts contain no text from the comparison's YAML, since a label with a line break would be a
+    command. ``sidrec compare --dry_run`` explains each key.
 
     Args:
-        jobs: In the order in which they run.
+        jobs: Array jobs in the order in which they run.
         compare: Command of this comparison, as a list of words.
-        folder: Where the scripts go; ``submit`` puts Slurm's logs beside them.
+        folder: Folder of the scripts; ``submit`` puts Slurm's logs beside them.
     """
     scripts = []
     for job in jobs:
@@ -61,7 +61,7 @@ def write_scripts(jobs: Sequence[ArrayJob], compare: list[str], folder: Path) ->
 
 
 def submit(scripts: Sequence[Path]) -> list[str]:
-    """Submit the scripts, each after all tasks of the one before have ended, well or not.
+    """Submit the scripts; each waits for all tasks of the one before to end, failed or not.
 
     Returns:
         Job ids; empty where there is no ``sbatch``.

@@ -1,4 +1,4 @@
-"""Which stages are finished, and whether what they made is still what they made."""
+"""Cache of finished stages, with checks that their outputs are unchanged."""
 
 import time
 from pathlib import Path
@@ -11,15 +11,15 @@ from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.per_task.task_bundles import TASK_IDS
 from sidrec.types import TASKS
 
-_HASHED_BYTES = 1 << 26  # of larger files the size alone is remembered
+_HASHED_BYTES = 1 << 26  # larger files are compared by size only
 _BUNDLE = ("semantic_ids.json", "semantic_ids.parquet", "embeddings.safetensors")
 
 
 def mark_done(stage: Stage, out: Path, *, seconds: float) -> None:
-    """Remember that a stage finished, and what it left.
+    """Mark a stage as finished, and record its output files.
 
     Raises:
-        RunError: If a file is missing that the stage should have made.
+        RunError: If an expected output file is missing.
     """
     folder = stage.folder(out)
     outputs = {}
@@ -41,11 +41,11 @@ def mark_done(stage: Stage, out: Path, *, seconds: float) -> None:
 
 
 def is_done(stage: Stage, out: Path) -> bool:
-    """Return whether the stage finished and its files are as it left them."""
+    """Return whether the stage finished and its output files are unchanged."""
     marker = _marker(stage, out)
     try:
         outputs = read_json(marker)["outputs"] if marker.exists() else None
-    except (DataError, KeyError, TypeError):  # half a marker counts for none
+    except (DataError, KeyError, TypeError):  # an incomplete marker means not done
         return False
     if not outputs:
         return False
@@ -57,7 +57,7 @@ def is_done(stage: Stage, out: Path) -> bool:
 
 
 def seconds_of(stage: Stage, out: Path) -> float | None:
-    """Return how long the stage took when it ran, or None."""
+    """Return the duration of a stage's last run, in seconds, or None."""
     marker = _marker(stage, out)
     return float(read_json(marker)["seconds"]) if marker.exists() else None
 

@@ -1,4 +1,4 @@
-"""From strategies and seeds to stages: what runs, and on what."""
+"""Table cells and stages, derived from strategies and seeds."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from sidrec.errors import ConfigError
 
 
 def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
-    """Return every cell of the table; a system that no seed changes has one.
+    """Return every cell of the table; a system that no seed affects has one.
 
     Raises:
         ConfigError: If a configuration file cannot be read, or a baseline is unknown.
@@ -46,7 +46,7 @@ def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the stages of one seed; what is equal has an equal key, and runs once."""
+    """Build the stages of one seed; equal stages have an equal key and run once."""
 
     comparison: Comparison
     fingerprint: str
@@ -137,7 +137,7 @@ class _Maker:
         return [*options, *self._seeds(part)] if part.seeded else options
 
     def _seeds(self, part: Part) -> list[tuple[str, str]]:
-        """Set every seed that the configurations have, written there or as a default."""
+        """Set every seed of the configurations, whether written there or a default."""
         merged: dict[str, Any] = {}
         for config in part.configs:
             merged = _over(merged, read_yaml(config) or {})
@@ -188,7 +188,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_ours(part: Any) -> bool:  # noqa: ANN401
-    """Return whether a class of ours is meant: its seed is a setting even where none is written."""
+    """Return whether the part names a sidrec class, which has a seed even if none is written."""
     named = part.get("class_path") if isinstance(part, dict) else None
     return str(named).startswith("sidrec.")
 
@@ -203,5 +203,5 @@ def _has(tree: dict[str, Any], path: Sequence[str]) -> bool:
 
 
 def _word(value: Any) -> str:  # noqa: ANN401
-    """Return a value of YAML as one word of a command line."""
+    """Return a YAML value as one word of a command line."""
     return value if isinstance(value, str) else json.dumps(value)

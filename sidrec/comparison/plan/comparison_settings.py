@@ -1,4 +1,4 @@
-"""What a comparison's YAML says: shared parts, and strategies that name them."""
+"""Settings of a comparison: shared parts, and strategies that refer to them by name."""
 
 import json
 import re
@@ -16,10 +16,10 @@ Section = TypeVar("Section")
 
 
 def known(where: str, name: str, valid: Sequence[str]) -> None:
-    """Refuse a name that does not exist.
+    """Check that a name exists.
 
     Raises:
-        ConfigError: With the nearest valid one.
+        ConfigError: If it does not; suggests the nearest valid name.
     """
     if name in valid:
         return
@@ -29,12 +29,12 @@ def known(where: str, name: str, valid: Sequence[str]) -> None:
 
 
 def section_of(section: type[Section], content: Any, where: str) -> Section:  # noqa: ANN401
-    """Return a mapping's values in a dataclass, each of its field's type.
+    """Convert a mapping to a dataclass, each value to its field's type.
 
     Args:
         section: The dataclass; its fields may be dataclasses, lists and mappings of them.
-        content: As YAML gives it.
-        where: What the mapping is, for messages.
+        content: Content as YAML gives it.
+        where: Name of the mapping, for messages.
 
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of another type.
@@ -54,7 +54,7 @@ def section_of(section: type[Section], content: Any, where: str) -> Section:  # 
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
-    """Return a value of YAML as the type that a field has."""
+    """Convert a YAML value to the type of a field."""
     if isinstance(kind, UnionType):
         return _one_of(get_args(kind), value, where)
     if hasattr(kind, "__dataclass_fields__"):
@@ -70,7 +70,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
 
 
 def _plain(value: Any, where: str) -> Any:  # noqa: ANN401
-    """Refuse what cannot be a flag: YAML makes dates, sets and bytes of some words."""
+    """Check that a value can be a flag: YAML also makes dates, sets and bytes."""
     try:
         json.dumps(value)
     except TypeError:
@@ -95,7 +95,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN
             return _value(kind, value, where)
         except ConfigError:
             continue
-    if isinstance(value, dict):  # the one that takes a mapping says what is wrong with it
+    if isinstance(value, dict):  # the type that takes a mapping reports what is wrong
         return _value(kinds[0], value, where)
     names = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds)
     raise ConfigError(f"{where} must be {names}, got {value!r}.")
@@ -107,12 +107,12 @@ _FUSIONS = ("none", "concat", "svd_sum", "svd_concat", "separate", "prefix_share
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One stage that strategies share: configuration files, later ones over earlier ones.
+    """One stage that strategies share: configuration files, where later ones override earlier ones.
 
     Attributes:
         configs: YAML files, as ``--config`` takes them.
-        set: Keys to change, with dots; as flags.
-        seeded: Whether the seed changes anything; false for what does not train.
+        set: Settings to change by dotted key, as flags.
+        seeded: Whether the seed affects the result; false for what does not train.
     """
 
     configs: list[str]
@@ -122,17 +122,17 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """One way to make Semantic IDs, and the generator that is trained on them.
+    """Recipe for Semantic IDs, and the generator that is trained on them.
 
     Attributes:
-        embeddings: Whose vectors are quantized: one name, or two that are fused.
+        embeddings: Embeddings to quantize: one name, or two that are fused.
         ids: Quantizer and collision policy, by name.
         generator: Generator, by name.
-        fusion: ``none``, ``concat``, ``svd_sum``, ``svd_concat``, or, for IDs of which each task
-            has its own, ``separate`` or ``prefix_share`` (search first, then recommendation).
-        dim: Dimensions that an SVD keeps.
+        fusion: ``none``, ``concat``, ``svd_sum`` or ``svd_concat``; ``separate`` or
+            ``prefix_share`` for separate IDs per task (search first, then recommendation).
+        dim: Number of dimensions that an SVD keeps.
         reader: Embeddings through which the generator reads queries and items, by name; None
-            takes those that are quantized.
+            takes the quantized ones.
     """
 
     embeddings: str | list[str]
@@ -144,19 +144,19 @@ class Strategy:
 
     @property
     def sources(self) -> list[str]:
-        """Names of the embeddings that are quantized."""
+        """Names of the embeddings to quantize."""
         return [self.embeddings] if isinstance(self.embeddings, str) else self.embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineSettings:
-    """One baseline: a system of ``sidrec baselines``, or a model that is trained.
+    """Settings of one baseline: a system of ``sidrec baselines``, or a model to train.
 
     Attributes:
-        system: ``popularity``, ``bm25``, ``neighbors``, ``dense`` or ``enmf``; None trains.
-        embeddings: Run of ``dense`` and ``enmf``, by name.
-        configs: YAML files of a model that is trained.
-        set: Keys to change in them.
+        system: ``popularity``, ``bm25``, ``neighbors``, ``dense`` or ``enmf``; None trains a model.
+        embeddings: Run that ``dense`` and ``enmf`` use, by name.
+        configs: YAML files of the model to train.
+        set: Settings of these files to change.
     """
 
     system: str | None = None
@@ -167,18 +167,18 @@ class BaselineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """Tests, intervals and files of the report.
+    """Settings of the report: tests, intervals and files.
 
     Attributes:
-        reference: System that the others are tested against.
+        reference: System against which the others are tested.
         family_error: Probability of a false star among all tests together (Holm), in (0, 1).
         interval: Coverage of the confidence intervals, in (0, 1).
-        num_bootstrap: Draws of requests and seeds, in which membership of the front is counted.
-        seed: Of the draws.
-        requests_per_task: Requests whose lists stand side by side.
-        publish: Path, without ending, of a Markdown, SVG and JSON file for a repository; None:
+        num_bootstrap: Draws of requests and seeds that estimate membership of the Pareto front.
+        seed: Seed of the draws.
+        requests_per_task: Number of requests whose lists are shown side by side.
+        publish: Path without suffix of Markdown, SVG and JSON files for a repository; None writes
             none.
-        discussion: Markdown file that stands in it before the table.
+        discussion: Markdown file to insert before the table.
     """
 
     reference: str
@@ -193,11 +193,11 @@ class ReportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbSettings:
-    """Where Weights & Biases gets the table and the plot, as one run.
+    """Settings of the Weights & Biases run that gets the table and the plot.
 
     Attributes:
-        project: Name.
-        offline: Write files that ``wandb sync`` sends; nothing leaves the machine.
+        project: Name of the project.
+        offline: Only write files for a later ``wandb sync``; nothing leaves the machine.
     """
 
     project: str
@@ -206,21 +206,21 @@ class WandbSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All that decides a comparison.
+    """All settings of a comparison.
 
     Attributes:
         corpus: Corpus directory.
         out: Folder of stages and report.
-        seeds: One run of everything that trains for each.
-        report: How figures are judged and shown.
+        seeds: Seeds; everything that trains runs once per seed.
+        report: Settings of the report.
         embeddings: Encoder runs.
-        ids: Quantizers and policies.
+        ids: Quantizers and collision policies.
         generators: Generators.
         strategies: Rows of the table.
-        baselines: More rows.
-        machine: YAML files that go over every training, such as ``configs/machines/cpu.yaml``.
-        runs: Runs that were made elsewhere: name to run directories, one per seed.
-        wandb: Where the report goes beside its files; None: nowhere.
+        baselines: Further rows of the table.
+        machine: YAML files that override every training, such as ``configs/machines/cpu.yaml``.
+        runs: Runs from outside the comparison: name to run directories, one per seed.
+        wandb: Weights & Biases copy of the report; None makes no copy.
     """
 
     corpus: str
@@ -238,14 +238,14 @@ class Comparison:
 
     @property
     def systems(self) -> list[str]:
-        """Every row of the table."""
+        """Names of all rows of the table."""
         return [*self.strategies, *self.baselines, *self.runs]
 
     def only(self, names: Sequence[str]) -> "Comparison":
-        """Return the comparison of some of its systems.
+        """Return the comparison of a subset of its systems.
 
         Raises:
-            ConfigError: If one does not exist; names the nearest.
+            ConfigError: If one does not exist; suggests the nearest name.
         """
         for name in names:
             known("--strategies", name, self.systems)

@@ -1,4 +1,4 @@
-"""One stage of a comparison: a command with all that decides its result."""
+"""Stages of a comparison: a command with everything that decides its result."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ _KEY_LENGTH = 12
 
 @dataclass(frozen=True)
 class Input:
-    """What a stage reads of an earlier one.
+    """Input that a stage reads from an earlier one.
 
     Attributes:
-        flag: That hands over the folder.
-        stage: That made it.
-        inside: Folder within the stage's.
+        flag: Flag that passes the folder.
+        stage: Stage that makes the input.
+        inside: Subfolder of the stage's folder.
     """
 
     flag: str
@@ -39,20 +39,20 @@ class Input:
 
 @dataclass(frozen=True)
 class Stage:
-    """One command with all that decides its result.
+    """One command with everything that decides its result.
 
     Attributes:
-        kind: What it makes.
-        label: For people; two labels may share a stage.
-        command: Of ``sidrec``.
+        kind: Kind of result.
+        label: Name for people; two labels may share a stage.
+        command: Command of ``sidrec``.
         configs: YAML files.
         options: Flags and values.
-        inputs: Earlier stages.
-        own_flag: Flag that names the stage's folder; empty for ``test``, which writes into its
-            input's.
+        inputs: Earlier stages that it reads.
+        own_flag: Flag that names the stage's folder; empty for ``test``, which writes into the
+            folder of its input.
         corpus_flag: Flag that names the corpus; empty where the inputs know it.
         corpus: Corpus directory.
-        fingerprint: Of the corpus.
+        fingerprint: Fingerprint of the corpus.
     """
 
     kind: Kind
@@ -81,7 +81,7 @@ class Stage:
         return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
     def folder(self, out: Path) -> Path:
-        """Return where the stage writes."""
+        """Return the output folder of the stage."""
         if not self.own_flag:
             return self.inputs[0].stage.folder(out)
         return out / "runs" / f"{self.kind}-{self.key}"
@@ -102,13 +102,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table under one seed.
+    """Table cell: one system under one seed.
 
     Attributes:
-        system: Row.
-        seed: None for what no seed changes.
+        system: Name of the row.
+        seed: Seed of the runs; None if no seed affects the system.
         last: Stage whose folder holds the figures.
-        ids: Stage whose bundle the generator speaks; None for systems without Semantic IDs.
+        ids: Stage that makes the generator's bundle; None for systems without Semantic IDs.
     """
 
     system: str
@@ -118,7 +118,7 @@ class Cell:
 
 
 def in_order(cells: Sequence[Cell]) -> list[Stage]:
-    """Return every stage once, each after those that it reads."""
+    """Return every stage once, each after its inputs."""
     ordered: dict[str, Stage] = {}
 
     def add(stage: Stage) -> None:
@@ -146,5 +146,5 @@ def read_yaml(path: str) -> Any:  # noqa: ANN401
 
 @cache
 def _parsed(text: str) -> Any:  # noqa: ANN401
-    """Parse each text once: every stage of a plan asks for its configurations."""
+    """Parse each text once, since every stage of a plan reads its configurations."""
     return yaml.safe_load(text)

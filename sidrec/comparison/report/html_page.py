@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside itself."""
+"""HTML form of the report: one self-contained page."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _TEMPLATE = "page.html.j2"
 
 
 def to_html(report: dict[str, Any]) -> str:
-    """Return the page; every text from outside is escaped, drawings are inline."""
+    """Return the HTML page; external text is escaped, drawings are inline."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

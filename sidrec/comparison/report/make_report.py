@@ -1,4 +1,4 @@
-"""Report of a comparison: reading its runs, and JSON, Markdown and HTML."""
+"""Report of a comparison: read its runs, and write JSON, Markdown and HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -36,21 +36,21 @@ def make_report(
 ) -> dict[str, Any]:
     """Evaluate every finished run and write the report into the folder.
 
-    Its files are ``report.{json,md,html,tex,csv}``, ``pareto.pdf`` and ``trec/``.
+    Files are ``report.{json,md,html,tex,csv}``, ``pareto.pdf`` and ``trec/``.
 
     Args:
-        comparison: What was asked for.
-        cells: Of its table.
-        outcomes: Of the stages, by key.
-        corpus: The one that all runs must belong to.
-        command: That made the report.
-        title: Of the page.
+        comparison: Settings of the comparison.
+        cells: Cells of the table.
+        outcomes: Outcomes of the stages, by key.
+        corpus: Corpus to which all runs must belong.
+        command: Command that makes the report.
+        title: Title of the page.
 
     Returns:
-        The content of ``report.json``.
+        Content of ``report.json``.
 
     Raises:
-        RunError: If no run is there at all.
+        RunError: If there is no run at all.
         DataError: If runs belong to different corpora or splits.
     """
     systems = [*_systems(comparison, cells, outcomes), *made_elsewhere(comparison.runs)]
@@ -135,7 +135,7 @@ def _failures(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> list[di
 
 
 def _ablation(comparison: Comparison) -> list[str]:
-    """Return the strategies that differ from the reference in their IDs' making alone."""
+    """Return the strategies that differ from the reference only in how they make IDs."""
     reference = comparison.strategies.get(comparison.report.reference)
     if reference is None:
         return []
@@ -148,7 +148,7 @@ def _ablation(comparison: Comparison) -> list[str]:
 
 
 def _usage(bundle: Path | None) -> list[list[int]] | None:
-    """Return for each level how many items each code has; of each task where they differ."""
+    """Return the number of items per code at each level, separately per task where IDs differ."""
     if bundle is None:
         return None
     ids = TaskBundles.load(bundle)

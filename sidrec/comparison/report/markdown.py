@@ -13,7 +13,7 @@ SCALE = (
 
 
 class PaperRow(NamedTuple):
-    """One row of the paper's table; None where it states nothing."""
+    """One row of the paper's table; None where the paper gives no figure."""
 
     ids: str
     search: float
@@ -74,25 +74,25 @@ def harmonic_cell(row: dict[str, Any]) -> str:
 
 
 def front_cell(row: dict[str, Any]) -> str:
-    """Return membership of the front and in which share of the draws."""
+    """Return membership of the Pareto front, with its share of the bootstrap draws."""
     return f"{'yes' if row['on_front'] else 'no'} ({row['front_share']:.0%})"
 
 
 def inflation_cell(row: dict[str, Any]) -> str:
-    """Return by how much counting IDs flatters, of search and of recommendation."""
+    """Return the inflation of SID-level over item-level recall, for search and recommendation."""
     parts = [row["figures"].get(f"{task}/inflation") for task in TASKS]
     return " / ".join("-" if part is None else f"{part:+.0%}" for part in parts)
 
 
 def seeds_cell(row: dict[str, Any]) -> str:
-    """Return the number of seeds, and of those that are missing."""
+    """Return the number of seeds, and the number of missing ones."""
     seeds = row["seeds"]
     text = "any" if seeds == [None] else str(len(seeds))
     return text + (f" ({len(row['missing'])} missing)" if row["missing"] else "")
 
 
 def main_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells of the table of all systems."""
+    """Return headings and cells of the main table, one row per system."""
     headings = ["Recall@30", *(title for _, title in COLUMNS)]
     headings += ["inflation s / r", "harmonic mean", "on the front", "seeds"]
     rows = [
@@ -110,7 +110,7 @@ def main_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def tests_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells of the tests against the reference."""
+    """Return headings and cells of the table of tests against the reference."""
     coverage = f"{report['settings']['interval']:.0%} interval"
     headings = ["system", "task", "difference", coverage, "p", "p (Holm)", "differs"]
     rows = [
@@ -130,12 +130,12 @@ def tests_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def paper_rows() -> list[list[str]]:
-    """Return the paper's own table."""
+    """Return the rows of the paper's own table."""
     return [_paper_row(row) for row in (*STRATEGIES, *QUANTIZERS)]
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """Return how the figures are to be read, one sentence or two each."""
+    """Return notes on how to read the figures, one or two sentences each."""
     asked, sliced = report["num_requests"], report["num_requests_of_slices"]
     settings = report["settings"]
     slices = ", ".join(f"{key.replace('num_requests_', '')} {n:,}" for key, n in sliced.items())
@@ -172,7 +172,7 @@ def _smallest(report: dict[str, Any]) -> list[str]:
 
 
 def to_markdown(report: dict[str, Any], *, before_table: Sequence[str] = ()) -> str:
-    """Return the report as one Markdown page; ``before_table``: lines that stand above it."""
+    """Return the report as one Markdown page; ``before_table`` holds lines to insert above it."""
     parts = [f"# {report['title']}", "", f"`{report['command']}`", "", *before_table]
     parts += [*_table(*main_table(report)), ""]
     parts += [line for note in notes(report) for line in (f"- {note}",)]

@@ -1,4 +1,4 @@
-"""Pareto plot: search against recommendation, with intervals and the front."""
+"""Pareto plot of search against recommendation, with intervals and the front."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +16,18 @@ _ROWS_PER_COLUMN = 28  # of the legend
 
 
 def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
-    """Return :func:`pareto_figure` as an element for HTML."""
+    """Return :func:`pareto_figure` as an SVG element for HTML."""
     return as_svg(pareto_figure(rows), "pareto")
 
 
 def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw every system: a point if it answers both tasks, a dotted line if it answers one.
 
-    Each has the number under which the legend names it, in the order of the table. The id of a
-    point begins with ``point-``.
+    Numbers follow the order of the table and refer to the legend. The id of a point begins with
+    ``point-``.
 
     Args:
-        rows: Of the report's table: name, kind, on_front, figures.
+        rows: Rows of the report's table, with name, kind, on_front and figures.
     """
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
@@ -73,7 +73,7 @@ def _marker(row: dict[str, Any]) -> str:
 
 
 def _draw_point(axes: Axes, row: dict[str, Any], number: int) -> None:
-    """Draw a system that answers both tasks, and the intervals of both figures."""
+    """Draw a system that answers both tasks, with the intervals of both figures."""
     search, recommendation = (row["figures"][f"{task}/recall@30"] for task in TASKS)
     x, y = _recalls(row).values()
     color = _COLORS[row["kind"]]
@@ -90,7 +90,7 @@ def _interval(figure: dict[str, Any]) -> list[float]:
 
 
 def _draw_front(axes: Axes, front: Sequence[tuple[float, ...]]) -> None:
-    """Draw the border of what the front dominates, as steps from the left."""
+    """Draw the border of the area that the front dominates, as steps from the left."""
     if not front:
         return
     xs, ys = [0.0], [front[0][1]]
@@ -102,7 +102,7 @@ def _draw_front(axes: Axes, front: Sequence[tuple[float, ...]]) -> None:
 
 
 def _draw_line(axes: Axes, row: dict[str, Any], number: int) -> None:
-    """Draw a system that answers one task as a dotted line: the bar for the others."""
+    """Draw a system that answers one task as a dotted reference line."""
     ((task, mean),) = _recalls(row).items()
     style: dict[str, Any] = {"color": _COLORS[row["kind"]], "linestyle": ":", "zorder": 0}
     small: dict[str, Any] = {"fontsize": 8, "clip_on": True}

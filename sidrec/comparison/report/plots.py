@@ -1,4 +1,4 @@
-"""The report's figures as SVG text, drawn without a display and without the network."""
+"""Figures of the report as SVG text, drawn without display and network."""
 
 import csv
 import io
@@ -17,11 +17,11 @@ from sidrec.types import TASKS, Task
 
 
 class Curve(NamedTuple):
-    """Recall@30 of the validation split over one training.
+    """Learning curve: Recall@30 of the validation split over one training.
 
     Attributes:
-        steps: Optimizer steps done, ascending.
-        recalls: Per task, one figure for each of ``steps``.
+        steps: Number of optimizer steps done, ascending.
+        recalls: Recall@30 per task, one figure for each of ``steps``.
     """
 
     steps: list[int]
@@ -29,11 +29,10 @@ class Curve(NamedTuple):
 
 
 def learning_curve(folder: Path) -> Curve | None:
-    """Return the curve of a run from ``logs/*/metrics.csv``; None where nothing was validated.
+    """Return the learning curve of a run from ``logs/*/metrics.csv``; None without validation.
 
-    A resumed run has several logs: of two figures for one step the later log's counts. Other
-    loggers than the CSV logger leave no curve here. Tasks that the run was not trained for are left
-    out.
+    A resumed run has several logs; for a step in two logs, the later log counts. Only the CSV
+    logger is read. Tasks that the run does not train are left out.
     """
     run = RunDirectory(folder)
     trained = trained_tasks(run)
@@ -55,7 +54,7 @@ def learning_curve(folder: Path) -> Curve | None:
 
 
 def _number(log: Path) -> tuple[int, str]:
-    """Order ``version_10`` after ``version_9``."""
+    """Return a sort key that orders ``version_10`` after ``version_9``."""
     digits = "".join(filter(str.isdigit, log.parent.name))
     return int(digits or 0), log.parent.name
 
@@ -64,7 +63,7 @@ _CYCLE = [f"C{number}" for number in range(10)]
 
 
 def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> str:
-    """Draw horizontal bars, one group for each name and one color for each series."""
+    """Draw horizontal bars, one group per name and one color per series."""
     height = 0.9 + 0.34 * len(names) * max(1, len(series)) ** 0.6
     figure = Figure(figsize=(8.4, height), layout="constrained")
     axes = figure.add_subplot()
@@ -87,7 +86,7 @@ def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, tit
 
 
 def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str:
-    """Draw recall of the validation split over training steps, one panel for each task."""
+    """Draw validation recall over training steps, one panel per task."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     panels = figure.subplots(1, len(TASKS))
     for task, axes in zip(TASKS, panels, strict=True):
@@ -113,9 +112,9 @@ def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str
 
 
 def usage_svg(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) -> str:
-    """Draw how often each code is used: per system one line per level, codes by falling use.
+    """Draw code usage: one line per level of each system, codes by falling use.
 
-    Color is the share of the level's most even use: 1 where a code has items / codes items.
+    Color is use relative to an even level: 1 where a code has (number of items / number of codes).
     """
     deepest = max(len(levels) for levels in usage)
     figure = Figure(figsize=(8.4, 0.9 + 0.42 * len(names)), layout="constrained")
@@ -140,7 +139,7 @@ def usage_svg(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) ->
 
 
 def as_svg(figure: Figure, salt: str) -> str:
-    """Return the drawing as an element for HTML, the same text for the same figures."""
+    """Return the drawing as an SVG element for HTML; equal figures give equal text."""
     stream = io.StringIO()
     settings: Any = {"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif"}
     with mpl.rc_context(settings):

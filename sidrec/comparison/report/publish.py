@@ -1,4 +1,4 @@
-"""A report as files that belong into a repository: Markdown with its drawing, and its figures."""
+"""Report files for a repository: Markdown, its drawing, and its figures."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ _XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
 def publish(report: dict[str, Any], settings: ReportSettings) -> None:
-    """Write Markdown, SVG and JSON to ``settings.publish``; nothing where that is None.
+    """Write Markdown, SVG and JSON to ``settings.publish``; None writes nothing.
 
-    The JSON leaves out what the page alone shows: lists side by side and the use of every code.
+    The JSON leaves out what only the page shows: lists side by side and the use of every code.
 
     Args:
         report: Content of ``report.json``.
-        settings: Where to, and the discussion that stands before the table.
+        settings: Target path, and the discussion to insert before the table.
 
     Raises:
         ConfigError: If the discussion cannot be read.
@@ -40,7 +40,7 @@ def publish(report: dict[str, Any], settings: ReportSettings) -> None:
 
 
 def read_discussion(settings: ReportSettings) -> list[str]:
-    """Return the lines that people wrote about the figures; none without a file.
+    """Read the lines of the discussion of the figures; none without a file.
 
     Raises:
         ConfigError: If it cannot be read.

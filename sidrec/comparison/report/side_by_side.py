@@ -1,4 +1,4 @@
-"""For some requests, the lists of every system beside each other, with titles."""
+"""Ranked lists of all systems side by side for some requests, with titles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
 from sidrec.types import TASKS, Request, Task
 
-SHOWN = 10  # items of a list
+SHOWN = 10  # items per list
 _SHOWN_HISTORY = 8
 
 
@@ -22,16 +22,16 @@ def side_by_side(
     per_task: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return lists of the first run of each system for requests drawn at random.
+    """Return the lists of each system's first run for randomly drawn requests.
 
-    The draw does not look at the answers.
+    The draw does not depend on the answers.
 
     Args:
         systems: Rows of the table.
-        requests: Those that all systems answered.
-        corpus: For titles, queries and histories.
-        per_task: Requests of each task, fewer if there are fewer.
-        seed: Of the draw.
+        requests: Requests that all systems answered.
+        corpus: Source of titles, queries and histories.
+        per_task: Requests per task; fewer if there are fewer.
+        seed: Seed of the draw.
     """
     titles = corpus.item_titles()
     asked = {

@@ -1,4 +1,4 @@
-"""The report's table and plot as one run of Weights & Biases, through Lightning's logger."""
+"""Weights & Biases copy of the report's table and plot, through Lightning's logger."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ _GROUP = "sidrec-compare"
 
 
 def log_report(report: dict[str, Any], settings: WandbSettings, out: Path) -> None:
-    """Log tables, the Pareto plot and the mean figures; what goes wrong is said, not raised.
+    """Log tables, the Pareto plot and the mean figures; failures are printed, not raised.
 
-    The report's files are complete before this begins: a missing package, a missing account or an
-    unreachable server costs nothing but the copy.
+    The report's files are complete before this call, so a missing package, a missing account or an
+    unreachable server affects only the copy.
 
     Args:
         report: Content of ``report.json``.
-        settings: Project, and whether anything may leave the machine.
+        settings: Project, and whether data may leave the machine.
         out: Folder of the comparison; W&B's files go to ``out/wandb``.
     """
     try:

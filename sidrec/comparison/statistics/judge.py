@@ -29,12 +29,12 @@ Requests = Mapping[Task, Sequence[str]]
 def evaluate_systems(
     systems: Sequence[System], requests: Requests, settings: ReportSettings
 ) -> dict[str, Any]:
-    """Return figures, intervals, tests and the front.
+    """Return figures, intervals, tests and the Pareto front of all systems.
 
     Args:
         systems: Rows of the table, in its order.
-        requests: Those that all systems answered, per task.
-        settings: Reference, error of the family, draws, seed.
+        requests: Requests that all systems answered, per task.
+        settings: Reference, family error, bootstrap draws and seed.
 
     Returns:
         ``systems``: one mapping per row; ``front``, ``hypervolume``, ``num_tests``,
@@ -117,7 +117,7 @@ def _harmonic(system: System, figures: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _ids_figures(system: System) -> dict[str, float]:
-    """Return mean figures of the Semantic IDs over seeds: collisions, error, perplexities."""
+    """Return figures of the Semantic IDs, averaged over seeds: collisions, error, perplexities."""
     keys = sorted({key for run in system.runs for key in run.figures if key.startswith("ids/")})
     return {
         key: float(np.mean([run.figures.get(key, math.nan) for run in system.runs])) for key in keys
@@ -139,7 +139,7 @@ def _add_front(
     groups: Mapping[Task, Groups],
     settings: ReportSettings,
 ) -> None:
-    """Add membership of the front, its share of the draws, and the contribution in area."""
+    """Add membership of the front, its share of the draws, and the hypervolume contribution."""
     points = _points(rows)
     members, areas = pareto_mask(points), contributions(points)
     both = [n for n, point in enumerate(points) if not np.isnan(point).any()]
@@ -180,7 +180,7 @@ def _add_tests(
     groups: Mapping[Task, Groups],
     settings: ReportSettings,
 ) -> list[_Test]:
-    """Test every system against the reference in every task; the tests are one family."""
+    """Test every system against the reference in every task; all tests form one family."""
     reference = next((one for one in systems if one.name == settings.reference), None)
     found: list[_Test] = []
     for row, system in zip(rows, systems, strict=True):
@@ -213,7 +213,7 @@ def _add_tests(
 def _smallest_differences(
     tests: Sequence[_Test], settings: ReportSettings
 ) -> dict[str, dict[str, float]]:
-    """Return per task the median over tests of the smallest difference that a star needs.
+    """Return per task the median over tests of the smallest significant difference.
 
     ``alone`` is for a single test at the error of the family, ``in_family`` for the first step of
     Holm's correction, which the smallest p-value of all tests must pass.
@@ -233,7 +233,7 @@ def _smallest_differences(
 
 
 def _slice_counts(systems: Sequence[System]) -> dict[str, int]:
-    """Return how many requests stand behind each slice; all runs were asked the same."""
+    """Return the number of requests in each slice, which is the same for all runs."""
     counts: dict[str, int] = {}
     for system in systems:
         for run in system.runs:
@@ -244,5 +244,5 @@ def _slice_counts(systems: Sequence[System]) -> dict[str, int]:
 
 
 def _number(value: Any) -> Any:  # noqa: ANN401
-    """Return a figure for JSON, which knows no NaN."""
+    """Return a figure for JSON, which has no NaN."""
     return None if value is None or math.isnan(value) else float(value)

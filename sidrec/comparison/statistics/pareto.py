@@ -5,10 +5,10 @@ from jaxtyping import Bool, Float
 
 
 def pareto_mask(points: Float[np.ndarray, "system objective"]) -> Bool[np.ndarray, " system"]:
-    """Mark the systems that no other one dominates; more is better in every objective.
+    """Mark the systems that no other system dominates; more is better in every objective.
 
-    One dominates another if it is at least as good everywhere and better somewhere: equal systems
-    are on the front together. A system that lacks a figure (NaN) is never on it.
+    A system dominates another if it is at least as good everywhere and better somewhere. Equal
+    systems are on the front together. A system with a missing figure (NaN) is never on it.
 
     >>> pareto_mask(np.array([[1.0, 3.0], [2.0, 2.0], [1.5, 1.5]])).tolist()
     [True, True, False]
@@ -23,8 +23,8 @@ def pareto_mask(points: Float[np.ndarray, "system objective"]) -> Bool[np.ndarra
 def hypervolume(points: Float[np.ndarray, "system 2"]) -> float:
     """Return the area between the origin and the front of two figures that are 0 or more.
 
-    The larger, the better the best compromises. The origin is the reference because recall
-    cannot be worse; points with NaN count for nothing.
+    A larger area means better trade-offs. The origin is the reference because recall has no lower
+    value. Points with NaN are ignored.
 
     >>> hypervolume(np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]]))
     6.0
@@ -41,6 +41,6 @@ def hypervolume(points: Float[np.ndarray, "system 2"]) -> float:
 
 
 def contributions(points: Float[np.ndarray, "system 2"]) -> list[float]:
-    """Return by how much the hypervolume falls without each system; 0 off the front."""
+    """Return the loss of hypervolume without each system; 0 off the front."""
     whole = hypervolume(points)
     return [whole - hypervolume(np.delete(points, row, axis=0)) for row in range(len(points))]

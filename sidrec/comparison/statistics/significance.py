@@ -1,8 +1,8 @@
-"""Tests and intervals over seeds and requests.
+"""Significance tests and intervals over seeds and requests.
 
-Everything starts from one matrix per system: the figure (say, recall@30) of each request under
-each seed. All systems of a comparison answer the same requests, in the same order. Seeds and
-requests are both samples: another training and other users would give other figures.
+The input is one matrix per system: the figure (say, recall@30) of each request under each seed.
+All systems of a comparison answer the same requests, in the same order. Both seeds and requests
+are samples: another training and other users would give other figures.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 _CELLS_AT_ONCE = 1 << 22
-_ROUNDING = 1e-12  # differences of means below this are rounding of floats
+_ROUNDING = 1e-12  # smaller differences of means are float rounding
 
 Values = Float[np.ndarray, "seed request"]
 Groups = Int[np.ndarray, " request"]
@@ -25,7 +25,7 @@ class Spread(NamedTuple):
 
     Attributes:
         mean: Mean over seeds of the mean over requests.
-        deviation: Sample standard deviation over seeds (n - 1); NaN of a single seed.
+        deviation: Sample standard deviation over seeds (n - 1); NaN for a single seed.
         num_seeds: Number of seeds.
     """
 
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
     Attributes:
         mean: Mean of the first system minus mean of the second.
         standard_error: Over other seeds and other groups of requests; NaN where unknown.
-        degrees_of_freedom: Of ``standard_error`` (Satterthwaite), ``> 0``; NaN where unknown.
+        degrees_of_freedom: Of ``standard_error``, by Satterthwaite, ``> 0``; NaN where unknown.
     """
 
     mean: float
@@ -61,13 +61,13 @@ class Difference(NamedTuple):
         return float(stats.t.isf(level / 2, self.degrees_of_freedom) * self.standard_error)
 
     def interval(self, coverage: float) -> tuple[float, float]:
-        """Return the confidence interval of the mean with this coverage, in (0, 1)."""
+        """Return the confidence interval of the mean for a coverage in (0, 1)."""
         half = self.smallest_significant(1 - coverage)
         return self.mean - half, self.mean + half
 
 
 def spread_over_seeds(values: Values) -> Spread:
-    """Return mean and standard deviation over seeds.
+    """Return mean and standard deviation of a figure over seeds.
 
     >>> spread_over_seeds(np.array([[0.0, 1.0], [1.0, 1.0]]))
     Spread(mean=0.75, deviation=0.3535533905932738, num_seeds=2)
@@ -82,27 +82,27 @@ def spread_over_seeds(values: Values) -> Spread:
 def difference_of_means(
     first: Values, second: Float[np.ndarray, "other_seed request"], groups: Groups
 ) -> Difference:
-    """Estimate the difference of two systems, with seeds and requests both drawn.
+    """Estimate the difference of two systems, with both seeds and requests as samples.
 
-    The variance is that over groups of requests, of the difference of request means, plus what
-    the seed means of both systems vary beyond the noise of single answers, which the first part
-    holds already. Satterthwaite's formula joins their degrees of freedom. Of systems that no seed
-    changes this is the paired t-test over groups; where requests matter little it is Welch's
-    t-test over seed means. Seeds of two systems are not paired: what they share makes the test
-    conservative.
+    The variance has two parts. The first is the variance of the difference of request means over
+    groups of requests. The second is the variance of both systems' seed means, less the noise of
+    single answers, which the first part includes. Satterthwaite's formula combines their degrees of
+    freedom. For systems that no seed affects, this is the paired t-test over groups. Where requests
+    matter little, it is Welch's t-test over seed means. Seeds of two systems are not paired: a
+    shared effect makes the test conservative.
 
     Args:
-        first: Of one system. One row stands for a system that no seed changes.
-        second: Of the other, on the same requests; zeros to estimate ``first`` alone.
+        first: Figures of one system. A single row means that no seed affects the system.
+        second: Figures of the other, on the same requests; zeros to estimate ``first`` alone.
         groups: Number of each request's group; requests of one group (a query and its
-            paraphrases) are drawn together. NaN errors below two groups.
+            paraphrases) are drawn together. Fewer than two groups give NaN errors.
 
     Raises:
         ValueError: If the numbers of requests differ.
 
     Source:
         Satterthwaite 1946, https://doi.org/10.2307/3002019; variance of crossed samples: Owen
-        2007 (arXiv 0712.1111), whose sum counts the noise of single answers again.
+        2007 (arXiv 0712.1111), whose sum counts the noise of single answers twice.
     """
     if not first.shape[1] == second.shape[1] == len(groups):
         raise ValueError(
@@ -131,7 +131,7 @@ def difference_of_means(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for the size of their family, keeping their order.
+    """Adjust p-values for the size of their family (Holm), keeping their order.
 
     >>> holm([0.01, 0.5, 0.04])
     [0.03, 0.5, 0.08]
@@ -150,18 +150,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def bootstrap_means(
     values: Values, groups: Groups, *, num_draws: int, seed: int
 ) -> Float[np.ndarray, " draw"]:
-    """Draw means with other groups of requests and other seeds.
+    """Draw bootstrap means with resampled groups of requests and seeds.
 
     Groups and seeds are drawn with replacement, independently of each other. With three seeds
-    these draws vary less than new seeds would (by the factor 2/3 in variance): they rank systems
-    and decide no significance. The groups of a draw depend on ``seed`` and their number alone, so
-    draw ``b`` of two systems holds the same requests.
+    these draws vary less than new seeds would (by the factor 2/3 in variance): use them to rank
+    systems, not to decide significance. The groups of a draw depend only on ``seed`` and their
+    number, so draw ``b`` of two systems holds the same requests.
 
     Args:
-        values: Of one system.
+        values: Figures of one system.
         groups: Number of each request's group.
-        num_draws: Draws.
-        seed: Of the draws.
+        num_draws: Number of draws.
+        seed: Seed of the draws.
 
     Source:
         Owen 2007, the pigeonhole bootstrap (arXiv 0712.1111).
@@ -185,7 +185,7 @@ def bootstrap_means(
 
 
 def inflation(semantic_id_level: float, item_level: float) -> float:
-    """Return by which share the SID-level figure exceeds the item-level one; NaN over 0.
+    """Return the relative excess of the SID-level figure over the item-level one; NaN over 0.
 
     >>> round(inflation(0.3, 0.2), 3)
     0.5
@@ -197,24 +197,24 @@ def share_of_draws(
     draws: Float[np.ndarray, "draw system objective"],
     is_member: Callable[[Float[np.ndarray, "system objective"]], Bool[np.ndarray, " system"]],
 ) -> list[float]:
-    """Return for each system the share of the draws in which it belongs to a set.
+    """Return for each system the share of draws in which it belongs to a set.
 
     Args:
         draws: Figures of all systems, draw by draw.
-        is_member: Say, :func:`sidrec.comparison.statistics.pareto.pareto_mask`.
+        is_member: Marks the members, e.g. :func:`sidrec.comparison.statistics.pareto.pareto_mask`.
     """
     return np.mean([is_member(draw) for draw in draws], axis=0).tolist()  # type: ignore[no-any-return]
 
 
 def _variance_of_mean(centered: Float[np.ndarray, " request"], groups: Groups) -> float:
-    """Return the variance of the mean of figures that sum to 0, with whole groups drawn."""
+    """Return the variance of the mean of figures that sum to 0, with whole groups resampled."""
     sums = np.bincount(groups, weights=centered)
     num_groups = len(np.unique(groups))
     return float((sums**2).sum() / len(centered) ** 2 * num_groups / (num_groups - 1))
 
 
 def _counts(drawn: Int[np.ndarray, "draw n"]) -> Float[np.ndarray, "draw n"]:
-    """Return how often each of ``n`` things was drawn, draw by draw."""
+    """Count how often each of ``n`` elements was drawn, per draw."""
     num_draws, size = drawn.shape
     flat = drawn + size * np.arange(num_draws)[:, None]
     return np.bincount(flat.ravel(), minlength=num_draws * size).reshape(num_draws, size) * 1.0

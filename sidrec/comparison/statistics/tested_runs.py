@@ -1,4 +1,4 @@
-"""Tested runs: reading, and checks that all belong to one corpus, split and set of requests."""
+"""Tested runs: read them, and check that all share one corpus, split and set of requests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,20 @@ from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
 from sidrec.types import TASKS, Task
 
-DEPTH = 30  # of recall
+DEPTH = 30  # cut-off of recall
 SystemKind = Literal["strategy", "baseline", "run"]
 
 
 @dataclass(frozen=True)
 class TestedRun:
-    """One system under one seed.
+    """Tested run of one system under one seed.
 
     Attributes:
-        seed: None for what no seed changes.
+        seed: Seed of the run; None if no seed affects the system.
         folder: Run directory.
         figures: Content of ``metrics.json``.
-        answers: Predictions of each task, by request; none of a task that the run was not trained
-            for: what it says there is not what its Semantic IDs can do.
+        answers: Predictions of each task, by request; none for an untrained task,
+            since such answers say nothing about its Semantic IDs.
     """
 
     seed: int | None
@@ -41,15 +41,15 @@ class TestedRun:
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table.
+    """Row of the table: one system with its runs.
 
     Attributes:
-        name: Unique.
-        kind: Where it comes from.
-        runs: Those that are there, one per seed.
-        missing: Why a run is not there, by seed.
+        name: Unique name.
+        kind: Origin of the system.
+        runs: Available runs, one per seed.
+        missing: Reason for each missing run, by seed.
         bundle: Semantic IDs of the first run; None for systems without.
-        commands: What made the first run, stage by stage.
+        commands: Commands that made the first run, stage by stage.
     """
 
     name: str
@@ -60,12 +60,12 @@ class System:
     commands: list[str] = field(default_factory=list)
 
     def has_answers(self, task: Task) -> bool:
-        """Return whether there is a run, and every one answers the task."""
+        """Return whether there is at least one run, and every run answers the task."""
         return bool(self.runs) and all(run.answers.get(task) for run in self.runs)
 
     @property
     def seeds_are_known(self) -> bool:
-        """Whether its runs show how much seeds matter: two or more, or one that no seed changes."""
+        """Whether variation over seeds is known: two or more runs, or one that no seed affects."""
         return len(self.runs) > 1 or [run.seed for run in self.runs] == [None]
 
     def values(self, task: Task, requests: Sequence[str]) -> Values:
@@ -74,7 +74,7 @@ class System:
         return np.stack(rows) if rows else np.zeros((0, len(requests)))
 
     def semantic_id_values(self, task: Task, requests: Sequence[str]) -> Values | None:
-        """Return SID-level recall@30 likewise; None for systems without Semantic IDs."""
+        """Return SID-level recall@30 of each request under each seed; None without Semantic IDs."""
         answers = [[run.answers[task][one] for one in requests] for run in self.runs]
         if not all(one.semantic_id_ranks for row in answers for one in row):
             return None
@@ -82,10 +82,10 @@ class System:
 
 
 def read_run(folder: Path, *, seed: int | None) -> TestedRun:
-    """Read what ``sidrec test`` or ``sidrec baselines`` left in a run directory.
+    """Read the results of ``sidrec test`` or ``sidrec baselines`` from a run directory.
 
     Raises:
-        RunError: If the run is half-finished or untested.
+        RunError: If the run is unfinished or untested.
         DataError: If a file is damaged.
     """
     run = RunDirectory(folder)
@@ -106,13 +106,13 @@ def read_run(folder: Path, *, seed: int | None) -> TestedRun:
 
 
 def made_elsewhere(runs: Mapping[str, Sequence[str]]) -> list[System]:
-    """Read runs that no stage of the comparison makes.
+    """Read runs from outside the comparison.
 
     Args:
         runs: Name to run directories, one per seed.
 
     Raises:
-        RunError: If one is half-finished or untested.
+        RunError: If one is unfinished or untested.
         DataError: If a file is damaged, or answers another split.
     """
     systems = []
@@ -124,7 +124,7 @@ def made_elsewhere(runs: Mapping[str, Sequence[str]]) -> list[System]:
 
 
 def trained_tasks(run: RunDirectory) -> set[Task]:
-    """Return the tasks with a share of the batches; both where the run knows no shares."""
+    """Return the tasks with a share of the training batches; both where the run has no shares."""
     config = read_config(run.config) if run.config.exists() else {}
     data = config.get("data") or {}
     shares = (data.get("init_args") or {}).get("tasks") or {}
@@ -132,10 +132,10 @@ def trained_tasks(run: RunDirectory) -> set[Task]:
 
 
 def requests_of(systems: Sequence[System], corpus: Corpus) -> dict[Task, list[str]]:
-    """Return the requests that every system answered, and refuse to mix.
+    """Return the requests that every system answered, after a check that all runs match.
 
     Raises:
-        DataError: If two runs belong to different corpora, or were asked different things.
+        DataError: If two runs belong to different corpora, or answer different requests.
     """
     requests: dict[Task, list[str]] = {}
     asked: dict[Task, tuple[Path, dict[str, tuple[int, ...]]]] = {}
@@ -153,10 +153,10 @@ def requests_of(systems: Sequence[System], corpus: Corpus) -> dict[Task, list[st
 
 
 def groups_of(systems: Sequence[System], task: Task, requests: Sequence[str]) -> Groups:
-    """Return the number of each request's group: what a test must draw together.
+    """Return the number of each request's group, the sampling unit of a test.
 
-    Queries with the same right answers are one group: a query and its paraphrase are not
-    independent. Every user is a group of one.
+    Queries with the same right answers form one group, since a query and its paraphrase are not
+    independent. Every user is a separate group.
     """
     if task == "recommendation" or not requests:
         return np.arange(len(requests))

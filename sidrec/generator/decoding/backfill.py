@@ -1,4 +1,4 @@
-"""Lists that a search left short, filled up in an order that everybody can know."""
+"""Backfill of short result lists in a deterministic order."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,17 +19,17 @@ def top_up(
     allowed: AllowedItems,
     fill_order: Int[Tensor, " item"],
 ) -> RankedItems:
-    """Fill lists that are shorter than the request's items allow.
+    """Backfill lists that are shorter than the request's items allow.
 
-    A beam search with as many beams as places never leaves one: every beam ends in an item.
-    Groups of beams that meet in the same items, and samples, do. What was found keeps its places;
-    behind it stand the first allowed items of ``fill_order`` that were not found, with score
-    -inf: the search has not scored them.
+    A beam search with at least as many beams as places fills every list, since each beam ends in an
+    item. Groups of beams that meet in the same items, and samples, may leave lists short. Found
+    items keep their places. The first allowed items of ``fill_order`` that were not found follow,
+    with score -inf, since the search has not scored them.
 
     Args:
-        ranked: What was found; -1 pads at the end of a row.
-        trie: The catalogue.
-        allowed: Items each request may get.
+        ranked: Items that the search found; -1 pads at the end of a row.
+        trie: Trie of the catalogue.
+        allowed: Items that each request may get.
         fill_order: Every item_index of the catalogue once: train popularity, then item_index.
     """
     if bool((ranked.items >= 0).all()):
@@ -54,7 +54,7 @@ def top_up(
 
 
 def popular_first(popularity: Int[Tensor, " item"]) -> Int[Tensor, " item"]:
-    """Return every item_index, most train interactions first, then by item_index.
+    """Return every item_index by falling number of train interactions, ties by item_index.
 
     >>> popular_first(torch.tensor([3, 7, 3]))
     tensor([1, 0, 2])

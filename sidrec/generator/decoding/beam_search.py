@@ -1,4 +1,4 @@
-"""Beam search that can only spell items of the catalogue: fixed depth, log space, on the device."""
+"""Trie-constrained beam search of fixed depth, in log space, on the device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,14 +13,14 @@ from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.types import RankedItems
 
 _LOWEST = float("-inf")
-LEAST_MASS = 1e-30  # of a child with items, where rounding has left nothing
-NO_ITEM = -1e30  # finite, so that a beam that has ended stays free of NaN
+LEAST_MASS = 1e-30  # least mass of a child with items, where rounding leaves nothing
+NO_ITEM = -1e30  # finite, so that an ended beam stays free of NaN
 _BITS_OF_NO_ITEM = torch.tensor(NO_ITEM).view(torch.int32).item()
 
 
 @runtime_checkable
 class Step(Protocol):
-    """One decoding step of a model; it keeps its own cache."""
+    """Decoding step of a model, with its own cache."""
 
     def __call__(
         self,
@@ -30,20 +30,20 @@ class Step(Protocol):
     ) -> Float[Tensor, "request beam code"]:
         """Return log-probabilities, in nats, of the codes of ``level`` after each beam.
 
-        They are taken as they stand: over what they sum to one is the model's business.
+        The search takes them as given; the model decides over which codes they sum to one.
 
         Args:
-            level: 0 for the first code; then one more at each call.
-            parent: Which beam of the call before each beam goes on from. At level 0 there is one
-                beam per request and this is 0.
-            codes: Code of level ``level - 1`` that each beam appended; at level 0 it has no
-                meaning. Rows of beams that have ended hold some code; what comes back is ignored.
+            level: 0 for the first code, then one more at each call.
+            parent: Beam of the previous call that each beam extends. At level 0 there is one beam
+                per request and this is 0.
+            codes: Code of level ``level - 1`` that each beam appended; meaningless at level 0. Rows
+                of ended beams hold some code; the search ignores their result.
         """
         ...
 
 
 class Decoded(NamedTuple):
-    """What one search found.
+    """Result of one search.
 
     Attributes:
         ranked: Items, best first. Those of one Semantic ID take successive ranks.
@@ -57,7 +57,7 @@ class Decoded(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """Live beams, in the order of their keys; a beam that has ended has an empty range."""
+    """Live beams in the order of their keys; an ended beam has an empty range."""
 
     lo: Int[Tensor, "request beam"]
     hi: Int[Tensor, "request beam"]
@@ -65,7 +65,7 @@ class Beams(NamedTuple):
 
     @classmethod
     def at_root(cls, trie: SemanticIdTrie, num_requests: int) -> "Beams":
-        """Return one beam a request, whose range is the whole catalogue."""
+        """Return one beam per request, whose range is the whole catalogue."""
         start = trie.keys.new_zeros((num_requests, 1), dtype=torch.int32)
         return cls(start, start + trie.num_items, start.float())
 
@@ -81,16 +81,16 @@ def beam_search(
     mass_before: Float[Tensor, "request bound"] | None = None,
     widths: Sequence[int] | None = None,
 ) -> Decoded:
-    """Find the most probable items of the catalogue without those that a request excludes.
+    """Find the most probable items of the catalogue, except those that a request excludes.
 
     See :func:`search_allowed`.
 
     Args:
-        step: The model, set to the batch's sources.
-        trie: The catalogue, on the model's device.
+        step: Decoding step of the model, set to the batch's sources.
+        trie: Trie of the catalogue, on the model's device.
         num_beams: Width of the search.
         top_k: Length of the lists, at most ``num_beams``.
-        excluded: item_index that each request must not get; -1 pads, and no column is fine.
+        excluded: item_index that each request must not get; -1 pads, and zero columns are valid.
         mass_before: See :func:`search_allowed`.
         widths: See :func:`search_allowed`.
     """
@@ -121,23 +121,23 @@ def search_allowed(
 ) -> Decoded:
     """Find the most probable items among the allowed ones.
 
-    A prefix is followed only while it holds an allowed item, so beams never die out: a search
-    ends with ``min(num_beams, allowed Semantic IDs)`` distinct Semantic IDs, and its lists are
-    ``top_k`` long whenever that many items are allowed. A width of at least the number of
-    Semantic IDs scores the whole catalogue exactly. Equal scores go to the lower Semantic ID.
+    The search follows a prefix only while it holds an allowed item, so no beam is lost. It ends
+    with ``min(num_beams, allowed Semantic IDs)`` distinct Semantic IDs, and its lists are ``top_k``
+    long whenever that many items are allowed. A width of at least the number of Semantic IDs scores
+    the whole catalogue exactly. Ties go to the lower Semantic ID.
 
     Args:
-        step: The model, set to the batch's sources.
-        trie: The catalogue, on the model's device.
-        allowed: Items each request may get.
-        num_requests: Requests in the batch.
+        step: Decoding step of the model, set to the batch's sources.
+        trie: Trie of the catalogue, on the model's device.
+        allowed: Items that each request may get.
+        num_requests: Number of requests in the batch.
         num_beams: Width of the search.
         top_k: Length of the lists, at most ``num_beams``.
-        mass_before: How much each request expects of the items before every position of the
-            trie; the step's answer then counts as logits over the children that the catalogue
-            has, see :func:`over_children`. None takes it as it is. For models trained so.
-        widths: Beams kept after each level but the last; None keeps ``num_beams`` at all. Fewer
-            at the first levels save time, more keep items whose first code looks poor.
+        mass_before: Prior mass of the items before every position of the trie, per request. With
+            it, the step's result counts as logits over the children in the catalogue, see
+            :func:`over_children`. None takes the result as it is. For models trained this way.
+        widths: Beams kept after each level but the last; None keeps ``num_beams`` everywhere. Fewer
+            at the first levels save time; more keep items whose first code has a low score.
 
     Raises:
         ConfigError: If ``num_beams`` is smaller than ``top_k`` or below 1, or ``widths`` has not
@@ -174,9 +174,9 @@ def advance(
     width: int,
     mass_before: Float[Tensor, "request bound"] | None,
 ) -> tuple[Beams, Int[Tensor, "request chosen"], Int[Tensor, "request chosen"]]:
-    """Return the ``width`` best children of all beams, with the parent and the code of each.
+    """Return the ``width`` best children of all beams, each with its parent and code.
 
-    All that the catalogue adds to a step of the model: static shapes, nothing read by the host.
+    This is the whole cost of the catalogue per step: static shapes, and no read by the host.
     """
     size = trie.codebook_sizes[level]
     bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
@@ -194,17 +194,17 @@ def over_children(
     bounds: Int[Tensor, "request beam bound"],
     mass_before: Float[Tensor, "request position"],
 ) -> Float[Tensor, "request beam code"]:
-    """Normalize over the codes that the catalogue goes on with, each weighed by its items' mass.
+    """Normalize over the codes that occur in the catalogue, each weighted by its items' mass.
 
-    A model that says nothing (all logits equal) then gives every item its share of the mass, and
-    the probabilities of all Semantic IDs sum to one: nothing is lost on IDs that no item has, and
-    an item gains nothing from standing alone behind its prefix.
+    With equal logits every item gets its share of the mass. The probabilities of all Semantic IDs
+    sum to one: IDs without items get none, and an item gains nothing from being alone behind its
+    prefix.
 
     Args:
-        logits: Of the codes of one level, after each beam; a constant may be missing.
+        logits: Logits of the codes of one level, after each beam; a constant may be missing.
         bounds: Children of each beam, from ``SemanticIdTrie.child_bounds``.
-        mass_before: Mass of the items before each position of the trie, from 0, rising; float64
-            keeps small shares of a large catalogue. ``arange`` holds all items for equal.
+        mass_before: Mass of the items before each position of the trie, rising from 0. float64
+            keeps small shares of a large catalogue. ``arange`` gives all items equal mass.
 
     Returns:
         Log-probabilities, in nats; very low (not -inf) for codes that no item has.
@@ -221,23 +221,23 @@ def candidate_scores(
     log_probabilities: Float[Tensor, "request beam code"],
     num_allowed: Int[Tensor, "request beam code"],
 ) -> Float[Tensor, "request beam code"]:
-    """Score every child of every beam, -inf where it holds no allowed item or the model NaN."""
+    """Score every child of every beam; -inf for no allowed item or a NaN of the model."""
     # a comparison and a fill take ten times as long as arithmetic on the float's bits
-    closed = num_allowed.sub(1).clamp_(max=0)  # -1 where closed, else 0: all bits, or none
+    closed = num_allowed.sub(1).clamp_(max=0)  # -1 (all bits) where closed, else 0
     total = log_probabilities.float() + scores[..., None]
-    total.view(torch.int32).bitwise_or_(closed)  # all bits set are NaN
+    total.view(torch.int32).bitwise_or_(closed)  # all bits set is NaN
     return total.nan_to_num_(nan=_LOWEST, posinf=-_LOWEST, neginf=_LOWEST)
 
 
 def best_columns(
     candidates: Float[Tensor, "request candidate"], width: int
 ) -> Int[Tensor, "request beam"]:
-    """Return the ``width`` best columns in ascending order; of equal ones the first.
+    """Return the ``width`` best columns in ascending order; ties go to the first column.
 
-    topk promises nothing about ties, so score and column are packed into one number that has
-    none: the float's bits, made monotone, above the reversed column.
+    topk does not define the order of ties, so score and column are packed into one unique number:
+    the float's bits, made monotone, above the reversed column.
     """
-    bits = candidates.add(0.0).view(torch.int32)  # -0.0 becomes 0.0: equal must look equal
+    bits = candidates.add(0.0).view(torch.int32)  # -0.0 becomes 0.0: equal scores, equal bits
     bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))  # monotone
     column = torch.arange(candidates.shape[1] - 1, -1, -1, device=candidates.device)
     ordered = bits.long().bitwise_left_shift_(32).add_(column)
@@ -251,7 +251,7 @@ def follow(
     codes: Int[Tensor, "request chosen"],
     scores: Float[Tensor, "request chosen"],
 ) -> Beams:
-    """Return the beams that go on with ``codes``; those that scored -inf have ended."""
+    """Return the beams extended by ``codes``; those with score -inf end."""
     flat, alive = bounds.flatten(1), scores > _LOWEST
     cell = parent * bounds.shape[2] + codes
     return Beams(
@@ -274,7 +274,7 @@ def _widths(widths: Sequence[int] | None, trie: SemanticIdTrie, num_beams: int) 
 
 
 def expand(beams: Beams, trie: SemanticIdTrie, allowed: AllowedItems, top_k: int) -> Decoded:
-    """Order finished beams by score and write their allowed items one after another."""
+    """Sort finished beams by score, and expand them to their allowed items."""
     scores, order = beams.scores.sort(dim=1, descending=True, stable=True)
     lo, hi = beams.lo.gather(1, order), beams.hi.gather(1, order)
     first = allowed.before(lo)

@@ -1,4 +1,4 @@
-"""Diverse beam search: groups of beams that avoid each other's codes, under the trie."""
+"""Diverse beam search under the trie: groups of beams that avoid each other's codes."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,22 +36,22 @@ def diverse_search(
 ) -> Decoded:
     """Search with ``num_groups`` groups of beams, one after another at each level.
 
-    A code costs a group ``diversity_penalty`` for each beam of an earlier group that took the
-    same code at the same level, whatever came before it; the penalty stays in the running score.
-    Groups can end on one Semantic ID: it is kept once, with its best score. So there may be fewer
-    than ``num_beams`` distinct ones, and lists shorter than ``top_k`` although the catalogue
-    holds more. One group is plain beam search. Equal scores go to the lower Semantic ID.
+    A group pays ``diversity_penalty`` for a code once per beam of an earlier group that took the
+    same code at the same level, whatever the prefix; the penalty stays in the running score. Groups
+    can end in the same Semantic ID, which is kept once, with its best score. There may thus be
+    fewer than ``num_beams`` distinct ones, and lists shorter than ``top_k`` although the catalogue
+    holds more. One group is plain beam search. Ties go to the lower Semantic ID.
 
     Args:
-        step: The model, set to the batch's sources; it is called once a level.
-        trie: The catalogue, on the model's device.
-        allowed: Items each request may get.
-        num_requests: Requests in the batch.
-        num_beams: Beams of all groups together.
-        num_groups: Groups; divides ``num_beams``.
-        diversity_penalty: In nats, at least 0.
+        step: Decoding step of the model, set to the batch's sources; called once per level.
+        trie: Trie of the catalogue, on the model's device.
+        allowed: Items that each request may get.
+        num_requests: Number of requests in the batch.
+        num_beams: Number of beams of all groups together.
+        num_groups: Number of groups; divides ``num_beams``.
+        diversity_penalty: Penalty, in nats, at least 0.
         top_k: Length of the lists, at most ``num_beams``.
-        mass_before: See ``beams.search_allowed``.
+        mass_before: See ``search_allowed``.
 
     Returns:
         Scores are log-probabilities less penalties.
@@ -87,7 +87,7 @@ def diverse_search(
 
 
 def check_groups(num_beams: int, *, num_groups: int, diversity_penalty: float) -> None:
-    """Refuse groups that do not share out the beams.
+    """Check that groups divide the beams evenly.
 
     Raises:
         ConfigError: If ``num_groups`` does not divide ``num_beams``, or the penalty is negative.
@@ -109,9 +109,9 @@ def _choose(
 ) -> tuple[
     Int[Tensor, "request chosen"], Int[Tensor, "request chosen"], Float[Tensor, "request chosen"]
 ]:
-    """Let the groups choose in turn; return parent, code and score of what they chose."""
+    """Let the groups choose in turn; return parent, code and score of their choices."""
     num_requests, num_parents, size = candidates.shape
-    own = num_parents // num_groups if num_parents > 1 else 1  # at the root all share one beam
+    own = num_parents // num_groups if num_parents > 1 else 1  # all groups share the root's beam
     width = min(group_size, own * size)
     taken = candidates.new_zeros((num_requests, size))
     parents, codes, scores = [], [], []

@@ -1,4 +1,4 @@
-"""The oracle: score every Semantic ID of the catalogue, prune nothing."""
+"""Exhaustive search: score every Semantic ID of the catalogue, without pruning."""
 
 from collections.abc import Callable
 
@@ -25,16 +25,16 @@ def exact_search(
     prefixes_at_once: int,
     mass_before: Float[Tensor, "request bound"] | None = None,
 ) -> Decoded:
-    """Return what an infinitely wide beam search finds; takes time like the catalogue's size.
+    """Return the result of an infinitely wide beam search; time grows with the catalogue.
 
     Args:
-        start: Returns a new step of the model for the same batch; called once a block.
-        trie: The catalogue, on the model's device.
-        allowed: Items each request may get.
-        num_requests: Requests in the batch.
+        start: Returns a new step of the model for the same batch; called once per block.
+        trie: Trie of the catalogue, on the model's device.
+        allowed: Items that each request may get.
+        num_requests: Number of requests in the batch.
         top_k: Length of the lists.
         prefixes_at_once: See :func:`catalogue_scores`.
-        mass_before: See ``beams.search_allowed``.
+        mass_before: See ``search_allowed``.
 
     Raises:
         ConfigError: If ``top_k`` or ``prefixes_at_once`` is below 1.
@@ -65,20 +65,20 @@ def catalogue_scores(
     prefixes_at_once: int,
     mass_before: Float[Tensor, "request bound"] | None = None,
 ) -> tuple[Float[Tensor, "request semantic_id"], Int[Tensor, " semantic_id_end"]]:
-    """Return the log-probability of every Semantic ID, and the first position of each.
+    """Return the log-probability and the first position of every Semantic ID.
 
-    The catalogue is scored in blocks of prefixes that lack only the last code; every block walks
-    down from the root again, along the prefixes that it needs.
+    It scores the catalogue in blocks of prefixes that lack only the last code. Every block decodes
+    again from the root, along the prefixes that it needs.
 
     Args:
-        start: Returns a new step of the model for the same batch; called once a block.
-        trie: The catalogue, on the model's device.
-        num_requests: Requests in the batch.
-        prefixes_at_once: Size of a block: memory against speed, no result depends on it.
-        mass_before: See ``beams.search_allowed``.
+        start: Returns a new step of the model for the same batch; called once per block.
+        trie: Trie of the catalogue, on the model's device.
+        num_requests: Number of requests in the batch.
+        prefixes_at_once: Size of a block: trades memory for speed, never changes the result.
+        mass_before: See ``search_allowed``.
 
     Returns:
-        Scores in nats, and positions with one end more; both in the order of the keys.
+        Scores in nats, and positions with one more end; both in the order of the keys.
 
     Raises:
         ConfigError: If ``prefixes_at_once`` is below 1.

@@ -1,4 +1,4 @@
-"""Which items a request may get, as counts over the trie's sorted positions."""
+"""Item filters: the items that a request may get, as counts over the trie's sorted positions."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sidrec.generator.decoding.trie import SemanticIdTrie
 
 
 def pad_items(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[Tensor, "request item"]:
-    """Return lists of items as one tensor, -1 behind the shorter ones.
+    """Stack lists of items in one tensor; -1 pads the shorter ones.
 
     >>> pad_items([[7], [1, 2]])
     tensor([[ 7, -1],
@@ -29,12 +29,12 @@ def pad_items(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[Tensor, "reques
 
 @runtime_checkable
 class AllowedItems(Protocol):
-    """A set of positions per request, known by how many of its members lie before a position.
+    """Item filter: a set of positions per request, known by its counts before each position.
 
-    A range ``[lo, hi)`` holds an allowed item where ``before(hi) > before(lo)``, and its first one
-    stands at ``position_of(before(lo))``: that is all a search needs to know.
+    A range ``[lo, hi)`` holds an allowed item where ``before(hi) > before(lo)``. Its first one is
+    at ``position_of(before(lo))``. A search needs nothing else.
 
-    Which to take, by what a request may get:
+    Choose the filter by what a request may get:
 
     - all but a few: ``AllItemsBut``;
     - a short list: ``ListedItems``;
@@ -42,7 +42,7 @@ class AllowedItems(Protocol):
     """
 
     def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
-        """Return how many allowed items stand before each position."""
+        """Return the number of allowed items before each position."""
         ...
 
     def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
@@ -52,10 +52,10 @@ class AllowedItems(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AllItemsBut:
-    """The whole catalogue without a short list per request, such as its own history.
+    """Filter that excludes a short list per request, such as its own history.
 
     Attributes:
-        excluded: Excluded positions of each request, distinct, ascending; padding lies so far
+        excluded: Excluded positions of each request, distinct, ascending; padding is so far
             beyond the last position that it never counts.
     """
 
@@ -63,11 +63,11 @@ class AllItemsBut:
 
     @classmethod
     def of(cls, trie: SemanticIdTrie, excluded: Int[Tensor, "request excluded"]) -> "AllItemsBut":
-        """Look the items up in the trie.
+        """Create the filter from item_index, by look-up in the trie.
 
         Args:
-            trie: The catalogue.
-            excluded: item_index to leave out, in any order, repetitions allowed; -1 on padding.
+            trie: Trie of the catalogue.
+            excluded: item_index to leave out, in any order, with repetitions; -1 on padding.
         """
         beyond = trie.num_items + excluded.shape[1]
         position = trie.position[excluded.clamp(min=0)]
@@ -77,7 +77,7 @@ class AllItemsBut:
         return cls(position.masked_fill(again, beyond).sort(dim=1).values.int())
 
     def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
-        """Return how many allowed items stand before each position."""
+        """Return the number of allowed items before each position."""
         if not self.excluded.shape[1]:
             return position
         flat = position.flatten(1).int()
@@ -87,9 +87,9 @@ class AllItemsBut:
     def num_allowed(
         self, trie: SemanticIdTrie, bounds: Int[Tensor, "request beam bound"], *, level: int
     ) -> Int[Tensor, "request beam code"]:
-        """Return how many allowed items each child holds: all, less the excluded ones in it.
+        """Return the number of allowed items of each child: all, less its excluded ones.
 
-        Counts of the few excluded items are cheaper than a look-up for each of many bounds.
+        Counting the few excluded items is cheaper than a look-up for each of many bounds.
         """
         counts = bounds.diff(dim=-1)
         if not self.excluded.shape[1]:
@@ -97,7 +97,7 @@ class AllItemsBut:
         sizes = trie.codebook_sizes
         key = trie.keys[self.excluded.clamp(max=trie.num_items - 1).long()]  # [request, excluded]
         code = key // math.prod(sizes[level + 1 :]) % sizes[level]
-        position = self.excluded[:, None]  # padding lies beyond every range
+        position = self.excluded[:, None]  # padding is beyond every range
         inside = (position >= bounds[..., :1]) & (position < bounds[..., -1:])
         code = code[:, None].expand(inside.shape)
         return counts.scatter_add_(2, code, -inside.to(counts.dtype))
@@ -121,12 +121,12 @@ def allowed_in_children(
     *,
     level: int,
 ) -> Int[Tensor, "request beam code"]:
-    """Return how many allowed items every child of every beam holds.
+    """Return the number of allowed items of every child of every beam.
 
     Args:
-        allowed: Items each request may get.
-        trie: The catalogue.
-        bounds: From ``SemanticIdTrie.child_bounds``.
+        allowed: Items that each request may get.
+        trie: Trie of the catalogue.
+        bounds: Bounds from ``SemanticIdTrie.child_bounds``.
         level: Level of the children's codes.
     """
     if isinstance(allowed, AllItemsBut) and allowed.excluded.shape[1] <= bounds.shape[2]:
@@ -135,10 +135,10 @@ def allowed_in_children(
 
 
 class Restriction(NamedTuple):
-    """What one request may get.
+    """Restriction of one request.
 
     Attributes:
-        allowed: item_index of the only items it may get; None: the whole catalogue.
+        allowed: item_index of the only items that it may get; None allows the whole catalogue.
         excluded: item_index that it must not get, allowed or not.
     """
 
@@ -148,10 +148,10 @@ class Restriction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ListedItems:
-    """A list of allowed items per request; memory grows with the longest list alone.
+    """Filter with a list of allowed items per request; memory grows with the longest list only.
 
     Attributes:
-        positions: Allowed positions of each request, distinct, ascending; padding lies behind the
+        positions: Allowed positions of each request, distinct, ascending; padding is beyond the
             last position.
     """
 
@@ -159,14 +159,14 @@ class ListedItems:
 
     @classmethod
     def of(cls, trie: SemanticIdTrie, restrictions: Sequence[Restriction]) -> "ListedItems":
-        """Look the allowed items up, without the excluded ones; every request has a list."""
+        """Create the filter from allowed less excluded items; every request has a list."""
         rows = [np.setdiff1d(_array(one.allowed or ()), one.excluded) for one in restrictions]
         items = pad_items(rows).to(trie.position.device)
         position = trie.position[items.clamp(min=0)]
         return cls(torch.where(items >= 0, position, trie.num_items).sort(dim=1).values.int())
 
     def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
-        """Return how many allowed items stand before each position."""
+        """Return the number of allowed items before each position."""
         flat = position.flatten(1).int().contiguous()
         return torch.searchsorted(self.positions, flat, out_int32=True).view(position.shape)
 
@@ -179,11 +179,11 @@ class ListedItems:
 
 
 class SharedSet(NamedTuple):
-    """One set of items, counted over the trie's positions.
+    """Set of items, counted over the trie's positions.
 
     Attributes:
         is_inside: True at the positions of the set's items.
-        counts: ``counts[p]`` items of the set stand before position ``p``.
+        counts: ``counts[p]`` is the number of items of the set before position ``p``.
         positions: Positions of the set's items, ascending.
     """
 
@@ -193,7 +193,7 @@ class SharedSet(NamedTuple):
 
     @classmethod
     def of(cls, trie: SemanticIdTrie, allowed: Bool[Tensor, " item"]) -> "SharedSet":
-        """Count the items where ``allowed``, by item_index, is True; at least one."""
+        """Count the items where ``allowed``, indexed by item_index, is True; at least one."""
         inside = allowed.to(trie.items.device)[trie.items]
         counts = torch.nn.functional.pad(inside.cumsum(dim=0, dtype=torch.int32), (1, 0))
         return cls(inside, counts, inside.nonzero().flatten().int())
@@ -201,12 +201,12 @@ class SharedSet(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SharedItems:
-    """One set for all requests, such as what is in stock, without a short list of each.
+    """Filter with one set for all requests, such as items in stock, less a short list of each.
 
-    What a request excludes is looked up among the set's own ranks.
+    Excluded items of a request are looked up among the ranks within the set.
 
     Attributes:
-        shared: The set.
+        shared: Set of all requests.
         but: Ranks within the set that each request must not get.
     """
 
@@ -217,7 +217,7 @@ class SharedItems:
     def of(
         cls, trie: SemanticIdTrie, shared: SharedSet, excluded: Int[Tensor, "request excluded"]
     ) -> "SharedItems":
-        """Look the excluded items up; repetitions are allowed, -1 is padding."""
+        """Create the filter from excluded item_index; repetitions are valid, -1 is padding."""
         beyond = len(shared.positions) + excluded.shape[1]
         position = trie.position[excluded.clamp(min=0)]
         counted = (excluded >= 0) & shared.is_inside[position]
@@ -227,7 +227,7 @@ class SharedItems:
         return cls(shared, AllItemsBut(rank.masked_fill(again, beyond).sort(dim=1).values.int()))
 
     def before(self, position: Int[Tensor, "request ..."]) -> Int[Tensor, "request ..."]:
-        """Return how many allowed items stand before each position."""
+        """Return the number of allowed items before each position."""
         return self.but.before(self.shared.counts[position.long()])
 
     def position_of(self, count: Int[Tensor, "request slot"]) -> Int[Tensor, "request slot"]:
@@ -241,12 +241,12 @@ def allowed_items(
     restrictions: Sequence[Restriction],
     shared: SharedSet | None,
 ) -> AllowedItems:
-    """Return what the requests of a batch may get.
+    """Return the item filter for the requests of a batch.
 
     Args:
-        trie: The catalogue.
+        trie: Trie of the catalogue.
         restrictions: One per request; either all have a list of allowed items or none has.
-        shared: A set that limits all requests without a list.
+        shared: Set that limits all requests without a list.
     """
     if restrictions and restrictions[0].allowed is not None:
         return ListedItems.of(trie, restrictions)

@@ -1,4 +1,4 @@
-"""How a trained generator searches the catalogue: a mode and the numbers that belong to it."""
+"""Search strategy of a trained generator: a mode and its parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sidrec.generator.decoding.trie import SemanticIdTrie
 
 DecodingMode: TypeAlias = Literal["beam", "diverse", "exact"]
 
-_PREFIXES_AT_ONCE = 128  # of the exact mode; no result depends on it
+_PREFIXES_AT_ONCE = 128  # block size of the exact mode; never changes the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Decoding:
 
     Attributes:
         mode: ``beam``; ``diverse``, groups of beams that avoid each other's codes; or ``exact``,
-            which scores every Semantic ID and takes no notice of the width: an oracle.
-        num_groups: Groups of ``diverse``, 1 otherwise.
-        diversity_penalty: Of ``diverse``, in nats, 0 otherwise.
+            which scores every Semantic ID and ignores the width.
+        num_groups: Number of groups of ``diverse``, 1 otherwise.
+        diversity_penalty: Penalty of ``diverse``, in nats, 0 otherwise.
 
     Raises:
-        ConfigError: If the numbers do not belong to the mode.
+        ConfigError: If the numbers do not fit the mode.
     """
 
     mode: DecodingMode = "beam"
@@ -46,7 +46,7 @@ class Decoding:
             )
 
     def check_width(self, *, num_beams: int, top_k: int) -> None:
-        """Refuse a width that does not fit the lists or the groups.
+        """Check that a width fits the lists and the groups.
 
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``, or groups do not divide it.
@@ -72,17 +72,17 @@ class Decoding:
         top_k: int,
         mass_before: Float[Tensor, "request bound"] | None,
     ) -> Decoded:
-        """Search in this mode.
+        """Search the catalogue in this mode.
 
         Args:
             start: Returns a new step of the model for the batch.
-            trie: The catalogue, on the model's device.
-            allowed: Items each request may get.
-            num_requests: Requests in the batch.
+            trie: Trie of the catalogue, on the model's device.
+            allowed: Items that each request may get.
+            num_requests: Number of requests in the batch.
             num_beams: Width; ``diverse`` raises it to a multiple of its groups.
-            top_k: Length of the lists. Those of ``diverse`` can be shorter, see ``diverse.py``;
-                ``GeneratorModel.answer`` fills them up.
-            mass_before: See ``beams.search_allowed``.
+            top_k: Length of the lists. Those of ``diverse`` can be shorter, see ``diverse_search``;
+                ``GeneratorModel.answer`` backfills them.
+            mass_before: See ``search_allowed``.
 
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``.

@@ -1,4 +1,4 @@
-"""How a prefix goes on: the children of every prefix of one level, as arrays."""
+"""Transitions of the trie: the children of every prefix of one level, as arrays."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ChildTable:
-    """All bounds of all prefixes, one row each: a beam's children lie side by side in memory.
+    """Transition table: all bounds of all prefixes, one row each, contiguous per beam.
 
     Attributes:
-        row_of: Row of the prefix that the item at each position has; of no position: the last.
+        row_of: Row of the prefix of the item at each position; the last row past the end.
         bounds: ``bounds[row, code]`` is the first position at or after the prefix and code; the
             last column ends the last child. The last row has no children.
     """
@@ -36,17 +36,17 @@ class ChildTable:
 
 @dataclass(frozen=True, slots=True)
 class ChildList:
-    """Only the children that exist, for levels whose table would not fit.
+    """Transition list: only the children that exist, for levels whose table would not fit.
 
-    Most prefixes of such a level have few children, some have many. Those with many have a row of
-    a table all the same; the others list their children one after another.
+    Most prefixes of such a level have few children, some have many. Those with many have a row in
+    a table; the others list their children one after another.
 
     Attributes:
-        many: Of the prefixes with more than ``few`` children.
-        child_of: Child to which the item at each position belongs, numbered in their order.
-        starts: First position of each child, and one end more.
+        many: Table of the prefixes with more than ``few`` children.
+        child_of: Child of the item at each position, numbered in order.
+        starts: First position of each child, and one more end.
         codes: Code of each child.
-        few: Children that a listed prefix has at most: a constant, so that shapes stay static.
+        few: Maximum number of children of a listed prefix; a constant, so that shapes stay static.
     """
 
     many: ChildTable
@@ -66,7 +66,7 @@ class ChildList:
         child = torch.where(real, child, 0)
         start, end = self.starts[child], self.starts[1:][child]
         own = real & (start < hi[..., None]) & listed[..., None]
-        bounds = self.many.of(lo, hi)  # 0 for those that list their children
+        bounds = self.many.of(lo, hi)  # 0 for prefixes that list their children
         steps = torch.zeros_like(bounds)
         steps[..., 0] = torch.where(listed, lo, 0)
         code = torch.where(own, self.codes[child] + 1, 0).long()
@@ -136,7 +136,7 @@ def _table(
     codes: Int[Tensor, " item"],
     size: int,
 ) -> ChildTable:
-    """Return a table of the chosen prefixes; the items of all others have its last row."""
+    """Return a table of the chosen prefixes; items of all others refer to its last row."""
     num_chosen = int(chosen.sum())
     number = torch.where(chosen, chosen.cumsum(dim=0) - 1, num_chosen)
     own = torch.full_like(row_of, num_chosen)

@@ -1,4 +1,4 @@
-"""Every Semantic ID of the catalogue as one sorted array: which codes may follow, who is meant."""
+"""Trie of the catalogue's Semantic IDs, as one sorted array: valid codes, and items."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,24 +17,24 @@ _MAX_KEY = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class SemanticIdTrie:
-    """Prefix tree without nodes: items sorted by Semantic ID, a prefix is a range of positions.
+    """Prefix tree without nodes: items are sorted by Semantic ID, a prefix is a position range.
 
-    A Semantic ID is packed into one int64 key, coarse level first, so that all items below a
-    prefix lie side by side. A beam carries its range ``[lo, hi)``; after the last level the range
-    *is* the item, or the items where several share one Semantic ID.
+    A Semantic ID is packed into one int64 key, coarse level first, so that all items below a prefix
+    are adjacent. A beam carries its range ``[lo, hi)``; after the last level the range *is* the
+    item, or the items that share one Semantic ID.
 
     Attributes:
         keys: Packed Semantic ID at each position, not decreasing.
-        items: item_index at each position. Items of one key stand most popular first, then by
-            item_index: an order that never looks at the answer.
+        items: item_index at each position. Items of one key are sorted by falling popularity, then
+            by item_index: an order that does not depend on the answer.
         position: Position of each item, the inverse of ``items``.
         codebook_sizes: Number of codes at each level.
-        children: How the prefixes of each level go on: a table with one row a prefix as far as
-            that fits, the list of existing children below.
+        children: Transitions of each level: a table with one row per prefix where it fits, else a
+            list of existing children.
 
     Source:
-        STATIC (arXiv 2602.22647): dense masks above, CSR below. Differs: what is stored are
-        positions, not states, so a beam's range at the leaf *is* its items.
+        STATIC (arXiv 2602.22647): dense masks above, CSR below. Differs: it stores positions, not
+        states, so a beam's range at the leaf *is* its items.
     """
 
     keys: Int[Tensor, " item"]
@@ -51,14 +51,14 @@ class SemanticIdTrie:
         *,
         max_dense_entries: int = _MAX_DENSE_ENTRIES,
     ) -> "SemanticIdTrie":
-        """Sort the table; the arrays lie on the device of ``table.codes``.
+        """Create the trie from a table; its arrays are on the device of ``table.codes``.
 
         Args:
             table: Semantic ID of every item.
             popularity: Train interactions of each item, for the order of items that share a
                 Semantic ID; None orders them by item_index alone.
-            max_dense_entries: Largest table of children, in int32 entries, per level. Costs
-                memory for speed and never changes a result.
+            max_dense_entries: Largest table of children, in int32 entries, per level. Trades memory
+                for speed and never changes a result.
 
         Raises:
             DataError: If the table is empty, or its Semantic IDs do not fit in 63 bits.
@@ -108,22 +108,22 @@ class SemanticIdTrie:
         *,
         level: int,
     ) -> Int[Tensor, "request beam bound"]:
-        """Cut each beam's range at every code of ``level``: one bound more than there are codes.
+        """Split each beam's range at every code of ``level``: one bound more than there are codes.
 
-        The child at code ``c`` is ``[bounds[c], bounds[c + 1])``; it is empty where no item goes
-        on with that code. All children of an empty beam (``lo == hi``) are empty.
+        The child at code ``c`` is ``[bounds[c], bounds[c + 1])``; it is empty where no item has
+        that code next. All children of an empty beam (``lo == hi``) are empty.
 
         Args:
             lo: First position of each beam's range, at depth ``level``.
             hi: End of each range, exclusive.
-            level: Level of the codes that come next, from 0.
+            level: Level of the next codes, from 0.
         """
         return self.children[level].of(lo, hi)
 
     def semantic_id_ranks(
         self, keys: Int[Tensor, "request beam"], items: Int[Tensor, "request answer"]
     ) -> Int[Tensor, "request answer"]:
-        """Return where each item's Semantic ID stands in a list of distinct keys, from 0; else -1.
+        """Return the rank of each item's Semantic ID in a list of distinct keys, from 0; else -1.
 
         Args:
             keys: Packed Semantic IDs, best first; -1 on padding.
@@ -137,7 +137,7 @@ class SemanticIdTrie:
 
 
 def pack(codes: Int[Tensor, "*any level"], sizes: tuple[int, ...]) -> Int[Tensor, "*any"]:
-    """Write each Semantic ID as one number whose order is the order of the tuples."""
+    """Pack each Semantic ID into one number with the same order as the tuples."""
     key = torch.zeros_like(codes[..., 0])
     for level, size in enumerate(sizes):
         key = key * size + codes[..., level]

@@ -1,4 +1,4 @@
-"""Serving items that came after training: a trained generator over a larger bundle."""
+"""Appended items: serve items that are newer than the training of the generator."""
 
 import copy
 
@@ -16,17 +16,17 @@ from sidrec.types import TASKS, Task
 
 
 def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> TrainedGenerator:
-    """Return the generator over the items of ``ids``; it shares the T5 with the given one.
+    """Return the generator over the items of ``ids``; both generators share the T5.
 
-    New items have no train interactions, so they come last among items with one Semantic ID. The
+    New items have no train interactions, so they come last among items of one Semantic ID. The
     prior keeps its code means, which are those of the items of training.
 
     Args:
-        generator: Trained, with its model built.
-        ids: The bundle of training with further items, from ``sidrec ids --append``.
+        generator: Trained generator with its model built.
+        ids: Bundle of training with further items, from ``sidrec ids --append``.
 
     Raises:
-        DataError: If anything of an old item differs, names the first one.
+        DataError: If anything of an old item differs; names the first one.
     """
     check_extends(generator.ids, ids)
     model = generator.model
@@ -59,7 +59,7 @@ def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> Traine
 
 
 def check_extends(trained: TaskBundles, ids: TaskBundles) -> None:
-    """Refuse bundles that are not those of training with items behind the old ones.
+    """Check that bundles extend those of training by items behind the old ones.
 
     Raises:
         DataError: Names the first old item that is missing, moved or changed.

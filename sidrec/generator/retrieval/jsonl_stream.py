@@ -1,4 +1,4 @@
-"""Lines of requests in, lines of answers out, block by block."""
+"""JSON Lines stream: lines of requests in, lines of answers out, block by block."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from sidrec.generator.retrieval.retriever import RetrievedItem
 if TYPE_CHECKING:
     from sidrec.generator.retrieval.retriever import Retriever
 
-_BATCHES_AT_ONCE = 16  # lines in memory: enough to put requests of like length together
+_BATCHES_AT_ONCE = 16  # lines in memory: enough to batch requests of similar length
 _BLOCK_BYTES = 2 * MAX_LINE_BYTES
 
 
@@ -25,24 +25,24 @@ def answer_lines(
     counts: Counter[str] | None = None,
     end_block: Callable[[Counter[str]], object] | None = None,
 ) -> Counter[str]:
-    """Answer every line that is not blank by one line, in their order.
+    """Answer every line that is not blank by one line, in order.
 
-    Memory stays the same however many lines there are. Blocks of lines are answered one after
-    another; where a block ends depends on the lines from its beginning on and on ``batch_size``.
+    Memory does not grow with the number of lines. Blocks of lines are answered one after another.
+    The end of a block depends only on the lines from its beginning on and on ``batch_size``.
 
     Args:
-        retriever: Answers.
-        lines: Each with its end, see ``request_lines.understand``.
+        retriever: Retriever that answers.
+        lines: Lines, each with its line end, see ``parse_request.understand``.
         write: Takes each line of answers.
         top_k: Items per answer.
         batch_size: Requests decoded together.
-        counts: Of earlier lines, to be added to.
-        end_block: Called with the counts after the last line of a block is written, when exactly
-            the lines of the blocks so far have been taken from ``lines``.
+        counts: Counts of earlier lines, to be added to.
+        end_block: Called with the counts after the last line of a block is written. At that point
+            exactly the lines of the blocks so far have been taken from ``lines``.
 
     Returns:
-        How many were ``answered``, how many were ``errors``, how many item_ids were ``unknown``
-        to the catalogue, and how many queries were ``cut``.
+        Number of ``answered`` requests, of ``errors``, of item_ids ``unknown`` to the catalogue,
+        and of queries that were ``cut``.
     """
     counts = Counter() if counts is None else counts
     for block in _blocks(lines, batch_size * _BATCHES_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Batches that shrink until the device has memory for them."""
+"""Batches that shrink until they fit in the device's memory."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +14,18 @@ Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that the device, or the machine, is full.
+    """Return whether an error means that the device, or the machine, is out of memory.
 
-    CUDA has a class of its own for it; the CPU's allocator raises a plain RuntimeError.
+    CUDA has a separate class for it; the CPU's allocator raises a plain RuntimeError.
     """
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_oom_error(error)
 
 
 class FittingBatches:
-    """Cuts rows into batches and remembers how many of them the device has memory for.
+    """Batcher that remembers the number of rows that fit in the device's memory.
 
     Args:
-        device: Where the work is done.
+        device: Device of the work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,13 +35,13 @@ class FittingBatches:
     def run(
         self, rows: Sequence[int], work: Callable[[Sequence[int]], Result], *, batch_size: int
     ) -> Iterator[tuple[Sequence[int], Result]]:
-        """Yield each batch of rows and what ``work`` makes of it, in order.
+        """Yield each batch of rows and the result of ``work``, in order.
 
-        A batch for which there is no memory is halved and tried again, and so are all later ones;
-        the first time, a line says so.
+        A batch that does not fit is halved and tried again, and so are all later ones; a line
+        reports the first time.
 
         Raises:
-            RunError: If there is no memory for a single row.
+            RunError: If a single row does not fit.
         """
         start = 0
         while start < len(rows):
@@ -56,13 +56,13 @@ class FittingBatches:
     def _try(
         self, part: Sequence[int], work: Callable[[Sequence[int]], Result]
     ) -> tuple[Result, ...]:
-        """Return the one result, or none if the device is full."""
+        """Return the single result, or none if the device is out of memory."""
         try:
             return (work(part),)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if self.device.type == "cuda":  # here the error is gone, and with it what it held
+        if self.device.type == "cuda":  # here the error is gone, with the memory that it held
             torch.cuda.empty_cache()
         return ()
 

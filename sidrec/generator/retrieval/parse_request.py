@@ -1,4 +1,4 @@
-"""What one line of requests asks for, or what is wrong with it."""
+"""Request parser: what one line of requests asks for, or what is wrong with it."""
 
 import json
 import math
@@ -8,33 +8,33 @@ from sidrec.generator.decoding.item_filters import Restriction
 from sidrec.types import TASKS, Request
 
 MAX_LINE_BYTES = 8 << 20  # a history of 500,000 items fits
-MAX_QUERY_CHARACTERS = 4_096  # far more than the tokens that are read; tokenizing costs by length
+MAX_QUERY_CHARACTERS = 4_096  # far more than the tokens that are read; bounds tokenizing time
 _SHOWN_CHARACTERS = 40
 
 
 class BadRequestError(ValueError):
-    """What is wrong with one line; it becomes the line's answer."""
+    """Error in one line; its message becomes the line's answer."""
 
 
 @runtime_checkable
 class KnowsItems(Protocol):
-    """Something that looks item_ids up, such as a ``Retriever``."""
+    """Catalogue that looks up item_ids, such as a ``Retriever``."""
 
     def known(self, item_ids: list[str]) -> tuple[tuple[int, ...], int]:
-        """Return the item_index of known items, in order, and how many are unknown."""
+        """Return the item_index of known items, in order, and the number of unknown ones."""
         ...
 
 
 class Understood(NamedTuple):
-    """One line.
+    """Parsed line of requests.
 
     Attributes:
-        request_id: As far as the line has one that JSON can repeat.
-        error: Empty if the request can be answered.
-        request: None if it cannot.
-        restriction: What it may get.
-        num_unknown: item_ids that the catalogue does not know, in all of its lists.
-        is_cut: The query has more characters than are read.
+        request_id: Id of the line, if it has one that JSON can repeat.
+        error: Error message; empty if the request can be answered.
+        request: Request; None if it cannot be answered.
+        restriction: Restriction of the items that it may get.
+        num_unknown: Number of item_ids in all of its lists that the catalogue does not have.
+        is_cut: Whether the query has more characters than are read.
     """
 
     request_id: str | int | float | None
@@ -46,10 +46,10 @@ class Understood(NamedTuple):
 
 
 def understand(line: bytes, catalogue: KnowsItems) -> Understood:
-    """Read a line: ``{"id": …, "task": "search", "query": …}`` or ``"history": […]``.
+    """Parse a line: ``{"id": …, "task": "search", "query": …}`` or ``"history": […]``.
 
-    Both may carry ``"allowed": [item_id, …]`` (nothing else is answered) and ``"excluded"``.
-    Never raises, whatever the line holds.
+    Both may carry ``"allowed": [item_id, …]`` (the only items to return) and ``"excluded"``. It
+    never raises, whatever the line holds.
     """
     given: Any = None
     try:
@@ -61,7 +61,7 @@ def understand(line: bytes, catalogue: KnowsItems) -> Understood:
 
 
 def beginning_of(query: str) -> str:
-    """Return what is read of a query: all of it, or its first characters if it is very long."""
+    """Return the part of a query that is read: all of it, or its first characters if very long."""
     if len(query) <= MAX_QUERY_CHARACTERS:
         return query
     return query.lstrip()[:MAX_QUERY_CHARACTERS]
@@ -112,7 +112,7 @@ def _query(given: dict[str, Any]) -> str:
         raise BadRequestError('search needs "query", a string')
     if not query.strip():
         raise BadRequestError("query is empty; give at least one word")
-    return query.encode(errors="replace").decode()  # JSON may hold half a character
+    return query.encode(errors="replace").decode()  # JSON may hold a lone surrogate
 
 
 def _history(given: dict[str, Any]) -> list[str]:
@@ -125,10 +125,10 @@ def _history(given: dict[str, Any]) -> list[str]:
 
 
 def _restriction(given: dict[str, Any], catalogue: KnowsItems) -> tuple[Restriction, int]:
-    """Return what the request may get, and how many item_ids nobody knows.
+    """Return the restriction of the request, and the number of unknown item_ids.
 
-    An unknown item among the allowed ones cannot be answered with, one among the excluded ones
-    never is: both are skipped.
+    Unknown items are skipped: among the allowed ones they cannot be returned, among the excluded
+    ones they never are.
     """
     excluded: tuple[int, ...] = ()
     num_unknown = 0
@@ -161,7 +161,7 @@ def _shown(value: object) -> str:
 
 
 def _repeatable(own: object) -> str | int | float | None:
-    """Return an id as it can stand in the answer: 1e999, say, has no JSON."""
+    """Return an id as the answer can repeat it: 1e999, say, has no JSON form."""
     if isinstance(own, float) and not math.isfinite(own):
         return None
     return own if isinstance(own, (str, int, float)) else None

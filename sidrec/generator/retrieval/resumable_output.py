@@ -1,4 +1,4 @@
-"""An output file that grows block by block, and goes on where an interrupted run left it."""
+"""Resumable output file: it grows block by block, and resumes after an interruption."""
 
 import fcntl
 import hashlib
@@ -19,24 +19,24 @@ _CHUNK_BYTES = 1 << 20
 
 @runtime_checkable
 class ByteStream(Protocol):
-    """A binary file, as far as it is needed here."""
+    """Binary file, reduced to what this module needs."""
 
     def read(self, size: int, /) -> bytes:
         """Return up to ``size`` bytes; none at the end."""
         ...
 
     def readline(self, size: int, /) -> bytes:
-        """Return the bytes up to and with the next end of line, at most ``size``."""
+        """Return the bytes through the next line end, at most ``size``."""
         ...
 
 
 class LineReader:
-    """Read a binary stream line by line and remember how far, and of what.
+    """Reader of lines from a binary stream, with the position and hash of the bytes read.
 
     Args:
-        stream: Read from where it stands; need not be seekable.
-        max_line_bytes: Of a longer line only so many bytes and one more are kept, so that who
-            gets it can tell; the rest is read past.
+        stream: Stream, read from its current position; need not be seekable.
+        max_line_bytes: Maximum line length. Of a longer line, this many bytes and one more are
+            kept, so that the caller can tell; the rest is skipped.
     """
 
     def __init__(self, stream: ByteStream, *, max_line_bytes: int) -> None:
@@ -46,17 +46,17 @@ class LineReader:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes read so far, in hexadecimal."""
+        """sha256 of all bytes read so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def skip(self, num_bytes: int) -> None:
-        """Read past ``num_bytes``, or to the end of a shorter stream."""
+        """Skip ``num_bytes``, or to the end of a shorter stream."""
         end = self.num_bytes + num_bytes
         while self.num_bytes < end and self._read(self._stream.read, end - self.num_bytes):
             pass
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the lines that are left; nothing is read ahead of what was yielded."""
+        """Yield the remaining lines, without reading ahead of the yielded ones."""
         while line := self._read(self._stream.readline, self._max + 1):
             rest = line
             while len(line) > self._max and rest and not rest.endswith(b"\n"):
@@ -71,17 +71,17 @@ class LineReader:
 
 
 class HalfWritten:
-    """``OUTPUT.part``, and beside it ``OUTPUT.part.json``: how far it is whole, and of what.
+    """Partial output ``OUTPUT.part``, with its progress and inputs in ``OUTPUT.part.json``.
 
-    The note names the bytes of input that were answered (their number and sha256), the bytes of
-    output that answer them, and what else the answers depend on. It is written after each block,
-    so a killed run loses one block at most; what stands behind the noted bytes is cut off.
+    The note records the answered bytes of input (their number and sha256), the bytes of output that
+    answer them, and what else the answers depend on. It is written after each block, so a killed
+    run loses one block at most. Output behind the recorded bytes is cut off.
 
     Args:
         stream: ``OUTPUT.part``, opened for reading and writing.
         note: ``OUTPUT.part.json``.
-        depends_on: What the answers depend on besides the requests, as JSON.
-        lines: The requests.
+        depends_on: Everything besides the requests that the answers depend on, as JSON.
+        lines: Reader of the requests.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class HalfWritten:
         self._stream.write(text.encode())
 
     def go_on(self) -> None:
-        """Put requests and output to where the note says that both are whole.
+        """Move requests and output to the position at which the note records both as complete.
 
         Raises:
-            ConfigError: If the note is of other requests, another run or other settings.
+            ConfigError: If the note belongs to other requests, another run or other settings.
         """
         noted = self._noted()
         if noted is None:
@@ -127,7 +127,7 @@ class HalfWritten:
         say(f"going on with {self._stream.name} after {done:,} requests")
 
     def end_block(self, counts: Counter[str]) -> None:
-        """Make what was written survive whatever happens next."""
+        """Flush the block and record it in the note, so that it survives any interruption."""
         self.counts = counts
         self.flush()
         content = {
@@ -140,12 +140,12 @@ class HalfWritten:
         write_json(self._note, content)
 
     def flush(self) -> None:
-        """Bring the file's bytes to the disk."""
+        """Flush the file's bytes to disk."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
     def _noted(self) -> dict[str, Any] | None:
-        """Return the note if it belongs to the bytes that are there."""
+        """Return the note if it matches the existing bytes."""
         try:
             noted: dict[str, Any] = read_json(self._note)
             size = os.fstat(self._stream.fileno()).st_size
@@ -158,18 +158,18 @@ class HalfWritten:
 def half_written(
     target: Path, depends_on: dict[str, Any], lines: LineReader
 ) -> Iterator[HalfWritten]:
-    """Yield the half-written output, gone on with or new; it becomes ``target`` at the end.
+    """Yield the partial output, resumed or new; it becomes ``target`` at the end.
 
-    When the block raises, what was noted stays, and the next call with the same requests and
-    settings goes on; ``target`` keeps its old content until then.
+    When the block raises, the recorded part stays. The next call with the same requests and
+    settings resumes; ``target`` keeps its old content until then.
 
     Args:
-        target: Where the whole output will be.
-        depends_on: What the answers depend on besides the requests, as JSON.
-        lines: The requests, at their beginning.
+        target: Path of the complete output.
+        depends_on: Everything besides the requests that the answers depend on, as JSON.
+        lines: Reader at the beginning of the requests.
 
     Raises:
-        ConfigError: If the half-written output is of something else, or another process is
+        ConfigError: If the partial output belongs to other inputs, or another process is
             writing it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -186,12 +186,12 @@ def half_written(
             part.replace(target)
             note.unlink(missing_ok=True)
         finally:
-            if not note.exists():  # not one whole block
+            if not note.exists():  # not one complete block
                 part.unlink(missing_ok=True)
 
 
 def _lock(stream: BufferedRandom) -> None:
-    with suppress(OSError):  # some network disks know no locks
+    with suppress(OSError):  # some network file systems have no locks
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

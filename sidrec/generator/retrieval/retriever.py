@@ -1,4 +1,4 @@
-"""Answers from a trained generator: texts or histories in, ranked items out."""
+"""Retriever on a trained generator: queries or histories in, ranked items out."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -32,12 +32,12 @@ _FREE = Restriction()
 
 
 class RetrievedItem(NamedTuple):
-    """One place of an answer.
+    """Item of an answer.
 
     Attributes:
-        item_id: The user's own id.
-        score: Log-probability of the item's Semantic ID, in nats; items that share one share it.
-            None for an item that the search did not find: the list was filled up, see ``top_up``.
+        item_id: Id from the user's catalogue.
+        score: Log-probability of the item's Semantic ID, in nats; items of one ID have one score.
+            None for a backfilled item that the search did not find, see ``top_up``.
         semantic_id: Codes, coarse level first.
     """
 
@@ -47,11 +47,11 @@ class RetrievedItem(NamedTuple):
 
 
 class KnownItems(NamedTuple):
-    """Items in the catalogue's terms.
+    """Known items of a list of item_ids.
 
     Attributes:
-        items: item_index of the items that the catalogue knows, in their order.
-        num_unknown: How many it does not know.
+        items: item_index of the items that the catalogue has, in order.
+        num_unknown: Number of item_ids that it does not have.
     """
 
     items: tuple[int, ...]
@@ -59,14 +59,14 @@ class KnownItems(NamedTuple):
 
 
 class Retriever:
-    """A trained joint generator, ready to answer; it needs its runs, no corpus and no Trainer.
+    """Trained joint generator, ready to answer; it needs its runs, but no corpus and no Trainer.
 
     Args:
-        generator: From ``load_generator``.
-        device: Where it answers.
-        bf16: Answer under bfloat16 autocast.
-        max_history_items: Only the most recent items of a history are read.
-        exclude_history: Leave a history's own items out of its answer.
+        generator: Generator from ``load_generator``.
+        device: Device of the model.
+        bf16: Whether to answer under bfloat16 autocast.
+        max_history_items: Number of most recent items of a history that are read.
+        exclude_history: Whether to leave a history's own items out of its answer.
 
     Raises:
         RunError: If the device has no room for the model.
@@ -102,20 +102,20 @@ class Retriever:
         bf16: bool | None = None,
         semantic_ids: Path | str | None = None,
     ) -> "Retriever":
-        """Load a finished generator run; it answers as ``sidrec test`` does.
+        """Load a finished generator run; answers equal those of ``sidrec test``.
 
         Args:
             run_folder: Run directory of ``sidrec fit`` with a generator.
             device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
-            bf16: bfloat16 autocast; None as in the run's configuration.
-            semantic_ids: Bundle with further items, appended to the one of training; requests
-                that are restricted to the old items are answered as without it.
+            bf16: bfloat16 autocast; None takes the setting of the run's configuration.
+            semantic_ids: Bundle of training with further items appended; requests that are
+                restricted to the old items get the same answers as without it.
 
         Raises:
-            RunError: If the run is missing, unfinished, damaged, or no generator's.
-            DataError: If its Semantic IDs are gone, or are not those it was trained on; or if
+            RunError: If the run is missing, unfinished, damaged, or not a generator's.
+            DataError: If its Semantic IDs are missing or differ from those of training; or if
                 ``semantic_ids`` changes an old item.
-            ConfigError: If the device is not there.
+            ConfigError: If the device is not available.
         """
         run = RunDirectory(Path(run_folder))
         generator = load_generator(run)
@@ -139,13 +139,13 @@ class Retriever:
     def search(
         self, texts: Sequence[str], top_k: int = 30, *, allowed: AllowedSet | None = None
     ) -> list[list[RetrievedItem]]:
-        """Return the best items for each query, best first; ``top_k`` of them where they exist.
+        """Return the best items for each query, best first; ``top_k`` where that many exist.
 
         Args:
             texts: Queries; their first 4,096 characters and ``max_query_tokens`` tokens are read.
             top_k: Length of the lists.
-            allowed: item_ids of the only items to answer with, or True at their item_index; None:
-                the whole catalogue. Items that the catalogue does not know are skipped.
+            allowed: item_ids of the only items to return, or a mask by item_index; None allows the
+                whole catalogue. Items that the catalogue does not have are skipped.
 
         Raises:
             DataError: If a query is empty (names its place), or no item is allowed.
@@ -165,10 +165,10 @@ class Retriever:
     ) -> list[list[RetrievedItem]]:
         """Return the best next items for each history of item_ids, oldest first.
 
-        Items that the catalogue does not know are skipped; see :meth:`known`.
+        Items that the catalogue does not have are skipped; see :meth:`known`.
 
         Raises:
-            DataError: If nothing is left of a history (names its place), or no item is allowed.
+            DataError: If a history has no known item (names its place), or no item is allowed.
         """
         requests = []
         for place, history in enumerate(histories):
@@ -179,7 +179,7 @@ class Retriever:
         return self.answer(requests, top_k=top_k, allowed=allowed)
 
     def known(self, item_ids: Collection[str]) -> KnownItems:
-        """Look item_ids up."""
+        """Look up the item_index of item_ids."""
         rows = [self._rows.get(item_id) for item_id in item_ids]
         items = tuple(row for row in rows if row is not None)
         return KnownItems(items, len(rows) - len(items))
@@ -194,21 +194,21 @@ class Retriever:
         restrictions: Sequence[Restriction] | None = None,
         allowed: AllowedSet | None = None,
     ) -> list[list[RetrievedItem]]:
-        """Answer requests of both tasks, in their order; requests of like length run together.
+        """Answer requests of both tasks, in order; requests of similar length share a batch.
 
-        When the device runs out of memory, fewer requests are decoded together from then on.
+        When the device runs out of memory, later batches are smaller.
 
         Args:
             requests: Histories as item_index, not empty; queries not empty.
-            top_k: Length of the answers; fewer items than that give shorter ones.
-            batch_size: Requests decoded together, at most.
-            restrictions: Of each request; None: none has any.
-            allowed: Limits all requests, see :meth:`search`.
+            top_k: Length of the answers; shorter where fewer items are available.
+            batch_size: Maximum number of requests decoded together.
+            restrictions: Restriction of each request; None restricts none.
+            allowed: Limit of all requests, see :meth:`search`.
 
         Raises:
             ConfigError: If ``top_k`` or ``batch_size`` is below 1.
             DataError: If ``allowed`` holds no item.
-            RunError: If the device has no memory for one request alone.
+            RunError: If a single request does not fit in the device's memory.
         """
         if min(top_k, batch_size) < 1:
             raise ConfigError(
@@ -257,7 +257,7 @@ class Retriever:
         restrictions: Sequence[Restriction],
         mask: Bool[Tensor, " item"] | None,
     ) -> list[int]:
-        """Return the rows of requests that neither hold nor may get an appended item."""
+        """Return the rows of requests that neither contain nor may get an appended item."""
         if self._trained is None:
             return []
         num_old = len(self._trained._rows)
@@ -345,7 +345,7 @@ class Retriever:
 
 
 def _alike(requests: Sequence[Request], restrictions: Sequence[Restriction]) -> list[list[int]]:
-    """Return the rows of requests that may share a batch: sorted by length, nothing mixed."""
+    """Return the rows of requests that may share a batch: sorted by length, of one kind."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for row, (request, restriction) in enumerate(zip(requests, restrictions, strict=True)):
         groups.setdefault((request.task, restriction.allowed is None), []).append(row)
@@ -355,6 +355,6 @@ def _alike(requests: Sequence[Request], restrictions: Sequence[Restriction]) -> 
 
 
 def _exclude_history(corpus: Path) -> bool:
-    """Return the setting of the run's corpus; its default where the corpus is not here."""
+    """Return the setting of the run's corpus; its default where the corpus is missing."""
     file = corpus / "corpus.json"
     return bool(read_json(file)["settings"]["exclude_history"]) if file.exists() else True
