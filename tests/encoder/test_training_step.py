@@ -22,7 +22,7 @@ def batch(task):
 def model(monkeypatch):
     made = BiEncoder(
         tower=TowerSettings(encoder="never loaded"),
-        loss=LossSettings(query_item_weight=1.0, item_item_weight=0.5),
+        loss=LossSettings(temperature=1.0, query_item_weight=1.0, item_item_weight=0.5),
     )
     monkeypatch.setattr(made, "embed", lambda _: torch.eye(2))
     monkeypatch.setattr(made, "log", lambda *_, **__: None)
