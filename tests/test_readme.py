@@ -1,0 +1,20 @@
+"""The README's Python runs and prints what the page shows; the page stays short."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_python_block_prints_what_the_page_shows():
+    block, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", TEXT, re.DOTALL).groups()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block, {})  # noqa: S102 (our own page)
+    assert printed.getvalue() == shown
+
+
+def test_the_page_is_short():
+    assert 700 <= len(TEXT.split()) <= 900
