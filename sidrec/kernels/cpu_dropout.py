@@ -1,4 +1,4 @@
-"""Dropout whose mask costs little on a CPU."""
+"""Dropout with a mask that is fast to draw on a CPU."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _ATTENTION = "sidrec_cheap_dropout"
-_LEVELS = 1 << 16  # a mask is drawn from 16 random bits an entry: four entries from one draw
+_LEVELS = 1 << 16  # each entry uses 16 random bits, so one 64-bit draw serves four entries
 
 
 def dropout(states: Float[Tensor, "*any"], *, rate: float) -> Float[Tensor, "*any"]:
-    """Set entries to 0 with probability ``rate``; scale the others so that the mean stays.
+    """Set entries to 0 with probability ``rate``; scale the others to keep the mean.
 
-    On a CPU, torch draws one number for each entry, in a T5 about a sixth of a training step; here
-    a 64-bit draw serves four entries. Drawn from torch's own generator: the same seed gives the
-    same mask. Compiled, it is torch's own dropout: other masks.
+    On a CPU, torch draws one number per entry, which takes about a sixth of a T5 training step.
+    Here one 64-bit draw from torch's generator serves four entries. The same seed gives the same
+    mask. On other devices and in compiled code, torch's own dropout runs and gives other masks.
 
     Args:
         states: Any shape.
-        rate: In [0, 1); 0 returns ``states`` itself. On a CPU rounded to a multiple of 1 / 65,536.
+        rate: In [0, 1); 0 returns ``states`` itself. A CPU rounds it to a multiple of 1 / 65,536.
     """
     if rate == 0:
         return states
@@ -36,18 +36,18 @@ def dropout(states: Float[Tensor, "*any"], *, rate: float) -> Float[Tensor, "*an
 
 
 class CheapDropout(nn.Dropout):
-    """``nn.Dropout`` with the masks of ``dropout``."""
+    """Dropout module that takes its masks from ``dropout``."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """Return ``input``, in training with entries dropped."""
+        """Return ``input``, with entries dropped during training."""
         return dropout(input, rate=self.p) if self.training else input
 
 
 def use_cheap_dropout(model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
-    """Let an encoder of transformers drop with the masks of ``dropout``, in place.
+    """Replace the dropout of a transformers encoder by ``dropout``, in place.
 
-    Its dropout modules are replaced; where it attends by torch's fused attention, which on a CPU
-    takes its slow form as soon as something is dropped, training on a CPU takes ``_attend``.
+    The function replaces all dropout modules. An encoder with ``sdpa`` attention also gets
+    ``_attend``, because torch's fused attention is slow on a CPU when dropout is active.
     """
     for module in model.modules():
         for name, child in module.named_children():
@@ -72,7 +72,7 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,  # noqa: ANN401
 ) -> tuple[Float[Tensor, "text to head dim"], None]:
-    """Attend as transformers' ``sdpa``; by two products where that is faster and means the same."""
+    """Attend as transformers' ``sdpa``, by two products where that is equivalent and faster."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     is_causal = kwargs.get("is_causal")
@@ -96,4 +96,4 @@ def _attend(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-_drop = dropout  # transformers passes the rate by that name
+_drop = dropout  # ``_attend`` has an argument named ``dropout``

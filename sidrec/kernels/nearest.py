@@ -1,8 +1,8 @@
-"""Bfloat16 prefilter of the search for the nearest centroid.
+"""Nearest-centroid search with a bfloat16 prefilter.
 
-Some processors multiply bfloat16 numbers twice as fast as float32. Products of rounded numbers come
-first; a proven bound on the rounding error shows for which rows the nearest centroid is certain,
-and the others get float32 products. So the codes are those of ``nearest_float32``.
+Some processors multiply bfloat16 numbers twice as fast as float32. The search first multiplies
+rounded numbers. A proven bound on the rounding error shows for which rows the nearest centroid is
+certain; the other rows get float32 products. The codes equal those of ``nearest_float32``.
 """
 
 import math
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_SCORES_IN_CACHE = 1 << 18  # scores that the processor's cache holds while they are searched
-_SEARCH_WIDTH = 32  # codes of which the least score is found at once
+_SCORES_IN_CACHE = 1 << 18  # scores that fit into the processor's cache
+_SEARCH_WIDTH = 32  # codes per group in the search for the least score
 
 
 def nearest_float32(
@@ -33,14 +33,14 @@ def nearest_float32(
 
 
 def parts_in_cache(rows: Float[Tensor, "row dim"], num_codes: int) -> Iterator[Tensor]:
-    """Cut rows so that the scores of a part stay in the cache; on a GPU they are one part."""
+    """Cut rows into parts whose scores fit into the cache; on a GPU, yield one part."""
     step = len(rows) if rows.is_cuda else max(64, _SCORES_IN_CACHE // num_codes)
     for start in range(0, len(rows), max(step, 1)):
         yield rows[start : start + step]
 
 
 def _column_of_least(scores: Tensor) -> Tensor:
-    """Return ``scores.argmin(dim=1)``, first over groups: torch finds no index in SIMD."""
+    """Return ``scores.argmin(dim=1)``, computed by groups: torch's argmin does not use SIMD."""
     num_rows, num_codes = scores.shape
     if scores.is_cuda or num_codes % _SEARCH_WIDTH or num_codes == _SEARCH_WIDTH:
         return scores.min(dim=1).indices
@@ -52,19 +52,19 @@ def _column_of_least(scores: Tensor) -> Tensor:
 
 
 _LOW_HALF = (1 << 16) - 1
-_LEAST_DIM = _LEAST_CODES = 64  # below, float32 products cost no more
+_LEAST_DIM = _LEAST_CODES = 64  # for smaller codebooks float32 products are as fast
 _COARSE_UNIT = 2.0**-8  # largest relative error of a number rounded to bfloat16
 _UNIT = 2.0**-24  # relative error of a float32 operation
-_TINY = 1e-30  # more than products lose that are too small for float32
-_SLACK = 1.02  # lower bounds subtract numbers rounded up to bfloat16
+_TINY = 1e-30  # bound on the loss from products too small for float32
+_SLACK = 1.02  # margin, because lower bounds subtract numbers rounded up to bfloat16
 
 
 class Rounding(NamedTuple):
     """Rounding of rows to bfloat16.
 
     Attributes:
-        lengths: Of the rounded rows.
-        errors: Lengths of row minus rounded row.
+        lengths: Lengths of the rounded rows.
+        errors: Lengths of the differences between rows and rounded rows.
     """
 
     lengths: Float[Tensor, " row"]
@@ -76,12 +76,12 @@ class Bf16Prefilter(NamedTuple):
 
     Attributes:
         centroids: float32.
-        factors: What rows, rounded and lengthened by ``_lengthened``, are multiplied by: half of a
-            lower bound of the squared distance, but for a term that all codes share.
-        per_length: By code: half of what rounding may move its score by, for each unit of a
-            rounded row's length,
-        per_error: for each unit of what rounding took away from the row,
-        always: and for any row and code.
+        factors: Right factor of the product with rows from ``_lengthened``. The product is half of
+            a lower bound of the squared distance, less a term that all codes share.
+        per_length: Half of the score's largest rounding error per unit of a rounded row's length,
+            for each code.
+        per_error: The same per unit of the row's own rounding error, for each code.
+        always: Part of that bound that does not depend on row or code.
     """
 
     centroids: Float[Tensor, "code dim"]
@@ -92,19 +92,19 @@ class Bf16Prefilter(NamedTuple):
 
 
 def prefilter_pays(centroids: Float[Tensor, "code dim"]) -> bool:
-    """Return whether coarse products save time here; they change no code."""
+    """Return whether the prefilter saves time on this device; it never changes a code."""
     num_codes, dim = centroids.shape
     is_large = num_codes >= _LEAST_CODES and dim >= _LEAST_DIM
     return is_large and centroids.device.type == "cpu" and _multiplies_bfloat16()
 
 
 def prefilter_of(centroids: Float[Tensor, "code dim"]) -> Bf16Prefilter:
-    """Prepare centroids; they are centered, since a common part tells no code from another.
+    """Prepare centroids for the prefilter; subtract their mean, which all distances share.
 
-    The bounds: rounding moves a row by its ``errors`` and a centroid by ``moved``, so, by Cauchy
-    and Schwarz, their product by ``errors * |centroid| + lengths * moved``. Sums of float32
-    numbers, in any order, here and in ``nearest_float32``, add ``dim`` units of the product of
-    both lengths each; the factors 8 and 16 count them generously.
+    Rounding moves a row by its ``errors`` and a centroid by ``moved``. By the Cauchy-Schwarz
+    inequality their product moves by at most ``errors * |centroid| + lengths * moved``. Each sum
+    of float32 numbers, in any order, here and in ``nearest_float32``, adds ``dim`` units of the
+    product of both lengths; the factors 8 and 16 are generous bounds on these errors.
     """
     mean = centroids.mean(dim=0)
     centered = centroids - mean
@@ -167,7 +167,7 @@ def nearest_codes(
 
 
 def _lengthened(rows: Tensor, rounding: Rounding) -> Tensor:
-    """Return the rounded rows followed by 1, 1, 1 and both lengths, see ``factors``."""
+    """Return the rounded rows followed by 1, 1, 1 and both lengths (see ``factors``)."""
     dim = rows.shape[1]
     longer = torch.zeros((len(rows), _width(dim)), dtype=torch.bfloat16)
     longer[:, :dim] = rows
@@ -178,10 +178,11 @@ def _lengthened(rows: Tensor, rounding: Rounding) -> Tensor:
 
 
 def _two_least(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two least numbers of each row and the column of the first; ``scores`` is used up.
+    """Return the two least numbers of each row and the column of the first; overwrites ``scores``.
 
-    bfloat16 numbers leave half of a float32 empty, where the column fits: so one least number,
-    which torch finds fast, is the column too. NaN where there is one, of any column.
+    A bfloat16 number leaves half of a float32 empty, and the column is stored there. So the
+    minimum, which torch finds fast, also gives the column. A row with a NaN returns NaN and an
+    arbitrary column.
     """
     num_columns = scores.shape[1]
     packed = scores.view(torch.int32).bitwise_or_(torch.arange(num_columns, dtype=torch.int32))
@@ -194,7 +195,7 @@ def _two_least(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _width(dim: int) -> int:
-    """Return how long rows of ``dim`` become, filled up to a multiple of 8."""
+    """Return the width of lengthened rows of ``dim``, padded to a multiple of 8."""
     return -(-(dim + 5) // 8) * 8
 
 
@@ -204,7 +205,7 @@ def _up(numbers: Tensor) -> Tensor:
 
 
 def _in_three(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return bfloat16 numbers that add up to the float32 ones."""
+    """Split float32 numbers into three bfloat16 terms each."""
     first = numbers.bfloat16()
     second = (numbers - first).bfloat16()
     return first, second, (numbers - first - second).bfloat16()
@@ -212,7 +213,7 @@ def _in_three(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _multiplies_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 numbers, and adds products in float32."""
+    """Return whether the processor multiplies in bfloat16 and sums in float32."""
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
     has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (is_supported() and has_kernels):

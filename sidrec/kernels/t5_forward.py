@@ -1,6 +1,6 @@
-"""T5's forward with the weights of transformers' T5, arranged so that a training step costs less.
+"""T5 forward pass for faster training, with the weights of transformers' T5.
 
-Gives the numbers of the model's own forward up to rounding; with dropout, the same distribution.
+The outputs equal those of the model's own forward up to rounding; with dropout, in distribution.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sidrec.kernels.cpu_dropout import dropout
 
-_NOT_SEEN = -1e9  # finite: as T5, whose masks are finite too
+_NOT_SEEN = -1e9  # finite, as T5's own masks are
 
 
 def read_positions(
@@ -23,7 +23,7 @@ def read_positions(
     """Return the last hidden states of T5's encoder.
 
     Args:
-        t5: A ``T5ForConditionalGeneration``, gated or not; its mode decides about dropout.
+        t5: A ``T5ForConditionalGeneration``, gated or not; dropout is active in training mode.
         positions: Input embeddings.
         mask: True on real positions, at least one in each row.
     """
@@ -44,17 +44,17 @@ def write_tokens(
     source: Float[Tensor, "request position dim"],
     mask: Bool[Tensor, "request position"],
 ) -> Float[Tensor, "request token dim"]:
-    """Return what T5's decoder makes of tokens it is told, scaled as its output head wants it.
+    """Return the last hidden states of T5's decoder for given tokens, scaled for its output head.
 
-    Keys and values of the source are never made: with a handful of tokens it takes a tenth of the
-    operations to bring each token's query to the width of the source and its mixed source to the
-    width of a value.
+    The function does not compute keys and values of the source. It projects each token's query to
+    the width of the source, and the attended source to the width of a value. With few tokens this
+    takes a tenth of the operations.
 
     Args:
-        t5: As for ``read_positions``.
-        tokens: Token ``i`` sees itself and those before it.
-        source: From ``read_positions``.
-        mask: Of ``source``.
+        t5: Model, as for ``read_positions``.
+        tokens: Decoder inputs; token ``i`` attends to itself and earlier tokens.
+        source: Hidden states from ``read_positions``.
+        mask: Mask of ``source``.
 
     Source:
         DeepSeek-V2 (https://arxiv.org/abs/2405.04434), section 2.1: absorbs the projections of
@@ -93,7 +93,7 @@ def _attend_to_itself(
     weight = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
     joined = F.linear(layer.layer_norm(hidden), weight).view(rows, length, 3, heads, -1)
     query, key, value = joined.permute(2, 0, 3, 1, 4).unbind()  # [request, head, token, dim]
-    mix = _mix if hidden.device.type == "cpu" else _mix_fused  # which is slower there
+    mix = _mix if hidden.device.type == "cpu" else _mix_fused  # the fused one is slower on a CPU
     mixed = mix(query, key, value, bias, rate)
     return hidden + dropout(attention.o(mixed.transpose(1, 2).flatten(2)), rate=rate)
 

@@ -28,12 +28,12 @@ from sidrec.settings import NonNegativeInt, PositiveInt
 
 
 class LearnedIdsCallback(L.Callback):
-    """Write ``semantic_ids/`` into the run directory of a quantizer when training has finished.
+    """Write ``semantic_ids/`` into a quantizer's run directory at the end of training.
 
-    Works on all ranks. The bundle has the vectors of the one that the quantizer was trained on.
+    Works on all ranks. The bundle keeps the vectors of the bundle that the quantizer trained on.
 
     Args:
-        policy: What happens where items share codes.
+        policy: Collision policy.
     """
 
     def __init__(self, policy: CollisionPolicy = ReassignLastLevel()) -> None:
@@ -65,16 +65,16 @@ class LearnedIdsCallback(L.Callback):
 
 
 class SemanticIdCallback(L.Callback):
-    """Write ``semantic_ids/`` into the run directory when training has finished.
+    """Write ``semantic_ids/`` into an encoder's run directory at the end of training.
 
-    Works on all ranks: each encodes its share of the catalogue and of the quantizer's sums. The
-    encoder has the weights of the best checkpoint if a ModelCheckpoint monitors something, else
-    those it ended with. A bundle that the same weights and settings made is kept.
+    Each rank encodes its share of the catalogue and computes its share of the quantizer's sums.
+    The encoder uses the weights of the best checkpoint if a ModelCheckpoint monitors a metric,
+    else the last weights. A bundle from the same weights and settings is kept.
 
     Args:
-        quantizer: How codes are made.
-        policy: What happens where items share codes.
-        max_item_tokens: Longer item texts are cut.
+        quantizer: Quantizer, fitted here.
+        policy: Collision policy.
+        max_item_tokens: Tokens per item text; longer texts are cut.
         batch_size: Texts per forward pass on each rank.
     """
 
@@ -135,7 +135,7 @@ class SemanticIdCallback(L.Callback):
     def _kept(
         self, run: RunDirectory, module: L.LightningModule, corpus: Corpus, trainer: L.Trainer
     ) -> list[SemanticIdBundle]:
-        """Return the bundle on disk if making it again would give the same one, else nothing."""
+        """Return the bundle on disk if a rebuild would give the same one, else None."""
         try:
             bundle = SemanticIdBundle.load(run.semantic_ids, corpus_fingerprint=corpus.fingerprint)
         except DataError:
@@ -181,7 +181,7 @@ def _corpus_of(trainer: L.Trainer) -> Corpus:
 
 @contextmanager
 def _best_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """Put the best checkpoint's weights into the module, and the present ones back at the end."""
+    """Load the best checkpoint's weights into the module; restore its own on exit."""
     best = _best_checkpoint(trainer)
     if best is None:
         yield

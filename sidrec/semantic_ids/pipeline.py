@@ -1,4 +1,4 @@
-"""From item embeddings to a Semantic-ID bundle: quantize, resolve collisions, judge."""
+"""Semantic IDs from item embeddings: quantize, resolve collisions, measure quality."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,16 +29,16 @@ def fit_ids(
     attributes: Sequence[Attribute] = (),
     device: str = "cpu",
 ) -> SemanticIdBundle:
-    """Fit a quantizer on vectors and give every row its Semantic ID.
+    """Fit a quantizer on vectors and assign a Semantic ID to every row.
 
     Args:
         vectors: One row per item, of any floating dtype and strides; an array may be
             memory-mapped.
-        quantizer: How codes are made.
-        policy: What happens where items share codes.
-        item_ids: Unique; by default the row numbers.
-        titles: By default empty.
-        attributes: Of the items, for the purity figures (``attributes.read_attributes``).
+        quantizer: Quantizer to fit.
+        policy: Collision policy.
+        item_ids: Unique ids; by default the row numbers.
+        titles: Item titles; by default empty.
+        attributes: Item attributes for the purity metrics (see ``read_attributes``).
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -68,14 +68,14 @@ def append_ids(
     attributes: Sequence[Attribute] = (),
     device: str = "cpu",
 ) -> SemanticIdBundle:
-    """Return a new bundle with further items; the IDs of the old ones stay (``append_items``).
+    """Return a new bundle with items appended; existing IDs do not change (``append_items``).
 
     Args:
-        bundle: Old items.
-        vectors: Of new items, made by the encoder of the old ones.
-        item_ids: New ones; by default the row numbers, counted on from the old items.
-        titles: By default empty.
-        attributes: Of all items, old and new.
+        bundle: Bundle of the existing items.
+        vectors: Vectors of the new items, from the encoder of the existing ones.
+        item_ids: Ids of the new items; by default row numbers that continue the existing rows.
+        titles: Titles of the new items; by default empty.
+        attributes: Attributes of all items, existing and new.
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -117,20 +117,20 @@ def build_semantic_ids(
     device: torch.device,
     attributes: Sequence[Attribute] = (),
 ) -> SemanticIdBundle:
-    """Quantize a catalogue and give every item its Semantic ID.
+    """Quantize a catalogue and assign a Semantic ID to every item.
 
-    Collective: all ranks call it with the same arguments (each on its own device), share the
-    quantizer's work, and get equal bundles. Collisions are resolved on rank 0.
+    Collective: all ranks call it with the same arguments, each on its own device, and get equal
+    bundles. The ranks share the quantizer's work; rank 0 resolves collisions.
 
     Args:
         embeddings: Vectors of the whole catalogue.
-        quantizer: Fitted here, on ``device``.
-        policy: What happens where items share codes.
+        quantizer: Quantizer, fitted here on ``device``.
+        policy: Collision policy.
         item_ids: The user's ids, row by row.
         titles: Titles, row by row.
-        source: Where the vectors come from (plain JSON types), for the bundle.
-        device: Where to compute.
-        attributes: Of the items, for the purity figures.
+        source: Origin of the vectors (plain JSON types), stored in the bundle.
+        device: Device of all computation.
+        attributes: Item attributes for the purity metrics.
 
     Raises:
         DataError: If the vectors are not usable; on every rank.

@@ -1,4 +1,4 @@
-"""New items for an old bundle: frozen codebooks, and not one ID of the old items changes."""
+"""Bundle extension: encode new items with frozen codebooks, keep every existing ID."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ _BATCH_SIZE = 64
 
 
 def stored_bundle(folder: Path) -> SemanticIdBundle:
-    """Return the bundle in a folder, or that of a finished run.
+    """Return the bundle in a folder or in a finished run.
 
     Raises:
         RunError: If the folder is an unfinished run or holds no bundle.
@@ -42,11 +42,11 @@ def stored_bundle(folder: Path) -> SemanticIdBundle:
 
 
 def attributes_of_run(folder: Path, corpus_fingerprint: str) -> list[Attribute]:
-    """Return attributes of the items of a run's corpus; none where that is not at hand.
+    """Return item attributes of a run's corpus; an empty list if the corpus is not available.
 
     Args:
         folder: Run directory, or the bundle in it.
-        corpus_fingerprint: Of the bundle; a corpus that has changed since is left alone.
+        corpus_fingerprint: Fingerprint stored in the bundle; a changed corpus gives no attributes.
     """
     run = RunDirectory(folder if (folder / "config.yaml").exists() else folder.parent)
     if not run.config.exists():
@@ -67,13 +67,13 @@ def attributes_of_run(folder: Path, corpus_fingerprint: str) -> list[Attribute]:
 def encode_new_items(
     run: Path, bundle: SemanticIdBundle, file: Path, device: torch.device
 ) -> NamedVectors:
-    """Encode the texts of new items as the encoder run encoded those of its bundle.
+    """Encode the texts of new items with the encoder and settings of a bundle.
 
     Args:
-        run: Of the bi-encoder that made the bundle's vectors.
-        bundle: Says how texts were cut and in which precision they were encoded.
+        run: Run directory of the bi-encoder that made the bundle's vectors.
+        bundle: Bundle with the text length limit and the precision to use.
         file: Table of items, as `sidrec prepare table --items` reads it.
-        device: Where to encode.
+        device: Device of the encoder.
 
     Raises:
         RunError: If ``run`` is not a finished encoder run.
@@ -105,10 +105,10 @@ def encode_new_items(
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device for ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+    """Return the device for ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: If there is no such device here.
+        ConfigError: If the device is not available.
     """
     has_cuda = torch.cuda.is_available()
     if name == "auto":
@@ -128,21 +128,21 @@ def append_items(
     device: torch.device,
     attributes: Sequence[Attribute] = (),
 ) -> SemanticIdBundle:
-    """Return a bundle of the old items, as they are, and behind them the new ones.
+    """Return a bundle of the existing items, unchanged, followed by the new ones.
 
-    New items are encoded with the bundle's codebooks and placed by its collision policy among the
-    IDs in use. The bundle has a hash and a corpus fingerprint of its own, so that a generator
-    trained on the old one refuses it. Its quality figures are of all items; ``…_before`` are of
-    codes that the frozen codebooks give them.
+    The bundle's codebooks encode the new items. Its collision policy assigns their IDs among the
+    IDs in use. The new bundle has its own hash and corpus fingerprint, so a generator trained on
+    the old one refuses it. Its quality metrics cover all items; ``…_before`` measures the codes
+    from the frozen codebooks.
 
     Args:
-        bundle: Old items.
-        vectors: Float32, of the encoder that made the old vectors: only the width is checked.
+        bundle: Bundle of the existing items.
+        vectors: Float32 vectors from the same encoder; only the width is checked.
         item_ids: New ids, row by row.
         titles: Titles, row by row.
-        source: Where the new vectors come from (plain JSON types).
-        device: Where to compute.
-        attributes: Attributes of all items, for the purity figures.
+        source: Origin of the new vectors (plain JSON types).
+        device: Device of all computation.
+        attributes: Attributes of all items, for the purity metrics.
 
     Raises:
         DataError: If an id is not new or repeats, or the width differs.

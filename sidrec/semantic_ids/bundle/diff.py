@@ -1,4 +1,4 @@
-"""What differs between two bundles: items, codes, settings, figures."""
+"""Differences between two bundles: items, codes, settings, quality metrics."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ _NAMED = 5
 
 
 class BundleDiff(NamedTuple):
-    """From bundle A to bundle B.
+    """Differences from bundle A to bundle B.
 
     Attributes:
         removed: Ids of items that only A has, in A's order.
         added: Ids of items that only B has, in B's order.
         changed: Ids of items of both whose Semantic ID differs, in A's order.
-        changed_fraction: Per level that both have, of the items of both.
-        settings: ``(key, in A, in B)`` of those that differ; None where one has no such key.
-        quality: ``(figure, in A, in B)`` of all figures; None where a bundle does not have it.
+        changed_fraction: Fraction of common items whose code differs, for each common level.
+        settings: ``(key, in A, in B)`` of settings that differ; None where a bundle lacks the key.
+        quality: ``(metric, in A, in B)`` of all metrics; None where a bundle lacks the metric.
     """
 
     removed: list[str]
@@ -31,7 +31,7 @@ class BundleDiff(NamedTuple):
 
 
 def diff(a: SemanticIdBundle, b: SemanticIdBundle) -> BundleDiff:
-    """Compare two bundles by the users' item ids."""
+    """Compare two bundles, matching items by the user's ids."""
     row_in_b = {item_id: row for row, item_id in enumerate(b.item_ids)}
     known = set(a.item_ids)
     rows = np.array([row_in_b.get(item_id, -1) for item_id in a.item_ids], dtype=np.int64)
@@ -59,7 +59,7 @@ def diff(a: SemanticIdBundle, b: SemanticIdBundle) -> BundleDiff:
 
 
 def diff_table(a: SemanticIdBundle, b: SemanticIdBundle) -> str:
-    """Return the difference as plain text for people."""
+    """Return the differences as a plain-text table."""
     found = diff(a, b)
     num_both = len(a.item_ids) - len(found.removed)
     lines = [

@@ -1,4 +1,4 @@
-"""Quality figures of Semantic IDs as a short table for people."""
+"""Quality report of Semantic IDs: a short plain-text table and a picture."""
 
 import re
 from pathlib import Path
@@ -18,11 +18,11 @@ _BARS = {
 
 
 def save_picture(bundle: SemanticIdBundle, folder: Path) -> None:
-    """Write ``quality.png`` beside the bundle's files; it is no part of the bundle or its hash.
+    """Write ``quality.png`` beside the bundle's files; the bundle's hash does not cover it.
 
-    Left: items of each code, most used first, one curve per level; the closer to its dotted line
-    (all codes alike), the better. Right: collisions before and after the policy, as fractions of
-    the items.
+    The left plot shows the items of each code, most used first, with one curve per level. A curve
+    closer to its dotted line (equal use of all codes) is better. The right plot shows collisions
+    before and after the policy, as fractions of the items.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ _PURITY = re.compile(r"ids/purity_(.+)_level_(\d+)")
 
 
 def quality_table(bundle: SemanticIdBundle) -> str:
-    """Return the figures as plain text: one line per level, then errors, collisions, purity."""
+    """Return quality metrics as plain text: one line per level, then errors, collisions, purity."""
     quality, sizes = bundle.quality, bundle.table.codebook_sizes
     columns = {"in use": 8, "perplexity": 12, "entropy (bits)": 16, "Gini": 7}
     head = "".join(name.rjust(width) for name, width in columns.items())

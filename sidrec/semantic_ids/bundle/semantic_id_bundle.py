@@ -1,4 +1,4 @@
-"""The Semantic-ID bundle: IDs, codebooks, embeddings and how they were made, in one folder."""
+"""Semantic-ID bundle: IDs, codebooks, embeddings and their origin in one folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,18 +39,18 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, eq=False)
 class SemanticIdBundle:
-    """Semantic IDs of a catalogue with all that made them.
+    """Semantic IDs of a catalogue with their vectors, codebooks, settings and quality metrics.
 
     Attributes:
         table: Codes of every item; row ``i`` belongs to item ``i``.
-        embeddings: The vectors that were quantized.
+        embeddings: Vectors that were quantized.
         item_ids: The user's own ids, unique.
-        titles: One per item.
-        codebooks: What the fitted quantizer stores.
+        titles: One title per item.
+        codebooks: Tensors of the fitted quantizer, by name.
         quantizer: Name and settings of the quantizer.
         policy: Name and settings of the collision policy.
-        source: Where the vectors come from: how they were encoded, or from which file read.
-        quality: Figures by metric name.
+        source: Origin of the vectors: encoder settings, or the file they were read from.
+        quality: Quality metrics by name.
 
     Raises:
         DataError: If the parts disagree on the number of items, or an item_id repeats.
@@ -81,12 +81,12 @@ class SemanticIdBundle:
 
     @property
     def corpus_fingerprint(self) -> str:
-        """Fingerprint of the corpus whose items these are."""
+        """Fingerprint of the corpus that the items belong to."""
         return self.embeddings.corpus_fingerprint
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over IDs, items, vectors, codebooks and their origin; independent of the files."""
+        """Hash (sha256) of IDs, items, vectors, codebooks and origin; independent of file bytes."""
         return bundle_hash(self._identity)
 
     @cached_property
@@ -105,7 +105,7 @@ class SemanticIdBundle:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the bundle; the folder appears whole or keeps its old content."""
+        """Write the bundle atomically; on failure the folder keeps its old content."""
         with atomic_folder(folder) as temporary:
             write_table(temporary / TABLE, self.table.codes, self.item_ids, self.titles)
             write_tensors(temporary / CODEBOOKS, self.codebooks)
@@ -124,14 +124,14 @@ class SemanticIdBundle:
 
     @classmethod
     def load(cls, folder: Path, *, corpus_fingerprint: str | None = None) -> "SemanticIdBundle":
-        """Read a bundle and check that it is whole; tensors are memory-mapped.
+        """Read a bundle and check its files; tensors are memory-mapped.
 
-        Every file's size and sha256 are compared with ``semantic_ids.json`` (of files above 1 GiB
-        the size alone).
+        The check compares every file's size and sha256 with ``semantic_ids.json`` (for files above
+        1 GiB only the size).
 
         Args:
-            folder: Where ``semantic_ids.json`` lies.
-            corpus_fingerprint: If given, the corpus that the bundle must belong to.
+            folder: Folder that holds ``semantic_ids.json``.
+            corpus_fingerprint: Corpus that the bundle must belong to, if given.
 
         Raises:
             DataError: If a file is missing or altered, the schema is unknown, or the bundle
@@ -163,20 +163,20 @@ class SemanticIdBundle:
 
     @cached_property
     def fitted(self) -> FittedQuantizer:
-        """The quantizer as it was fitted."""
+        """Fitted quantizer of the bundle."""
         return load_quantizer(self.quantizer["name"], self.codebooks)
 
     def encode(self, vectors: Vectors) -> Int[Tensor, "item level"]:
-        """Return codes of any vectors by the frozen codebooks, without a collision policy.
+        """Return codes of any vectors from the frozen codebooks, without a collision policy.
 
-        Items that are to get a Semantic ID of their own go through ``append_ids``.
+        To give new items their own Semantic IDs, use ``append_ids``.
         """
         return self.fitted.encode(as_tensor(vectors))
 
     def decode(self, codes: Int[Tensor, "item level"]) -> Float[Tensor, "item dim"]:
-        """Return the vectors that Semantic IDs, or their first levels, stand for.
+        """Return the vectors that Semantic IDs, or their first levels, decode to.
 
-        A level that only tells items apart (policy ``extra_level``) does not change the vector.
+        The tie-break level of policy ``extra_level`` does not change the vector.
         """
         return self.fitted.decode(codes[:, : len(self.fitted.codebook_sizes)])
 
@@ -194,7 +194,7 @@ class SemanticIdBundle:
         return tuple(self.table.codes[row].tolist())
 
     def items_of(self, semantic_id: Sequence[int]) -> list[str]:
-        """Return the ids of the items with this Semantic ID, by item_index; none if unused."""
+        """Return the ids of the items with this Semantic ID, by item_index; empty if unused."""
         columns, order = self._sorted_codes
         if len(semantic_id) != len(columns):
             raise DataError(

@@ -1,4 +1,4 @@
-"""Files of a Semantic-ID bundle: written, described by hashes, and refused when altered."""
+"""Files of a Semantic-ID bundle: write, describe by hashes, refuse when altered."""
 
 import hashlib
 import json
@@ -68,13 +68,13 @@ def read_table(source: Path, *, num_levels: int) -> tuple[Tensor, list[str], lis
 
 
 def write_tensors(target: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors by name; they go through the CPU and are made contiguous."""
+    """Write tensors by name, copied to the CPU and made contiguous."""
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, target)
     target.chmod(target.parent.stat().st_mode & 0o666)  # safetensors writes files as 0600
 
 
 def read_tensors(source: Path) -> dict[str, Tensor]:
-    """Return tensors by name, memory-mapped: pages are read when they are touched.
+    """Return tensors by name, memory-mapped: pages are read on first access.
 
     Raises:
         DataError: If the file is damaged.
@@ -96,10 +96,10 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
 
 
 def read_description(folder: Path, *, schema_version: int) -> dict[str, Any]:
-    """Return ``semantic_ids.json`` after checking it, and the files it lists, against hashes.
+    """Return ``semantic_ids.json`` after checking it and its files against their hashes.
 
     Raises:
-        DataError: Names the first file that is missing or altered.
+        DataError: If a file is missing or altered; names the first one.
     """
     source = folder / DESCRIPTION
     if not source.exists():
@@ -123,13 +123,13 @@ def read_description(folder: Path, *, schema_version: int) -> dict[str, Any]:
 
 
 def bundle_hash(identity: dict[str, Any]) -> str:
-    """Return the sha256 of the facts that make a bundle what it is."""
+    """Return the sha256 of a bundle's identifying facts."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """Return the sha256 over names, dtypes, shapes and values."""
+    """Return the sha256 over tensor names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()

@@ -28,18 +28,18 @@ _IN_MEMORY_BYTES = 256 << 20
 
 
 def as_tensor(vectors: Vectors) -> Tensor:
-    """Return an array's tensor; both share memory where the strides allow it."""
+    """Convert an array to a tensor that shares its memory where the strides allow it."""
     if isinstance(vectors, Tensor):
         return vectors
     if any(stride < 0 for stride in vectors.strides):
         vectors = np.ascontiguousarray(vectors)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable")  # we only read
+        warnings.filterwarnings("ignore", message=".*not writable")  # the tensor is only read
         return torch.from_numpy(vectors)
 
 
 def as_float_rows(vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "item dim"]:
-    """Return contiguous float32 rows on the CPU; the tensor itself if it is that already."""
+    """Return contiguous float32 rows on the CPU; the tensor itself if it already fits."""
     vectors = vectors.detach()
     if vectors.dtype == torch.float32 and vectors.is_contiguous() and vectors.device.type == "cpu":
         return vectors
@@ -49,10 +49,10 @@ def as_float_rows(vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "item dim
 def stacked_rows(
     parts: Iterable[Float[Tensor, "_ dim"]], num_rows: int, dim: int
 ) -> Float[Tensor, "item dim"]:
-    """Return all rows of ``parts`` as one float32 matrix, made part by part.
+    """Return all rows of ``parts`` as one float32 matrix, copied part by part.
 
-    Above 256 MiB it lies in a file in the folder for temporary files (TMPDIR), which has no name
-    and vanishes with the matrix.
+    A matrix above 256 MiB is backed by an unnamed temporary file (in TMPDIR) that is deleted with
+    the matrix.
 
     Raises:
         DataError: If the parts do not hold ``num_rows`` rows.
@@ -75,7 +75,7 @@ def _empty(num_rows: int, dim: int) -> Tensor:
         return torch.from_numpy(np.memmap(file, np.float32, mode="w+", shape=(num_rows, dim)))
 
 
-_LEAST, _MOST = 1e-15, 1e15  # of the largest magnitude, where that is not 0
+_LEAST, _MOST = 1e-15, 1e15  # range of the largest magnitude, if not 0
 _NPY_MAGIC = b"\x93NUMPY"
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _VECTOR_COLUMNS = ("embedding", "embeddings", "vector")
@@ -98,16 +98,16 @@ class NamedVectors(NamedTuple):
 
 
 def read_vector_file(source: Path, *, first_id: int = 0) -> NamedVectors:
-    """Read one vector per item; rows without ids are numbered, rows without titles have none.
+    """Read one vector per item; the defaults are row numbers as ids and empty titles.
 
     ``.npy`` holds a 2-D array; ``.safetensors`` a 2-D tensor named ``embeddings``, or its only
     2-D tensor; ``.parquet`` a list column ``embedding`` and optionally ``item_id`` and ``title``.
     The corpus fingerprint of such vectors is the file's sha256. Float32 arrays and tensors stay
-    memory-mapped, others are converted in parts.
+    memory-mapped; others are converted in parts.
 
     Args:
         source: File of vectors.
-        first_id: Number of row 0 where rows are numbered.
+        first_id: Id of row 0 where the file has no ids.
 
     Raises:
         DataError: If the file cannot be read, does not hold one row of finite numbers per item,
@@ -138,16 +138,16 @@ def read_vector_file(source: Path, *, first_id: int = 0) -> NamedVectors:
 def join_by_id(
     found: NamedVectors, item_ids: list[str], titles: list[str], *, fingerprint: str, name: str
 ) -> NamedVectors:
-    """Return the vectors of a corpus's items in its order, joined by item_id.
+    """Join vectors to a corpus by item_id and return them in the order of the corpus.
 
-    Vectors of other items are left out, with a line on the console.
+    The function drops vectors of other items and reports them on the console.
 
     Args:
-        found: In any order.
-        item_ids: Of the corpus.
-        titles: Of the corpus.
-        fingerprint: Of the corpus.
-        name: Of the file, for messages.
+        found: Named vectors, in any order.
+        item_ids: Item ids of the corpus.
+        titles: Item titles of the corpus.
+        fingerprint: Fingerprint of the corpus.
+        name: Name of the file, for messages.
 
     Raises:
         DataError: If the file names no items, or an item of the corpus has no vector.
@@ -178,20 +178,20 @@ def join_by_id(
 
 
 def is_vector_file(source: Path) -> bool:
-    """Return whether a file holds vectors rather than texts, by its ending and its columns."""
+    """Return whether a file holds vectors rather than texts, by its suffix and columns."""
     if source.suffix != ".parquet" or not source.exists():
         return source.suffix not in _TABLES
     try:
         return bool({*_VECTOR_COLUMNS} & {*pq.read_schema(source).names})
     except (OSError, pa.ArrowException):
-        return True  # read_vector_file says what is wrong
+        return True  # read_vector_file reports the error
 
 
 def finite_rows(vectors: Tensor, name: str) -> Float[Tensor, "item dim"]:
     """Return vectors of any floating dtype and strides as float32 rows.
 
     Raises:
-        DataError: If they are no matrix of finite numbers whose squares float32 can hold; begins
+        DataError: If they are not a matrix of finite numbers whose squares fit float32; begins
             with ``name``, and names the row.
     """
     if 0 in vectors.shape:
@@ -224,7 +224,7 @@ def _from_npy(source: Path) -> Tensor:
         with source.open("rb") as file:
             if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
                 raise DataError(f"{source} is no NumPy array: write it with numpy.save.")
-        array = np.load(source, mmap_mode="c", allow_pickle=False)  # "c": torch wants it writable
+        array = np.load(source, mmap_mode="c", allow_pickle=False)  # "c": torch needs write access
         return torch.from_numpy(array)
     except (OSError, EOFError, ValueError, TypeError) as error:
         raise DataError(f"{source} is no NumPy array of numbers: {error}") from None
@@ -281,7 +281,7 @@ def _chain(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def _matrices(file: pq.ParquetFile, name: str, source: Path) -> Iterator[Float[Tensor, "row dim"]]:
-    """Yield the vector column as matrices of some thousand rows, all of the first row's width."""
+    """Yield the vector column as matrices of a few thousand rows, all of the first row's width."""
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     kind = file.schema_arrow.field(name).type
     if not any(is_kind(kind) for is_kind in kinds):

@@ -1,4 +1,4 @@
-"""Capacitated assignment: give items the nearest code that still has room, many groups at once."""
+"""Capacitated assignment: give each item the nearest code with room, many groups at once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 CostAdjustment = Callable[[Array, Array, Array], Array]
 
 _BATCH_CELLS = 1 << 22  # items times codes that are in memory together
-_LEAST_WIDTH = 8  # best codes that are kept of each item where all do not fit into memory
+_LEAST_WIDTH = 8  # best codes kept per item where all do not fit into memory
 _CODE_BITS = 16
 _CODE_MASK = (1 << _CODE_BITS) - 1
 
@@ -30,11 +30,12 @@ def assign_with_capacity(
     num_fixed: int = 0,
     cost_adjustment: CostAdjustment | None = None,
 ) -> Int[Tensor, " item"]:
-    """Give every item a code so that no code of a group holds more than ``capacity`` items.
+    """Assign codes to items so that no code of a group holds more than ``capacity`` items.
 
-    Rounds: each item without a code proposes the code with the least error that has room, its
-    preferred one first; where more propose than fit, those win that would lose most by taking
-    their next choice (ties: the lower item). Items whose code is not overfull keep it.
+    In each round, every item without a code proposes the code with the least error that has room,
+    its preferred code first. If more items propose than fit, the code takes those whose error
+    would grow most with their next choice (ties: the lower item). Items keep a code that is not
+    overfull.
 
     Args:
         groups: Only items of one group compete; dense from 0. A group has room for all its
@@ -43,7 +44,7 @@ def assign_with_capacity(
         errors: Squared error of each code for the given items, ``>= 0``.
         num_codes: Codes of a group, at most 65,536.
         capacity: Items that a code can hold, ``>= 1``.
-        num_fixed: The first so many items keep their codes in any case; ``errors`` is never
+        num_fixed: Number of leading items that always keep their codes; ``errors`` is never
             called for them.
         cost_adjustment: Its costs, if given, replace the errors, and no code is preferred. Needs
             the costs of whole groups in memory.
@@ -82,7 +83,7 @@ def assign_with_capacity(
 
 
 def rank_in_group(groups: Int[Tensor, " item"]) -> Int[Tensor, " item"]:
-    """Return for each item how many items before it are of its group."""
+    """Return for each item the number of earlier items in its group."""
     order = groups.argsort(stable=True)
     rank = torch.empty_like(groups)
     rank[order] = torch.from_numpy(_rank_in_run(groups[order].numpy()))
@@ -106,7 +107,7 @@ def _room(
     num_codes: int,
     capacity: int,
 ) -> Array:
-    """Return how many items each code can still take, [group * code], the contested not counted."""
+    """Return each code's room, [group * code], before the contested items are placed."""
     place = torch.searchsorted(involved, groups).clamp(max=len(involved) - 1)
     settled = involved[place] == groups
     settled[batch] = False
@@ -139,16 +140,16 @@ def _ranking(costs: Array, preferred: Array | None) -> tuple[Array, Array]:
 
 
 class _Candidates:
-    """Codes of items that compete, best first; one row per item.
+    """Candidate codes of competing items, best first; one row per item.
 
-    Where not all codes of all items fit into memory, a row holds its best ones only, and
-    ``refill`` replaces them by the next ones that have room. The result is the same.
+    If the codes of all items do not fit into memory, a row holds only its best codes, and
+    ``refill`` replaces them by the next ones with room. The result is the same.
 
     Args:
         group: Dense number of each row's group, ascending.
         ranked: Returns ``_ranking`` of the given rows.
         num_codes: Codes of a group.
-        width: Codes that a row holds at most.
+        width: Most codes that a row holds.
         whole: Call ``ranked`` once, for all rows and codes.
     """
 
@@ -207,12 +208,12 @@ class _Candidates:
         return place
 
     def has_ended(self, rows: Array, place: Array) -> Array:
-        """Return whether ``place`` is the end of what a row holds, but not of its codes."""
+        """Return whether ``place`` is past a row's stored codes while it has further ones."""
         ended: Array = (place >= self._length[rows]) & ~self._is_complete[rows]
         return ended
 
     def refill(self, room: Array, rows: Array, kept: Array | None = None) -> None:
-        """Let rows hold their best codes with room, from the code of slot ``kept`` on."""
+        """Refill rows with their best codes with room, from the code of slot ``kept`` on."""
         for part in self._parts(np.arange(len(rows))):
             own = rows[part]
             ranking, _ = self._ranked(own)
@@ -230,8 +231,8 @@ class _Candidates:
     def first_proposals(self, room: Array) -> tuple[Array, Array]:
         """Return the place of each row's first proposal, and whether the row holds none before it.
 
-        It is the first choice; but rows of equal costs fill their choices in item order, one
-        code's room after another.
+        The first proposal is the first choice. Rows of equal costs instead fill their choices in
+        item order, one code's room after another.
         """
         num_rows = len(self.group)
         proposed, is_cut = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=bool)

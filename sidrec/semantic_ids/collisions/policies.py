@@ -1,4 +1,4 @@
-"""Collision policies: from codes that items share to Semantic IDs."""
+"""Collision policies: turn codes that items share into Semantic IDs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -31,9 +31,10 @@ class CodedItems(NamedTuple):
 
     Attributes:
         vectors: One row per item.
-        codes: What the quantizer made of them; int64 on the CPU.
-        quantizer: Gives the errors of other codes.
-        in_use: IDs of earlier items, as this policy returned them; they stay. None: there are none.
+        codes: Codes from the quantizer; int64 on the CPU.
+        quantizer: Fitted quantizer, for the errors of other codes.
+        in_use: IDs of earlier items, as this policy returned them; they do not change. None if
+            there are no earlier items.
     """
 
     vectors: Float[Tensor, "item dim"]
@@ -43,7 +44,7 @@ class CodedItems(NamedTuple):
 
 
 class CollisionPolicy(NamedSettings, ABC):
-    """A deterministic way to make Semantic IDs of codes; ties go to the lower item_index."""
+    """Collision policy base: deterministic; ties go to the lower item_index."""
 
     @abstractmethod
     def assign(self, items: CodedItems) -> Resolution:
@@ -86,7 +87,7 @@ class ExtraLevel(CollisionPolicy):
     """Policy ``extra_level``: one more level counts the items that share the codes before it.
 
     Attributes:
-        num_codes: Size of the added level, from 1 to 32768: no more items may share codes.
+        num_codes: Size of the added level, from 1 to 32768; the most items that may share codes.
 
     Raises:
         ConfigError: If ``num_codes`` is out of range.
@@ -132,10 +133,10 @@ class ExtraLevel(CollisionPolicy):
 class ReassignLastLevel(CollisionPolicy):
     """Policy ``reassign_last_level``: move to the next-nearest code with room within the prefix.
 
-    Of the items that share codes those keep them that would lose most by moving. Only where a
-    prefix has more items than the last level can hold do items leave it, for the nearest code of
-    the level above with room (and so on upwards); their later levels are encoded anew. With a
-    capacity of 1, IDs are unique whenever the codebooks can hold the catalogue at all.
+    Among items that share codes, the policy moves those whose error grows least. Items leave a
+    prefix only if it has more items than the last level can hold. They move to the nearest code
+    with room in the level above (and so on upwards), and their later levels are encoded anew. With
+    a capacity of 1, IDs are unique whenever the codebooks can hold the catalogue.
 
     Attributes:
         capacity: Items that may share one ID, ``>= 1``.
@@ -144,8 +145,8 @@ class ReassignLastLevel(CollisionPolicy):
         ConfigError: If ``capacity`` is not positive.
 
     Source:
-        First fit to the nearest free code as in TorchEasyRec. Differs: who moves is decided by
-        the error added, and overflow moves upwards instead of failing.
+        First fit to the nearest free code as in TorchEasyRec. Differs: the added error decides
+        which items move, and overflow moves upwards instead of failing.
     """
 
     capacity: int = 1
@@ -156,13 +157,13 @@ class ReassignLastLevel(CollisionPolicy):
         refuse_no_capacity(self.capacity)
 
     def assign(self, items: CodedItems) -> Resolution:
-        """Return codes changed in as few items and by as little as the rounds find."""
+        """Return codes in which the assignment rounds change few items, by small errors."""
         placed = reassign(*items, capacity=self.capacity)
         return Resolution(placed, items.quantizer.codebook_sizes)
 
 
 def group_numbers(codes: Int[Tensor, "item level"]) -> Int[Tensor, " item"]:
-    """Return a dense number per row; rows with the same codes, and only they, share one."""
+    """Return a dense number per row; only rows with the same codes share a number."""
     groups = torch.zeros(len(codes), dtype=torch.int64)
     for column in codes.cpu().unbind(dim=1):
         if len(column):

@@ -1,4 +1,4 @@
-"""Move items to codes with room: within their prefix, and upwards only where that is full."""
+"""Reassignment of items to codes with room: within their prefix, upwards only if it is full."""
 
 import math
 
@@ -25,15 +25,15 @@ def reassign(
     capacity: int,
     cost_adjustment: CostAdjustment | None = None,
 ) -> Int[Tensor, "item level"]:
-    """Return codes of which no more than ``capacity`` items share all levels.
+    """Return codes such that at most ``capacity`` items share all levels.
 
     Level by level, coarse first: no code may have more items than the levels after it can hold.
     Items that have to move are encoded anew from there on.
 
     Args:
-        vectors: One row per item; may be memory-mapped, it is read in parts.
-        codes: What the quantizer made of the items.
-        quantizer: Gives the errors of other codes.
+        vectors: One row per item, read in parts; may be memory-mapped.
+        codes: Codes of the items from the quantizer.
+        quantizer: Fitted quantizer, for the errors of other codes.
         in_use: IDs of items that keep them.
         capacity: Items on one ID, ``>= 1``.
         cost_adjustment: Costs of the last level in place of squared errors (see
@@ -83,7 +83,7 @@ def refuse_no_capacity(capacity: int) -> None:
 
 
 def _at_most(held: Tensor, capacity: int) -> Tensor:
-    """Drop rows beyond ``capacity`` equal ones: they take no room from others."""
+    """Drop rows beyond ``capacity`` equal ones, since they take no room from other items."""
     if len(held) == 0:
         return held
     groups = torch.unique(held, dim=0, return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""Collisions as a transport problem, solved by Sinkhorn's iterations."""
+"""Sinkhorn collision policy: collisions as a transport problem."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,23 +23,22 @@ Array = npt.NDArray[Any]
 
 _LEAST_SCALE = 1e-30  # float32: below it no row can take the code
 _CONVERGED = 0.01  # a group is done when no scale changes by more than this fraction
-_COMPACT_BELOW = 0.7  # share of moving groups below which the others are cut out
+_COMPACT_BELOW = 0.7  # fraction of unconverged groups below which the converged ones are dropped
 
 
 @dataclass(frozen=True, slots=True)
 class SinkhornLastLevel(CollisionPolicy):
     """Policy ``sinkhorn``: optimal transport from the colliding items of a prefix to its codes.
 
-    Entropic transport gives each crowded code a dual variable; then each item takes the code with
-    the least error plus dual that has room left (rounds as in ``ReassignLastLevel``, which also
-    handles overfull prefixes, upwards). So IDs are unique with a capacity of 1, even for items with
-    identical embeddings.
+    Entropic transport gives each crowded code a dual variable. Each item then takes the code with
+    room that has the least error plus dual, in rounds as in ``ReassignLastLevel``. Overfull
+    prefixes also move items upwards as there. With a capacity of 1, IDs are unique even for items
+    with identical embeddings.
 
     Attributes:
         epsilon: Entropy's weight, as a fraction of the mean excess error of a prefix's codes;
             ``> 0``. Smaller is nearer to the best assignment and needs more iterations.
-        num_iterations: Most Sinkhorn iterations, ``>= 1``; a prefix stops when its duals no longer
-            change.
+        num_iterations: Most Sinkhorn iterations, ``>= 1``; a prefix stops when its duals converge.
         capacity: Items that may share one ID, ``>= 1``.
 
     Raises:
@@ -50,7 +49,7 @@ class SinkhornLastLevel(CollisionPolicy):
         2015 (https://arxiv.org/abs/1412.5154). Differs: a code holds at most ``capacity`` items
         where LC-Rec asks for equal shares, since prefixes have fewer items than codes; and the
         plan is rounded to an assignment, where LC-Rec takes each item's largest entry, which
-        cannot part identical items and leaves collisions.
+        cannot separate identical items and leaves collisions.
     """
 
     epsilon: float = 0.05
@@ -88,8 +87,8 @@ def costs_with_duals(
 ) -> Float[np.ndarray, "row code"]:
     """Return each error plus the dual of its code.
 
-    Every row is transported whole; a code of a group takes at most its room. The dual of a code
-    is its dual variable: 0 where there is room enough.
+    The transport assigns all mass of every row; a code of a group takes at most its room. The dual
+    of a code is 0 where there is enough room.
 
     Args:
         errors: Squared errors, ``>= 0``.
@@ -118,7 +117,7 @@ def costs_with_duals(
 
 
 def _scales(kernel: Array, limits: Array, num_iterations: int) -> Array:
-    """Return the factor of each code, [group, code], in (0, 1]; groups at rest drop out.
+    """Return the factor of each code, [group, code], in (0, 1]; converged groups drop out.
 
     ``kernel`` is [group, row, code].
     """

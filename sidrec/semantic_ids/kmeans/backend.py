@@ -1,4 +1,4 @@
-"""Who runs Lloyd's iterations of k-means: torch (any device, any ranks) or faiss (one process)."""
+"""Backend of Lloyd's k-means iterations: torch (any device, any ranks) or faiss (one process)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,8 +26,8 @@ def lloyd_of(backend: Backend, device: torch.device) -> Lloyd:
     Args:
         backend: ``torch``; ``faiss``, which must be installed and works in one process; ``auto``
             takes faiss where it can do the work, else torch, and says which on one line.
-        device: Where the vectors are. On CUDA faiss must see a GPU: it would train on the CPU
-            without a word.
+        device: Device of the vectors. On CUDA faiss must see a GPU; otherwise it would silently
+            train on the CPU.
 
     Raises:
         ConfigError: If faiss is asked for and cannot do the work.
@@ -52,7 +52,7 @@ def faiss_k_means(
     tolerance: float,
     on_gpu: bool,
 ) -> KMeans:
-    """Improve ``initial`` as ``k_means`` does, by ``faiss.Kmeans``; takes all rows into memory.
+    """Improve ``initial`` as ``k_means`` does, by ``faiss.Kmeans``; reads all rows into memory.
 
     Differs: a code that no row chose splits a large cluster; faiss before 1.13 has no tolerance and
     runs all iterations. The same seed and version give the same centroids on the CPU.

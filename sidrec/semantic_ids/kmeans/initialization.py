@@ -58,8 +58,8 @@ def shrunken_random_init(
 ) -> Float[Tensor, "code dim"]:
     """Draw rows at random and pull them toward the mean, to a quarter of their distance.
 
-    Near the mean all centroids compete for all rows; none sits on a far row of its own, which
-    is what leaves the codes of later levels uneven (docs/decisions/0009-central-start.md).
+    Near the mean all centroids compete for all rows, and no centroid begins at an outlier.
+    Centroids on outliers make later levels uneven (docs/decisions/0009-central-start.md).
     """
     mean = sample.mean(dim=0)
     chosen = torch.randperm(len(sample), generator=generator)[:num_codes]
@@ -71,10 +71,10 @@ def greedy_kmeans_pp_init(
 ) -> Float[Tensor, "code dim"]:
     """Choose rows by greedy k-means++, then pull them toward the mean.
 
-    Candidates are drawn as ``kmeans_pp_init`` draws; the one that leaves the least sum of squared
-    distances is kept. So centroids find the clusters that there are, and a far row of its own
-    seldom wins; pulled to .3 of their distance from the mean they compete for all rows as in
-    ``shrunken_random_init`` (docs/decisions/0019-greedy-start.md). Looks at 24 rows a code.
+    Candidates are drawn as in ``kmeans_pp_init``; the one that leaves the least sum of squared
+    distances is kept. So centroids find the clusters, and outliers are seldom chosen. Pulled to .3
+    of their distance from the mean, centroids compete for all rows as in ``shrunken_random_init``
+    (docs/decisions/0019-greedy-start.md). The function samples 24 rows per code.
 
     Source:
         Arthur and Vassilvitskii 2007 (https://dl.acm.org/doi/10.5555/1283383.1283494), sec. 5;
@@ -115,8 +115,8 @@ def progressive_dims_init(
 ) -> Float[Tensor, "code dim"]:
     """Solve k-means in the first principal dimension, then in more of them, step by step.
 
-    Each solution, with zeros in the new dimensions, initializes the next one, so centroids settle
-    along the strong directions before weak ones can separate them.
+    Each solution, with zeros in the new dimensions, initializes the next one. So centroids first
+    follow the strong directions, then the weak ones.
 
     Source:
         ``ProgressiveDimClustering`` of faiss, with which its ``ResidualQuantizer`` trains

@@ -1,4 +1,4 @@
-"""k-means of rows that may be sharded over ranks: Lloyd's iterations, empty codes repaired."""
+"""k-means by Lloyd's iterations with repair of empty codes; rows may be sharded over ranks."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from sidrec.semantic_ids.kmeans.sharded_rows import (
 )
 
 GRID_BITS = 34  # a chunk's sum keeps as many bits; float64 then adds 2^18 chunks without error
-_MAX_DOUBT_FRACTION = 0.4  # with more rows in doubt, float32 products from the start cost less
+_MAX_DOUBT_FRACTION = 0.4  # with more uncertain rows, float32 products alone are faster
 
 
 class KMeans(NamedTuple):
@@ -42,7 +42,7 @@ class KMeans(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What is kept of this rank's rows between iterations; made before the first."""
+    """State of this rank's rows between iterations, allocated before the first."""
 
     codes: Tensor  # [local row] int16
     rounding: Rounding  # [local row] each
@@ -144,10 +144,10 @@ def _first_look(
 
 
 def _assign(rows: ShardedRows, centroids: Tensor, kept: _Kept, *, is_prefiltered: bool) -> _Pass:
-    """Look at all rows once.
+    """Assign all rows to codes in one pass.
 
-    Nothing small is made to last while chunks come and go: it would settle where the last chunk
-    was, and the next one would need new memory.
+    The loop allocates no small long-lived tensors between chunks. They could occupy the memory of
+    the last chunk, and the next chunk would need new memory.
     """
     num_codes, num_in_doubt = len(centroids), 0
     sums = torch.zeros_like(centroids, dtype=torch.float64)

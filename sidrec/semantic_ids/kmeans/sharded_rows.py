@@ -157,7 +157,7 @@ def count_checked_rows(vectors: Float[Tensor, "row dim"]) -> int:
 
 
 def rows_to_fit(vectors: Float[Tensor, "row dim"]) -> ShardedRows:
-    """Return this rank's block (cut by ``rows.block_of_rank``) as checked rows; collective.
+    """Return this rank's block (cut by ``block_of_rank``) as checked rows; collective.
 
     Raises:
         DataError: If no rank holds a row, or a value is not finite (names rows of the whole).
@@ -195,10 +195,10 @@ def exact_mean(rows: ShardedRows) -> Float[Tensor, " dim"]:
 
 
 def common_offset(vectors: Float[Tensor, "row dim"]) -> Float[Tensor, " dim"] | None:
-    """Return the mean of the first rows if it dwarfs their deviation from it, else None.
+    """Return the mean of the first rows if it far exceeds their deviation from it, else None.
 
-    Float32 products of such rows lose the distances between them: subtract it first. Collective;
-    the same bits for any number of ranks.
+    Float32 products of such rows lose the distances between them, so subtract the mean first.
+    Collective; the same bits for any number of ranks.
     """
     own = None
     chunk = vectors[:CHUNK_ROWS].double()

@@ -29,13 +29,13 @@ def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:
 
 
 def layers_of(network: nn.Sequential) -> tuple[Layer, ...]:
-    """Return the weights and biases of what ``perceptron`` made, without gradient."""
+    """Return the weights and biases of a ``perceptron``, without gradient."""
     linear = [part for part in network if isinstance(part, nn.Linear)]
     return tuple((part.weight.detach(), part.bias.detach()) for part in linear)
 
 
 def apply_layers(rows: Float[Tensor, "row _"], layers: tuple[Layer, ...]) -> Float[Tensor, "row _"]:
-    """Return what the network of these layers makes of the rows."""
+    """Return the output of the network of these layers for the rows."""
     for number, (weight, bias) in enumerate(layers, start=1):
         rows = F.linear(rows, weight, bias)
         if number < len(layers):
@@ -45,9 +45,9 @@ def apply_layers(rows: Float[Tensor, "row _"], layers: tuple[Layer, ...]) -> Flo
 
 @dataclass(frozen=True, slots=True)
 class FittedLearnedQuantizer(FittedQuantizer):
-    """A vector is standardized, encoded, and its latent vector quantized level by level.
+    """Fitted learned quantizer: standardize, encode, quantize the latent vector level by level.
 
-    The decoder maps the sum of its codes back to a vector. Needs torch alone.
+    The decoder maps the sum of the codes back to a vector. The class needs only torch.
 
     Attributes:
         mean: Subtracted from each dimension.
@@ -79,7 +79,7 @@ class FittedLearnedQuantizer(FittedQuantizer):
         return encode_residual(self._latent(chunk), prefix, self.codebooks, nearest)
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
-        """Return the vectors that the codes, or their first levels alone, stand for."""
+        """Return the vectors that the codes, or their first levels alone, decode to."""
         codes = codes.to(self.mean.device, torch.int64)
         parts = [self.mean.new_zeros((0, len(self.mean)))]
         for start in range(0, len(codes), CHUNK_ROWS):
@@ -92,7 +92,7 @@ class FittedLearnedQuantizer(FittedQuantizer):
     ) -> Float[Tensor, "item code"]:
         """Return the squared error of each code after ``prefix``, in the latent space.
 
-        Encoding compares there too; decoding every candidate would cost a pass of the network.
+        Encoding compares there too. Decoding every candidate would need a pass of the network.
         """
         codebook = self.codebooks[prefix.shape[1]]
         latent = self._latent(vectors.to(codebook.device, torch.float32))

@@ -1,4 +1,4 @@
-"""Item vectors, and pairs of items, for a quantizer that trains."""
+"""Data module of learned quantizers: item vectors and pairs of items."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ from sidrec.training.resumable_data import ResumableDataModule
 
 
 class PairedVectors(NamedTuple):
-    """Item pairs of a batch, as vectors.
+    """Pairs of items in a batch, as vectors.
 
     Attributes:
         left: Vectors of the left items.
-        right: Row ``i`` is the item that a user had near ``left[i]``.
+        right: Row ``i`` is an item near ``left[i]`` in a user's history.
         right_item: item_index of the right items.
-        known_positives: item_index of what is no negative for the row, padded with -1.
+        known_positives: item_index of items that are not negatives of the row, padded with -1.
     """
 
     left: Float[Tensor, "pair dim"]
@@ -38,11 +38,11 @@ class PairedVectors(NamedTuple):
 
 
 class VectorBatch(NamedTuple):
-    """Vectors to be reconstructed, and pairs to be drawn together.
+    """Vectors to reconstruct, and pairs whose vectors the loss pulls together.
 
     Attributes:
-        vectors: Of this rank's items.
-        pairs: None where no term asks for them.
+        vectors: Vectors of this rank's items.
+        pairs: Pairs of items; None if no loss term uses them.
     """
 
     vectors: Float[Tensor, "item dim"]
@@ -51,16 +51,16 @@ class VectorBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VectorBatches(Dataset[VectorBatch]):
-    """Batch by number, for one rank; ranks hold neighboring slices of one global batch.
+    """Batches of one rank by number; ranks hold neighboring slices of one global batch.
 
     Attributes:
-        vectors: Of the whole catalogue.
-        batch_size: Items per rank; a catalogue smaller than a global batch fills a smaller one.
-        pairs: Where pairs come from; None: there are none.
+        vectors: Vectors of the whole catalogue.
+        batch_size: Items per rank; fewer if the catalogue is smaller than a global batch.
+        pairs: Source of pairs; None for no pairs.
         pairs_per_batch: Pairs per rank.
-        rank: Of this process.
+        rank: Rank of this process.
         world_size: Number of ranks.
-        seed: Of shuffles and draws.
+        seed: Seed of shuffles and draws.
     """
 
     vectors: Float[Tensor, "item dim"]
@@ -103,13 +103,13 @@ class VectorBatches(Dataset[VectorBatch]):
 
 
 class VectorDataModule(ResumableDataModule[VectorBatches]):
-    """The module's vectors in batches; its ``semantic_ids`` says which.
+    """Data module that batches the vectors of the module's ``semantic_ids`` bundle.
 
     Args:
         batch_size: Items per rank.
-        seed: Of shuffles and draws; dead codes follow it too.
+        seed: Seed of shuffles, draws and the replacement of dead codes.
         corpus: Corpus directory, for pairs of items; ``--from`` gives the encoder run's.
-        pairs_per_batch: Pairs of items per rank, where the module asks for pairs.
+        pairs_per_batch: Pairs of items per rank, if the module needs pairs.
         item_pairs: How pairs of items are drawn.
     """
 
@@ -122,7 +122,7 @@ class VectorDataModule(ResumableDataModule[VectorBatches]):
         pairs_per_batch: NonNegativeInt = 256,
         item_pairs: ItemPairSettings = ItemPairSettings(),
     ) -> None:
-        super().__init__(num_workers=0)  # the vectors lie in memory
+        super().__init__(num_workers=0)  # the vectors are in memory
         if batch_size < 1:
             raise ConfigError(f"data.batch_size is {batch_size}, expected 1 or more.")
         self.corpus_folder = None if corpus is None else Path(corpus)
@@ -132,18 +132,18 @@ class VectorDataModule(ResumableDataModule[VectorBatches]):
 
     @property
     def corpus(self) -> Corpus | None:
-        """The corpus, loaded when first asked for; None where no folder was given."""
+        """Corpus of the items, loaded on first access; None without a folder."""
         if self._loaded is None and self.corpus_folder is not None:
             self._loaded = Corpus.load(self.corpus_folder)
         return self._loaded
 
     @property
     def made_from(self) -> Path:
-        """The corpus directory, or the bundle where there is none."""
+        """Corpus directory, or the bundle if there is no corpus."""
         return self.corpus_folder or Path(self._trainer().lightning_module.origin)
 
     def ranks(self) -> tuple[int, int]:
-        """Return those of the trainer: it may train in one process of several."""
+        """Return rank and world size of the trainer, which may train in one process of several."""
         return self._trainer().global_rank, self._trainer().world_size
 
     def lay_out(self, rank: int, world_size: int) -> VectorBatches:
@@ -159,7 +159,7 @@ class VectorDataModule(ResumableDataModule[VectorBatches]):
         )
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Return what decides the batches."""
+        """Return the settings that determine the batches."""
         batches = self.batches
         return {
             "corpus": self._trainer().lightning_module.fingerprint,

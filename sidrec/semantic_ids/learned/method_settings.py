@@ -14,7 +14,7 @@ from sidrec.semantic_ids.quantizers.base import (
 
 
 class LearnedMethod(NamedSettings, ABC):
-    """An autoencoder with codes in the middle; YAML files name its subclasses."""
+    """Base settings of an autoencoder with a quantized latent; YAML files name subclasses."""
 
     codebook_sizes: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
@@ -37,23 +37,23 @@ class LearnedMethod(NamedSettings, ABC):
 
 @dataclass(frozen=True)
 class RqVae(LearnedMethod):
-    """RQ-VAE with measures against collapsed codebooks.
+    """RQ-VAE with measures against codebook collapse.
 
-    Trained on raw embeddings from random codebooks it collapses: the whole catalogue uses a few
-    codes. ``standardize``, ``init: k-means`` and ``dead_code_share`` prevent that.
+    Trained on raw embeddings from random codebooks, an RQ-VAE collapses: the whole catalogue uses
+    a few codes. ``standardize``, ``init: k-means`` and ``dead_code_share`` prevent this.
 
     Attributes:
         codebook_sizes: Codes per level, coarse first, each in [2, 32768].
         hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        latent_dim: Width of what is quantized.
+        latent_dim: Width of a latent vector.
         standardize: Give every dimension mean 0 and variance 1 first.
-        init: Of the codebooks: ``k-means`` on the untrained encoder's output, or ``random``.
-        ema_decay: Of the codebooks' moving averages, per step, in [0, 1).
-        dead_code_share: A code used less than this share of an even share moves to a row of the
-            batch; 0: never.
+        init: Initial codebooks: ``k-means`` on the untrained encoder's output, or ``random``.
+        ema_decay: Decay of the codebooks' moving averages, per step, in [0, 1).
+        dead_code_share: Fraction of an even share of rows; a code used less moves to a row of the
+            batch. 0 switches this off.
         commitment_weight: Factor of the distance between latent vectors and their codes.
         diversity_weight: Factor of the entropy of the codes' mean use; 0 switches it off.
-        diversity_temperature: Of that entropy, in squared latent distances, ``> 0``.
+        diversity_temperature: Temperature of that entropy, in squared latent distances, ``> 0``.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -61,8 +61,8 @@ class RqVae(LearnedMethod):
     Source:
         Zeghidour et al. 2021, alg. 1 (https://arxiv.org/abs/2107.03312), in TIGER
         (https://arxiv.org/abs/2305.05065). Even use as a loss: LETTER
-        (https://arxiv.org/abs/2405.07314). Differs: codebooks are moving averages, which LETTER's
-        contrast between clusters of codes could not move; hence the entropy.
+        (https://arxiv.org/abs/2405.07314). Differs: the loss is an entropy, because LETTER's
+        contrast between clusters of codes cannot move codebooks that are moving averages.
     """
 
     codebook_sizes: tuple[int, ...] = (256, 256, 256)
@@ -112,16 +112,16 @@ class RqVae(LearnedMethod):
 
 @dataclass(frozen=True)
 class ResidualLfq(LearnedMethod):
-    """Residual lookup-free quantization: no codebook is learned, a code is a row of signs.
+    """Residual lookup-free quantization: a code is a row of signs, without learned codebooks.
 
     Attributes:
         codebook_sizes: Codes per level: one power of two for all; its exponent is the width of
-            what is quantized.
+            a latent vector.
         hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
         standardize: Give every dimension mean 0 and variance 1 first.
-        entropy_weight: Factor of both entropies: rows decided, codes evenly used.
-        diversity_gamma: Factor of even use within them.
-        temperature: Of the entropies' soft assignment, in squared latent distances, ``> 0``.
+        entropy_weight: Factor of the entropy term: certain rows, evenly used codes.
+        diversity_gamma: Factor of even use within that term.
+        temperature: Temperature of the soft assignment, in squared latent distances, ``> 0``.
         commitment_weight: Factor of the distance between latent vectors and their codes.
 
     Raises:
@@ -154,7 +154,7 @@ class ResidualLfq(LearnedMethod):
 
     @property
     def initializes_from_data(self) -> bool:
-        """Signs need no initialization."""
+        """Whether data initializes the codebooks; always False, since codes are signs."""
         return False
 
     def core(self, *, synchronize: bool) -> LfqCore:

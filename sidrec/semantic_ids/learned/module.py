@@ -35,26 +35,26 @@ _REMARKS = (
 
 
 class QuantizerModule(StageModule[VectorDataModule]):
-    """Train an autoencoder with codes in the middle on the vectors of a Semantic-ID bundle.
+    """Train an autoencoder with a quantized latent on the vectors of a Semantic-ID bundle.
 
     Args:
         method: ``RqVae`` or ``ResidualLfq``, with its settings.
-        collaborative_weight: Factor of a contrastive loss that draws the quantized latent vectors
-            of items together which users had near each other (PLUM); 0 switches it off.
-        collaborative_temperature: Of that loss, unitless, ``> 0``.
+        collaborative_weight: Factor of a contrastive loss between the quantized latent vectors of
+            items that are near each other in users' histories (PLUM); 0 switches it off.
+        collaborative_temperature: Temperature of that loss, unitless, ``> 0``.
         optimizer: AdamW, its schedule, and the losses that it may skip.
         semantic_ids: Bundle whose embeddings are quantized; ``--from`` gives the encoder run's.
         encoder_run: Run directory of the bi-encoder, for the generator; ``--from`` gives it.
 
     Source:
         Collaborative term: PLUM, sec. 3 (https://arxiv.org/abs/2510.07784). Differs: pairs are
-        neighbors in train histories, negatives those of the batch that are no known positives.
+        neighbors in train histories, negatives the batch's items that are not known positives.
     """
 
     stage = "quantizer"
     data_class = VectorDataModule
     draws = "codes"
-    monitor = None  # no validation figure chooses a checkpoint: the last weights are the result
+    monitor = None  # no metric selects a checkpoint: the last weights are the result
 
     def __init__(
         self,
@@ -88,12 +88,12 @@ class QuantizerModule(StageModule[VectorDataModule]):
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether a term asks for pairs of items."""
+        """Whether a loss term needs pairs of items."""
         return self.collaborative_weight > 0
 
     @property
     def bundle(self) -> SemanticIdBundle:
-        """The bundle whose embeddings are quantized, loaded when first asked for."""
+        """Bundle whose embeddings are quantized, loaded on first access."""
         if self._bundle is None:
             if not self.origin:
                 raise ConfigError("model.semantic_ids names no bundle; give --from RUN.")
@@ -102,7 +102,7 @@ class QuantizerModule(StageModule[VectorDataModule]):
 
     @property
     def vectors(self) -> Float[Tensor, "item dim"]:
-        """What is quantized: vectors that were handed over, else the bundle's."""
+        """Vectors to quantize: those that were set, else the bundle's."""
         return self.bundle.embeddings.vectors if self._vectors is None else self._vectors
 
     @vectors.setter
@@ -111,7 +111,7 @@ class QuantizerModule(StageModule[VectorDataModule]):
 
     @property
     def fingerprint(self) -> str:
-        """Of the corpus whose items the vectors are; empty for vectors handed over."""
+        """Fingerprint of the corpus of the vectors; empty for vectors that were set."""
         return self.bundle.corpus_fingerprint if self._vectors is None else ""
 
     def configure_model(self) -> None:
@@ -131,7 +131,7 @@ class QuantizerModule(StageModule[VectorDataModule]):
 
     @torch.no_grad()
     def on_train_start(self) -> None:
-        """Place the codebooks where the untrained encoder puts the catalogue."""
+        """Initialize the codebooks from the untrained encoder's output for the catalogue."""
         if self.global_step > 0 or not self.method.initializes_from_data:
             return
         seed = self._data().seed
@@ -156,7 +156,7 @@ class QuantizerModule(StageModule[VectorDataModule]):
         return loss
 
     def fitted(self) -> FittedLearnedQuantizer:
-        """Return what the training has made, as fixed tensors."""
+        """Return the trained quantizer, as fixed tensors."""
         return FittedLearnedQuantizer(
             mean=self.mean,
             std=self.std,
@@ -207,9 +207,9 @@ def train_alone(
     device: torch.device,
     seed: int,
 ) -> None:
-    """Train in this process only, whatever other ranks exist, without writing to disk.
+    """Train in this process only, independently of other ranks, without writing to disk.
 
-    Random numbers outside stay as they are; ``seed`` decides those inside.
+    ``seed`` determines the training; the caller's random state does not change.
     """
     lightning = logging.getLogger("lightning.pytorch")
     level = lightning.level
@@ -227,7 +227,7 @@ def train_alone(
             trainer = L.Trainer(
                 accelerator=device.type,
                 devices=[device.index or 0] if device.type == "cuda" else 1,
-                plugins=[LightningEnvironment()],  # not what started the ranks outside
+                plugins=[LightningEnvironment()],  # in place of the outer launcher's environment
                 max_steps=num_steps,
                 max_epochs=-1,
                 logger=False,
@@ -243,7 +243,7 @@ def train_alone(
 
 
 def _mean_and_std(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each dimension; 1 where nothing varies."""
+    """Return mean and standard deviation of each dimension; a constant dimension has 1."""
     mean = vectors.mean(dim=0, dtype=torch.float64)
     square = torch.zeros_like(mean)
     for start in range(0, len(vectors), CHUNK_ROWS):

@@ -1,4 +1,4 @@
-"""Learned quantizers as quantizers: ``fit`` is a whole training."""
+"""Learned quantizers behind the ``Quantizer`` interface: ``fit`` runs a whole training."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,19 +20,19 @@ from sidrec.semantic_ids.quantizers.base import FittedQuantizer, Quantizer, refu
 class LearnedQuantizer(Quantizer):
     """RQ-VAE or Residual-LFQ, trained on the given vectors.
 
-    Every rank trains the same network on the same sample, and all use the result of
-    rank 0, so it does not depend on the number of ranks. A long training on many devices is
-    ``sidrec fit`` with a configuration of its own.
+    Every rank trains the same network on the same sample, and all use the result of rank 0. So
+    the result does not depend on the number of ranks. For a long training on many devices, use
+    ``sidrec fit`` with its own configuration.
 
     Attributes:
         method: ``RqVae`` or ``ResidualLfq``, with its settings.
         num_steps: Optimizer steps, ``>= 1``.
         batch_size: Items per step, ``>= 1``.
         learning_rate: Peak of AdamW's learning rate.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
         warmup_fraction: Share of the steps over which the learning rate rises from 0.
-        sample_rows: The network sees at most this many items.
-        seed: Of weights, shuffles and draws.
+        sample_rows: Most items to train on.
+        seed: Seed of weights, shuffles and draws.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -97,21 +97,21 @@ class LearnedQuantizer(Quantizer):
 
 @dataclass(frozen=True, slots=True)
 class Trained(Quantizer):
-    """A quantizer that is fitted already, for ``build_semantic_ids``.
+    """Quantizer that is already fitted, for ``build_semantic_ids``.
 
     Attributes:
-        facts: Its name and settings.
-        fitted: What it learned.
+        facts: Name and settings of the quantizer.
+        fitted: Fitted quantizer.
     """
 
     facts: dict[str, Any]
     fitted: FittedQuantizer
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that it was trained with."""
+        """Return the settings of its training."""
         return self.facts
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
-        """Return what was learned."""
+        """Return the fitted quantizer; ``vectors`` are not used."""
         del vectors
         return self.fitted

@@ -1,9 +1,9 @@
-"""Quantizers of latent vectors during training, on vector-quantize-pytorch.
+"""Quantizers of latent vectors during training, based on vector-quantize-pytorch.
 
-Two behaviors of that library (1.32) are replaced. Its residual quantizers pass the gradient of each
-level straight through, so that the encoder gets it once per level; here it gets it once. And under
-``torch.distributed`` its LFQ divides the mean probabilities by the number of ranks without having
-summed them; so its layers stay in evaluation mode and the entropy is ours.
+This module replaces two behaviors of that library (1.32). Its residual quantizers pass the gradient
+of each level straight through, so the encoder gets it once per level; here it gets it once. Under
+``torch.distributed`` its LFQ divides the mean probabilities by the number of ranks without summing
+them first; here its layers stay in evaluation mode and this module computes the entropy.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ class AssignmentEntropy(NamedTuple):
     """Entropies of a soft assignment, in nats, at most the logarithm of the number of codes.
 
     Attributes:
-        of_rows: Mean over rows of the entropy of one row's probabilities; 0: each is decided.
-        of_mean: Entropy of the mean probabilities over the rows of all ranks; high: even use.
+        of_rows: Mean entropy of a row's probabilities; 0 if each row is certain.
+        of_mean: Entropy of the mean probabilities over the rows of all ranks; high for even use.
     """
 
     of_rows: Float[Tensor, ""]
@@ -41,9 +41,9 @@ def assignment_entropy(
     Every rank passes the same number of rows.
 
     Args:
-        rows: What a level quantizes.
-        codebook: Its codes.
-        temperature: In units of a squared distance, ``> 0``.
+        rows: Input of a level.
+        codebook: Code vectors of the level.
+        temperature: Softmax temperature, in units of a squared distance, ``> 0``.
 
     Source:
         Both terms of lookup-free quantization, Yu et al. 2023, sec. 3.1
@@ -64,7 +64,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         vectors: Sum of each row's codes; gradients go straight through to the latent vectors.
-        codes: One per level.
+        codes: One code per level.
         loss: Commitment and entropy terms, weighted.
     """
 
@@ -79,12 +79,12 @@ class VqCore(nn.Module):
     Args:
         codebook_sizes: Codes per level.
         dim: Width of a latent vector.
-        decay: Of the moving averages, per step.
-        dead_code_share: A code whose moving count falls below this share of an even one moves to
-            a row of the batch; 0: never.
+        decay: Decay of the moving averages, per step.
+        dead_code_share: Fraction of an even count; a code whose moving count falls below it moves
+            to a row of the batch. 0 switches this off.
         commitment_weight: Factor of the squared distance between rows and their codes.
-        diversity_weight: Factor of the entropy of the codes' mean use, which is to be high.
-        diversity_temperature: Of that entropy.
+        diversity_weight: Factor of the entropy of the codes' mean use, which the loss maximizes.
+        diversity_temperature: Temperature of that entropy.
         synchronize: Whether this process is one of several ranks of one training.
     """
 
@@ -121,9 +121,9 @@ class VqCore(nn.Module):
         """Initialize the codebooks by residual k-means; all ranks pass the same rows.
 
         Args:
-            latents: Of a sample of the catalogue, by the untrained encoder.
+            latents: Latent vectors of a catalogue sample from the untrained encoder.
             batch_size: Rows of all ranks per step: the scale of moving counts.
-            seed: Of k-means.
+            seed: Seed of k-means.
         """
         sizes = tuple(len(book) for book in self.codebooks())
         k_means = RqKMeans(
@@ -149,7 +149,7 @@ class VqCore(nn.Module):
     def forward(
         self, latents: Float[Tensor, "row latent"], *, batch_size: int, learn: bool
     ) -> Quantized:
-        """Quantize; with ``learn`` the codebooks move too.
+        """Quantize latent vectors; with ``learn``, also update the codebooks.
 
         Args:
             latents: This rank's rows.
@@ -179,14 +179,14 @@ class VqCore(nn.Module):
 
 
 class LfqCore(nn.Module):
-    """Residual lookup-free quantization: a code is the signs of what is left, halved per level.
+    """Residual lookup-free quantization: a code is the signs of the residual, halved per level.
 
     Args:
-        num_levels: Levels.
+        num_levels: Number of levels.
         num_bits: Width of a latent vector: bits of a code.
         entropy_weight: Factor of both entropies.
         diversity_gamma: Factor of the entropy of mean use within them.
-        temperature: Of the soft assignment, in squared distances.
+        temperature: Temperature of the soft assignment, in squared distances.
         commitment_weight: Factor of the squared distance between rows and their codes.
     """
 
@@ -212,12 +212,12 @@ class LfqCore(nn.Module):
     def initialize(
         self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int
     ) -> None:
-        """Do nothing: codes are signs, nothing needs initialization."""
+        """Do nothing: codes are signs and need no initialization."""
 
     def forward(
         self, latents: Float[Tensor, "row latent"], *, batch_size: int, learn: bool
     ) -> Quantized:
-        """Quantize; nothing but the network learns."""
+        """Quantize latent vectors; the codes are fixed."""
         del batch_size, learn
         self.residual.eval()
         with torch.no_grad():
@@ -238,7 +238,7 @@ class LfqCore(nn.Module):
 def _levels(
     latents: Tensor, codes: Tensor, codebooks: tuple[Tensor, ...]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return what each level quantizes, its codebook, and the codes that it gave."""
+    """Return each level's input, codebook and codes."""
     found, left = [], latents
     for level, book in enumerate(codebooks):
         found.append((left, book, codes[:, level]))
