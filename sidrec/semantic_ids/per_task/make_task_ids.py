@@ -1,4 +1,4 @@
-"""Makes the Semantic IDs of which each task has its own."""
+"""Semantic IDs for search and recommendation: fused, separate, or with a shared prefix."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,22 +36,22 @@ def fuse_ids(
     policy: CollisionPolicy,
     device: torch.device,
 ) -> SemanticIdBundle:
-    """Make and write a bundle whose codes come from fused vectors.
+    """Fuse the vectors of two runs, quantize them, and write the bundle.
 
     Args:
         run: Encoder run or bundle.
-        other: The second one; None with fusion ``none``.
+        other: Second encoder run or bundle; None with fusion ``none``.
         fusion: ``none`` quantizes ``run`` alone; else ``concat``, ``svd_sum``, ``svd_concat``, or
             the name or path of a function of a plug-in (``sidrec.fusions``), which is called as
             ``function(first, second, dim=dim)`` and returns one vector per item.
         dim: Dimensions that truncated SVD keeps; None for ``none`` and ``concat``.
-        reader: Run or bundle whose vectors the bundle shall hold in place of the fused ones: what
-            a generator reads as items, in one space with the queries. Its codes then differ from
-            strategy to strategy and nothing else does. None keeps the fused vectors.
+        reader: Run or bundle whose vectors the new bundle holds in place of the fused ones. A
+            generator reads them as items, in one space with the queries. Bundles of different
+            strategies then differ only in codes. None keeps the fused vectors.
         out: Folder to write.
-        quantizer: How codes are made.
-        policy: What happens where items share codes.
-        device: Where to compute.
+        quantizer: Quantizer, fitted here.
+        policy: Collision policy.
+        device: Device of all computation.
 
     Raises:
         ConfigError: If the arguments contradict each other.
@@ -120,7 +120,7 @@ def check_one_corpus(bundles: dict[Path, SemanticIdBundle]) -> None:
     """Refuse bundles over different corpora.
 
     Raises:
-        DataError: Names two folders that do not belong together.
+        DataError: If the corpora differ; names two folders.
     """
     (first, bundle), *rest = bundles.items()
     for folder, other in rest:
@@ -146,18 +146,18 @@ def make_task_ids(
     policy: CollisionPolicy,
     device: torch.device,
 ) -> TaskBundles:
-    """Make and write Semantic IDs of each task from the vectors of two runs.
+    """Build and write the Semantic IDs of each task from the vectors of two runs.
 
     Args:
         search: Encoder run or bundle whose vectors serve search.
         recommendation: The same for recommendation.
-        fusion: ``separate``: codebooks of each task's own; ``prefix_share``: the first one shared.
-        reader: Run or bundle as whose vectors a generator reads items, see ``fuse_ids``.
+        fusion: ``separate``: own codebooks for each task; ``prefix_share``: a shared first one.
+        reader: Run or bundle whose vectors a generator reads as items (see ``fuse_ids``).
         out: Folder to write.
-        quantizer: How codes are made; belongs to ``separate``.
-        prefix_share: All that decides the codes; belongs to ``prefix_share``.
-        policy: What happens where items share codes.
-        device: Where to compute.
+        quantizer: Quantizer of each task; only for ``separate``.
+        prefix_share: Settings of the codes; only for ``prefix_share``.
+        policy: Collision policy.
+        device: Device of all computation.
 
     Raises:
         ConfigError: If the arguments contradict each other.
@@ -210,9 +210,9 @@ def separate_ids(
     source: dict[str, Any],
     device: torch.device,
 ) -> TaskBundles:
-    """Quantize each task's own vectors with codebooks of its own ("Separate" of the paper).
+    """Quantize each task's vectors with its own codebooks ("Separate" in the paper).
 
-    ``source`` says where the vectors come from.
+    ``source`` is the origin of the vectors.
 
     Raises:
         DataError: If the vectors are not usable, or of different catalogues.
@@ -241,10 +241,10 @@ def prefix_share_ids(
     titles: list[str],
     source: dict[str, Any],
 ) -> TaskBundles:
-    """Give each item a first code that both tasks share and a second one of each task.
+    """Assign each item a first code that both tasks share and a second code per task.
 
-    The bundles hold the tasks' own vectors; codebooks and quality figures lie in the latent space.
-    ``source`` says where the vectors come from.
+    The bundles hold the tasks' own vectors; codebooks and quality metrics belong to the latent
+    space. ``source`` is the origin of the vectors.
 
     Raises:
         ConfigError: If there are fewer items than codes, or the policy would move an item to

@@ -1,4 +1,4 @@
-"""One encoder, two decoders, three codebooks: IDs whose first code both tasks share."""
+"""Prefix-share IDs, whose first code both tasks share: one encoder, two decoders."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,11 +29,11 @@ class PrefixShareSettings:
         task_codes: Size of each task's own codebook.
         latent_dim: Width of a latent vector.
         hidden_dim: Width of the hidden layers.
-        num_steps: Steps without codebooks, and as many with them.
+        num_steps: Steps without codebooks, and again with them.
         batch_size: Items per step; at most the catalogue.
-        learning_rate: Of AdamW.
-        commitment_weight: Pull of the codes on the encoder.
-        seed: Of weights, batches and first codes.
+        learning_rate: Learning rate of AdamW.
+        commitment_weight: Factor of the loss that pulls latent vectors to their codes.
+        seed: Seed of weights, batches and initial codes.
     """
 
     shared_codes: int
@@ -48,12 +48,12 @@ class PrefixShareSettings:
 
 
 class PrefixShare(NamedTuple):
-    """Result of the training.
+    """Result of the prefix-share training.
 
     Attributes:
-        latents: The quantized vectors; row = item_index.
-        quantizers: Of each task, over the latents: shared codebook, then its own.
-        errors: Per task, squared error of the reconstruction over the variance of its vectors.
+        latents: Vectors that the codebooks quantize; row = item_index.
+        quantizers: Quantizer of each task over the latents: shared codebook, then its own.
+        errors: Squared reconstruction error over the variance of the vectors, per task.
     """
 
     latents: Float[Tensor, "item latent"]
@@ -67,7 +67,7 @@ class PrefixShareModule(L.LightningModule):
     Args:
         vectors: Both embeddings of each item, side by side, search first.
         search_dim: Width of the search embedding.
-        settings: Of the model and its training.
+        settings: Settings of the model and its training.
 
     Source:
         Penha et al. 2025 (arXiv 2508.10478), "Prefix-share". Its architecture is not stated:
@@ -88,7 +88,7 @@ class PrefixShareModule(L.LightningModule):
         }
 
     def configure_model(self) -> None:
-        """Build networks and codebooks, the latter empty."""
+        """Build the networks and empty codebooks."""
         if hasattr(self, "encoder"):
             return
         hidden, latent = self.options.hidden_dim, self.options.latent_dim
@@ -107,7 +107,7 @@ class PrefixShareModule(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=0.0)
 
     def training_step(self, batch: VectorBatch) -> Tensor:
-        """Return the error of both reconstructions, and that of the codes if there are any."""
+        """Return the error of both reconstructions, plus that of the codes once they exist."""
         latents = self.encoder(batch.vectors)
         total = latents.new_zeros(())
         for task, target in self.split(batch.vectors).items():
@@ -144,7 +144,7 @@ class PrefixShareModule(L.LightningModule):
         return FittedRqKMeans(codebooks, lengths, normalized=False)
 
     def split(self, both: Float[Tensor, "row both"]) -> dict[Task, Tensor]:
-        """Return the columns of each task."""
+        """Split joined vectors into the columns of each task."""
         return dict(zip(self.dims, torch.split(both, list(self.dims.values()), dim=1), strict=True))
 
     def _decoded(self, latents: Tensor, task: Task) -> Float[Tensor, "item latent"]:
@@ -163,8 +163,9 @@ def fit_prefix_share(
 ) -> PrefixShare:
     """Train encoder, decoders and codebooks on the vectors of one catalogue, on this rank.
 
-    First the autoencoder alone, then codebooks from k-means of its latents, then all together:
-    codebooks initialized on an untrained encoder collapse.
+    The function first trains the autoencoder alone, because codebooks initialized on an untrained
+    encoder collapse. Then k-means of the latents initializes the codebooks, and all parts train
+    together.
 
     Raises:
         ConfigError: If there are fewer items than codes.
@@ -195,6 +196,6 @@ def fit_prefix_share(
 
 
 def _scaled(vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "item dim"]:
-    """Center the vectors and give their dimensions a mean variance of 1."""
+    """Center the vectors and scale them to a mean variance of 1 per dimension."""
     centered = vectors.float() - vectors.float().mean(dim=0)
     return centered / centered.square().mean().sqrt().clamp(min=1e-12)

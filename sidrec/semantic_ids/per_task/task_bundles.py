@@ -1,4 +1,4 @@
-"""Two bundles over one catalogue, one per task, and how many levels they share."""
+"""Task bundles: one bundle per task over one catalogue, and the number of shared levels."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, eq=False)
 class TaskBundles:
-    """Semantic IDs of each task: one bundle for both, or one of its own for each.
+    """Semantic IDs of each task: one bundle for both, or a separate bundle for each.
 
     Attributes:
         bundles: One per task, over the same items in the same order.
-        num_shared_levels: First levels that are the same codes, and the same tokens, in both; 0
-            when all are separate.
+        num_shared_levels: Number of first levels with the same codes and tokens in both; 0 if all
+            are separate.
 
     Raises:
         DataError: If the bundles disagree on the items, or on a level that they should share.
@@ -52,14 +52,14 @@ class TaskBundles:
 
     @classmethod
     def common(cls, bundle: SemanticIdBundle) -> "TaskBundles":
-        """Give both tasks one bundle."""
+        """Build task bundles in which both tasks use one bundle."""
         return cls(dict.fromkeys(TASKS, bundle), len(bundle.table.codebook_sizes))
 
     def refuse_other_than(self, wanted: str, folder: str) -> None:
-        """Refuse Semantic IDs that are not those which a generator was trained on.
+        """Refuse Semantic IDs other than those that a generator was trained on.
 
         Raises:
-            DataError: Names the folder and both hashes.
+            DataError: If the hashes differ; names the folder and both hashes.
         """
         if self.hash != wanted:
             raise DataError(
@@ -79,10 +79,10 @@ class TaskBundles:
 
     @property
     def item_vectors(self) -> Float[Tensor, "item dim"]:
-        """The vectors as which a generator reads items.
+        """Item vectors that a generator reads.
 
         Raises:
-            DataError: If the bundles hold different ones.
+            DataError: If the bundles hold different vectors.
         """
         search, other = (self.bundles[task].embeddings.vectors for task in TASKS)
         if search is not other and not torch.equal(search, other):
@@ -94,7 +94,7 @@ class TaskBundles:
 
     @property
     def hash(self) -> str:
-        """Of the one bundle; where there are two, sha256 over both and what they share."""
+        """Hash of the common bundle; for two bundles, sha256 over both and their shared levels."""
         if self.is_common:
             return self.bundles["search"].hash
         parts = [*(self.bundles[task].hash for task in TASKS), str(self.num_shared_levels)]
@@ -102,7 +102,7 @@ class TaskBundles:
 
     @property
     def quality(self) -> dict[str, float]:
-        """Figures of the one bundle; of two ``ids/TASK/…`` each, and the worse collision rates."""
+        """Metrics of the common bundle; for two, ``ids/TASK/…`` and the worse collision rates."""
         if self.is_common:
             return self.bundles["search"].quality
         figures = {
@@ -116,12 +116,12 @@ class TaskBundles:
         return figures
 
     def read_as(self, embeddings: ItemEmbeddings) -> "TaskBundles":
-        """Return the same Semantic IDs for a generator that reads items as other vectors."""
+        """Return the same Semantic IDs with other item vectors for a generator to read."""
         read = {task: replace(one, embeddings=embeddings) for task, one in self.bundles.items()}
         return TaskBundles(read, self.num_shared_levels)
 
     def save(self, folder: Path) -> None:
-        """Write ``search/``, ``recommendation/`` and what binds them; whole or not at all."""
+        """Write ``search/``, ``recommendation/`` and ``task_ids.json`` atomically."""
         with atomic_folder(folder) as temporary:
             for task, bundle in self.bundles.items():
                 bundle.save(temporary / task)
@@ -137,11 +137,11 @@ class TaskBundles:
 
     @classmethod
     def load(cls, folder: Path, *, corpus_fingerprint: str | None = None) -> "TaskBundles":
-        """Read both bundles; a folder that is a bundle itself gives it to both tasks.
+        """Read both bundles; if the folder is a bundle itself, both tasks use it.
 
         Args:
-            folder: Where ``task_ids.json`` or ``semantic_ids.json`` lies.
-            corpus_fingerprint: If given, the corpus that the bundles must belong to.
+            folder: Folder that holds ``task_ids.json`` or ``semantic_ids.json``.
+            corpus_fingerprint: Corpus that the bundles must belong to, if given.
 
         Raises:
             DataError: If one is missing, damaged, of another corpus, or not the one that was saved

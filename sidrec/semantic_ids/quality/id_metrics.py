@@ -1,4 +1,4 @@
-"""Quality figures of Semantic IDs: reconstruction error, use of codes, collisions."""
+"""Quality metrics of Semantic IDs: reconstruction error, use of codes, collisions."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,10 @@ _SEED = 0
 
 
 def sample_of_items(num_items: int) -> Int[Tensor, " query"]:
-    """Return the items whose neighbors are looked at: the same draw for the same catalogue size.
+    """Sample query items for the neighbor metrics; the draw depends only on the catalogue size.
 
-    Without replacement, seed 0: all of up to 1,000 items, 1,000 of up to 200,000; of more items so
-    few that no more than 2e8 pairs are compared.
+    The draw is without replacement, with seed 0. It takes all of up to 1,000 items and 1,000 of up
+    to 200,000. Of more items it takes so few that the comparison covers at most 2e8 pairs.
     """
     count = min(num_items, _MOST_QUERIES, max(1, _MOST_PAIRS // max(num_items, 1)))
     generator = torch.Generator().manual_seed(_SEED)
@@ -33,9 +33,9 @@ def sample_of_items(num_items: int) -> Int[Tensor, " query"]:
 def nearest_items(
     vectors: Float[Tensor, "item dim"], queries: Int[Tensor, " query"], *, num_neighbors: int
 ) -> Int[Tensor, "query neighbor"]:
-    """Return the other items nearest to each query item by Euclidean distance, exactly.
+    """Return the other items nearest to each query item by exact Euclidean distance.
 
-    Compared in chunks of matrix products; ``vectors`` may be memory-mapped.
+    The search works in chunks of matrix products; ``vectors`` may be memory-mapped.
     """
     asked = vectors[queries].float()
     best = torch.full((len(queries), num_neighbors), torch.inf)
@@ -54,11 +54,11 @@ def nearest_items(
 def neighbor_preservation(
     vectors: Float[Tensor, "item dim"], first_codes: Int[Tensor, " item"]
 ) -> float:
-    """Return the share of an item's 10 nearest neighbors that share its first code.
+    """Return the fraction of an item's 10 nearest neighbors that have its first code.
 
-    Mean over ``sample_of_items``; with few items, over as many neighbors as there are. One code
-    for all items has 1.0: read it beside the perplexity of level 1. A catalogue of one item has
-    1.0 too.
+    The result is the mean over ``sample_of_items``; a small catalogue uses all its neighbors. One
+    code for all items gives 1.0, so compare with the perplexity of level 1. A catalogue of one
+    item also gives 1.0.
     """
     num_neighbors = min(NUM_NEIGHBORS, len(vectors) - 1)
     if num_neighbors < 1:
@@ -77,14 +77,14 @@ def quality_of(
     *,
     attributes: Sequence[Attribute] = (),
 ) -> dict[str, float]:
-    """Return the quality figures of a catalogue's Semantic IDs, by metric name.
+    """Return the quality metrics of a catalogue's Semantic IDs, by name.
 
-    Levels count from 1. ``…_before`` looks at the quantizer's codes, the others at the IDs after
-    the collision policy.
+    Levels count from 1. ``…_before`` measures the quantizer's codes; the others measure the IDs
+    after the collision policy.
 
     - ``ids/relative_error``: sum of squared differences between vectors and what their ID decodes
       to, over the sum of squared differences from the mean; 0 is perfect, 1 is one code for all.
-    - ``ids/added_distortion``: what the policy added to it.
+    - ``ids/added_distortion``: increase of the relative error by the policy.
     - ``ids/usage_level_N`` fraction of codes in use, ``ids/dead_codes_level_N`` the rest, counted;
       ``ids/entropy_level_N`` in bits; ``ids/perplexity_level_N`` is 2 to that power, at most the
       codebook size; ``ids/gini_level_N`` of the items per code: 0 all codes alike, near 1 all
@@ -95,10 +95,10 @@ def quality_of(
       in a level before the last.
     - ``ids/identical_embeddings``: fraction of items whose vector equals another item's.
     - ``ids/neighbor_preservation``: share of an item's 10 nearest neighbors that share its first
-      code, over ``ids/neighbor_queries`` items (``neighbors.sample_of_items``).
+      code, over ``ids/neighbor_queries`` items (see ``sample_of_items``).
     - ``ids/purity_NAME_level_N``: share of items that have the value of attribute NAME most
-      frequent among the items of their first N codes (``attributes.prefix_purity``); level 0 is
-      the whole catalogue. Levels where every prefix has one item only are left out.
+      frequent among the items of their first N codes (see ``prefix_purity``); level 0 is the whole
+      catalogue. Levels where every prefix has only one item are left out.
     """
     codes = codes.cpu()
     num_levels = codes.shape[1]

@@ -1,4 +1,4 @@
-"""What is known about items beside their vectors (genre, brand), to judge Semantic IDs by."""
+"""Purity of Semantic-ID prefixes with respect to item attributes such as genre or brand."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ class Attribute(NamedTuple):
     """Values of one attribute; an item has none, one or several, each once.
 
     Attributes:
-        name: Of the column.
+        name: Name of the column.
         item: Row of the item that has the value.
         value: Number of the value, dense from 0.
     """
@@ -37,13 +37,13 @@ class Attribute(NamedTuple):
 
 
 def attributes_of_table(table: pa.Table, rows: Int64[np.ndarray, " row"]) -> list[Attribute]:
-    """Return the columns that hold texts, lists of texts, whole numbers or booleans.
+    """Return attributes from columns of texts, lists of texts, whole numbers or booleans.
 
-    Texts are cut at ``|``. Columns with fewer than ten entries per value are left out.
+    Texts are split at ``|``. Columns with fewer than ten entries per value are left out.
 
     Args:
         table: Columns of values.
-        rows: Item that each row of the table belongs to; -1 for none.
+        rows: Item index of each row of the table; -1 for none.
     """
     found = [
         _attribute(name, column.combine_chunks(), rows)
@@ -53,7 +53,7 @@ def attributes_of_table(table: pa.Table, rows: Int64[np.ndarray, " row"]) -> lis
 
 
 def attributes_of_items(items: pa.Table) -> list[Attribute]:
-    """Return what a corpus's items.parquet says of its items beside id, title and texts."""
+    """Return the attributes in a corpus's items.parquet, except id, title and texts."""
     named = [name for name in items.column_names if name not in _NO_ATTRIBUTES]
     return attributes_of_table(items.select(named), np.arange(len(items)))
 
@@ -63,7 +63,7 @@ def read_attributes(source: Path, item_ids: Sequence[str]) -> list[Attribute]:
 
     Raises:
         DataError: If the file cannot be read, has no ``item_id``, knows none of the items, or has
-            no column that can serve.
+            no usable column.
     """
     if source.suffix not in _READERS:
         raise DataError(f"{source} has type '{source.suffix}', expected .parquet, .csv or .jsonl.")
@@ -90,7 +90,7 @@ def read_attributes(source: Path, item_ids: Sequence[str]) -> list[Attribute]:
 def prefix_purity(groups: Int[Tensor, " item"], attribute: Attribute) -> float | None:
     """Return the share of items that have the value most frequent in their group.
 
-    Items without a value do not count, nor do groups with a single item that has one.
+    Items without a value do not count. Groups with only one item that has a value do not either.
 
     Args:
         groups: Group of each item, dense from 0.

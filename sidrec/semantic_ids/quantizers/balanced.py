@@ -26,7 +26,7 @@ from sidrec.semantic_ids.quantizers.capacity_duals import fit_capacity_duals, ne
 
 @dataclass(frozen=True, slots=True)
 class FittedBalancedRqKMeans(FittedQuantizer):
-    """Fitted codebooks. A vector is decoded as the sum of its centroids.
+    """Fitted codebooks of balanced residual k-means; a vector decodes to the sum of its centroids.
 
     Attributes:
         codebooks: One per level, coarse level first, float32.
@@ -55,7 +55,7 @@ class FittedBalancedRqKMeans(FittedQuantizer):
         return encode_residual(self._centered(chunk), prefix, self.codebooks, nearest)
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
-        """Return the vectors that the codes, or their first levels alone, stand for."""
+        """Return the vectors that the codes, or their first levels alone, decode to."""
         decoded = sum_of_codes(self.codebooks, codes)
         return decoded if self.offset is None else decoded + self.offset
 
@@ -79,28 +79,28 @@ class BalancedRqKMeans(Quantizer):
     """Residual k-means in which a code of a level holds at most ``slack`` times its even share.
 
     The limit counts all items of a level, whatever their prefix. A dual variable per code enforces
-    it and is stored with the centroids, so later items are coded by the same rule: least squared
-    distance plus dual. Of ``n`` fitted items no code has more than ``ceil(slack * n / k)``,
-    equal vectors apart, which cannot be told from each other. Where the catalogue is larger than
-    ``sample_rows`` the limit holds for the sample, and for the rest as far as it is like it.
+    it and is stored with the centroids. Later items follow the same rule: least squared distance
+    plus dual. Of ``n`` fitted items no code has more than ``ceil(slack * n / k)``, except where
+    vectors are equal, since equal vectors get equal codes. If the catalogue is larger than
+    ``sample_rows``, the limit holds for the sample, and for other items if they are similar.
 
     Attributes:
         codebook_sizes: Codes per level, coarse first, each in [2, 32768].
         slack: Largest number of items on a code over the even share, ``>= 1``.
         num_iterations: Most k-means iterations per level before balancing, ``>= 1``.
-        num_balancings: How often duals and centroids follow each other, ``>= 0``; once more,
-            duals are found for the last centroids.
+        num_balancings: Alternations between duals and centroids, ``>= 0``; a final step fits
+            duals to the last centroids.
         dual_step: Least rise of a dual, as a fraction of the mean squared error; smaller is
             slower and nearer to the least error that the limit allows.
-        sample_rows: Everything is learned from at most this many rows.
+        sample_rows: Most rows to learn from.
         seed: Seed of all draws.
 
     Raises:
         ConfigError: If a setting is out of range.
 
     Source:
-        Balanced k-means as in OneRec, sec. 3 (https://arxiv.org/abs/2502.18965). Differs: limits
-        are kept by duals, not by filling one cluster after another, so new items can be coded.
+        Balanced k-means as in OneRec, sec. 3 (https://arxiv.org/abs/2502.18965). Differs: duals
+        enforce limits, instead of filling clusters one by one, so new items can be coded.
     """
 
     codebook_sizes: tuple[int, ...] = (256, 256, 256)
@@ -159,7 +159,7 @@ class BalancedRqKMeans(Quantizer):
 
 
 def _means(points: Tensor, codes: Tensor, before: Tensor) -> Tensor:
-    """Return the mean of each code's points; of a code without any, what it was before."""
+    """Return the mean of each code's points; a code without points keeps its centroid."""
     sums = torch.zeros_like(before, dtype=torch.float64).index_add_(0, codes, points.double())
     counts = torch.bincount(codes, minlength=len(before)).unsqueeze(1)
     return torch.where(counts > 0, (sums / counts.clamp(min=1)).float(), before)

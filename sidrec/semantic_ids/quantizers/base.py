@@ -59,7 +59,7 @@ def refuse_few_items(num_items: int, sizes: tuple[int, ...], *, remedy: str = ""
 
 
 class NamedSettings:
-    """Settings of a dataclass, stored under the name by which its class is found again.
+    """Settings of a dataclass, stored under a name that identifies its class.
 
     Attributes:
         name: By default the class path, e.g. ``mypackage.quantizers.MyQuantizer``.
@@ -80,7 +80,7 @@ class NamedSettings:
 
 
 class FittedQuantizer(ABC):
-    """Fixed codebooks: vectors to codes and back. No method communicates between ranks.
+    """Fitted quantizer: maps vectors to codes and back. No method communicates between ranks.
 
     Subclasses are dataclasses of tensors, numbers, and tuples of both: ``tensors`` and
     ``from_tensors`` store and restore their fields. ``encode_chunk`` is the hook of a family.
@@ -99,7 +99,7 @@ class FittedQuantizer(ABC):
 
     @abstractmethod
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
-        """Return the vectors that the codes, or their first levels alone, stand for."""
+        """Return the vectors that the codes, or their first levels alone, decode to."""
 
     @abstractmethod
     def next_code_errors(
@@ -133,7 +133,7 @@ class FittedQuantizer(ABC):
         return codes
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what ``codebooks.safetensors`` stores: fields by name, tuples as ``NAME.1``, …."""
+        """Return the tensors to store: fields by name, tuples as ``NAME.1``, …."""
         named: dict[str, Tensor] = {}
         for field in fields(self):  # type: ignore[arg-type]
             named |= _flattened(field.name, getattr(self, field.name))
@@ -141,7 +141,7 @@ class FittedQuantizer(ABC):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "FittedQuantizer":
-        """Build the quantizer from what ``tensors`` returned.
+        """Build the quantizer from the output of ``tensors``.
 
         Raises:
             KeyError: If a field without default is missing.
@@ -157,20 +157,20 @@ class FittedQuantizer(ABC):
 
 
 class Quantizer(NamedSettings, ABC):
-    """A way of making codes, with all its settings; ``fit`` is called on every rank at once.
+    """Quantizer settings with a ``fit`` method, which all ranks call together.
 
     A base class, not a Protocol: YAML files name its subclasses, and jsonargparse cannot compare
     the jaxtyping signatures of a Protocol.
 
     Attributes:
-        fitted_class: What ``fit`` returns, for the bundles of classes outside sidrec.
+        fitted_class: Class that ``fit`` returns, for the bundles of classes outside sidrec.
     """
 
     fitted_class: ClassVar[type[FittedQuantizer]]
 
     @abstractmethod
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
-        """Learn codebooks from this rank's block of vectors (see ``rows.block_of_rank``).
+        """Learn codebooks from this rank's block of vectors (see ``block_of_rank``).
 
         Raises:
             DataError: If a value is not finite (names rows), or the catalogue is empty.
@@ -222,7 +222,7 @@ def _flattened(name: str, value: Any) -> dict[str, Tensor]:  # noqa: ANN401
 
 
 def _restored(name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
-    """Return a tensor, a number where it has no dimension, a tuple, or None if nothing is there."""
+    """Return a tensor, a number where it has no dimension, a tuple, or None if absent."""
     if name in tensors:
         tensor = tensors[name]
         return tensor if tensor.ndim else tensor.item()

@@ -34,11 +34,11 @@ def fit_capacity_duals(
 ) -> Float[Tensor, " code"]:
     """Return duals at which no code is chosen by more than ``capacity`` rows.
 
-    First a subgradient ascent moves all duals with shrinking steps; then, if codes still are
-    overfull, an auction raises the dual of each until only ``capacity`` rows prefer it to their
-    next choice. Both end as soon as no code is overfull. Equal rows get the same code, so where
-    more than ``capacity`` rows are equal, or clusters are so far apart that a thousand rounds do
-    not suffice, some codes stay overfull.
+    First a subgradient ascent moves all duals with shrinking steps. If codes are still overfull,
+    an auction raises the dual of each until only ``capacity`` rows prefer it to their next choice.
+    Both end as soon as no code is overfull. Some codes stay overfull if more than ``capacity``
+    rows are equal, since equal rows get the same code, or if clusters are too far apart for a
+    thousand rounds.
 
     Args:
         rows: Rows to assign.
@@ -65,7 +65,7 @@ def fit_capacity_duals(
 def _follow_demand(
     costs: Tensor, capacity: int, *, first: float, last: float
 ) -> tuple[Tensor, bool]:
-    """Return the best duals met on the way, and whether they leave no code overfull."""
+    """Return the best duals of the subgradient ascent, and whether no code is overfull."""
     duals = costs.new_zeros(costs.shape[1])
     best, fullest = duals, len(costs) + 1
     for turn in range(_DEMAND_ROUNDS):

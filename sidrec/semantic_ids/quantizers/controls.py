@@ -1,8 +1,8 @@
-"""Controls: Semantic IDs that do not depend on the content of items.
+"""Control quantizers: Semantic IDs that do not depend on the content of items.
 
-Results with them are memorization alone; the gain of a content ID is measured against them. Codes
-depend on the bits of a vector and not on their meaning, so two near items have unrelated IDs, and
-all codes decode to the mean of the catalogue (relative error 1).
+A model can only memorize such IDs, so they are the baseline for IDs from content. Codes are hashes
+of a vector's bits, so two near items have unrelated IDs. All codes decode to the mean of the
+catalogue (relative error 1).
 """
 
 import math
@@ -30,9 +30,9 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash_rows(vectors: Float[Tensor, "row dim"], *, key: int) -> npt.NDArray[np.uint64]:
-    """Return 64 well-mixed bits per row; rows with equal float32 numbers share them.
+    """Return a 64-bit hash per row; rows with equal float32 numbers have equal hashes.
 
-    Others do not, up to chance: some two of n different rows do with probability n² / 2^65.
+    Among n different rows, some two have equal hashes with probability n² / 2^65.
 
     Args:
         vectors: Any floating dtype; compared as float32, where -0.0 equals 0.0.
@@ -95,7 +95,7 @@ class _ContentFree(FittedQuantizer):
 
 @dataclass(frozen=True, slots=True)
 class FittedRandomCodes(_ContentFree):
-    """Every code uniform, independent, and the same each time for the same vector.
+    """Fitted random codes: uniform, independent, and deterministic for each vector.
 
     Attributes:
         seed: Chooses the codes.
@@ -114,14 +114,15 @@ class FittedRandomCodes(_ContentFree):
 
 @dataclass(frozen=True, slots=True)
 class FittedAtomicCodes(_ContentFree):
-    """A number for every item of the catalogue, written as one code per level.
+    """Fitted atomic codes: a number for every item, written as one code per level.
 
     The n hashes of the catalogue, in order, give each distinct vector its number. Numbers are
     spaced evenly over all codes, so every level is used evenly and prefixes have equally many
-    items. A vector from outside gets the number of the next hash, that of an unrelated item.
+    items. A vector outside the catalogue gets the number of the next hash, that of an unrelated
+    item.
 
     Attributes:
-        hashes: Of the catalogue's distinct vectors, ascending, as int64.
+        hashes: Hashes of the catalogue's distinct vectors, ascending, as int64.
         seed: Chooses the hash function.
     """
 
@@ -144,7 +145,7 @@ class FittedAtomicCodes(_ContentFree):
 
 @dataclass(frozen=True, slots=True)
 class RandomCodes(Quantizer):
-    """Control ``random``: uniform codes. Items share an ID as often as chance has it.
+    """Control ``random``: uniform codes. Items share an ID only by chance.
 
     Attributes:
         codebook_sizes: Codes per level, each in [2, 32768].
@@ -166,13 +167,13 @@ class RandomCodes(Quantizer):
         check_sizes(self.codebook_sizes)
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:
-        """Take the mean of the catalogue; nothing else is learned."""
+        """Compute the mean of the catalogue; nothing else is learned."""
         return FittedRandomCodes(exact_mean(rows_to_fit(vectors)), self.codebook_sizes, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
 class AtomicCodes(Quantizer):
-    """Control ``atomic``: an ID of its own for every distinct vector, related to no other.
+    """Control ``atomic``: a unique ID for every distinct vector, unrelated to other IDs.
 
     Attributes:
         codebook_sizes: Codes per level, each in [2, 32768]; None: as few levels as possible, of

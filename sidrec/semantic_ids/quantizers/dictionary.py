@@ -1,4 +1,4 @@
-"""Dictionary encoding: a Semantic ID names the components of a sparse code of the vector."""
+"""Dictionary encoding: Semantic IDs from the components of a sparse code of the vector."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,23 +19,23 @@ from sidrec.semantic_ids.quantizers.base import (
     refuse_few_items,
 )
 
-_RIDGE = 1e-6  # keeps the projection defined where a prefix names an component twice
+_RIDGE = 1e-6  # keeps the projection defined where a prefix names a component twice
 
 
 @dataclass(frozen=True, slots=True)
 class FittedDictionary(FittedQuantizer):
-    """Fitted components. A vector decodes to the mean plus, per level, a length times a direction.
+    """Fitted components; a vector decodes to the mean plus, per level, a length times a direction.
 
     All levels choose from the same components: the code of a level names the component, and with
     ``signed`` its direction. The coefficient of the vector is not part of the code; decoding uses
     the length that was best for the fitted vectors with that code at that level.
 
     Attributes:
-        mean: Subtracted before coding.
-        components: Of length 1.
+        mean: Mean vector, subtracted before coding.
+        components: Component vectors of length 1.
         lengths: ``lengths[l, k]`` multiplies direction ``k`` at level ``l``.
         signed: Codes ``0 … A - 1`` are the ``A`` components and ``A … 2 A - 1`` their opposites;
-            otherwise a code stands for an component in either direction.
+            otherwise a code stands for a component in either direction.
     """
 
     mean: Float[Tensor, " dim"]
@@ -50,13 +50,13 @@ class FittedDictionary(FittedQuantizer):
 
     @property
     def directions(self) -> Float[Tensor, "code dim"]:
-        """What each code adds for a length of 1."""
+        """Direction of each code, of length 1."""
         return torch.cat([self.components, -self.components]) if self.signed else self.components
 
     def encode_chunk(
         self, chunk: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
     ) -> Int[Tensor, "row level"]:
-        """Return the components that orthogonal matching pursuit takes, in the order it takes them.
+        """Return components by orthogonal matching pursuit, in the order of the pursuit.
 
         Each level takes the component that correlates most with the residual of the least-squares
         fit on the components before it (ties: the lowest code); no component is taken twice.
@@ -71,7 +71,7 @@ class FittedDictionary(FittedQuantizer):
         return codes
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
-        """Return the vectors that the codes, or their first levels alone, stand for."""
+        """Return the vectors that the codes, or their first levels alone, decode to."""
         codes = codes.to(self.components.device, torch.int64)
         total = self.mean.repeat(len(codes), 1)
         directions = self.directions
@@ -89,7 +89,7 @@ class FittedDictionary(FittedQuantizer):
         return (left.square().sum(dim=1, keepdim=True) - 2 * cross + lengths.square()).clamp_(min=0)
 
     def _best(self, centered: Tensor, prefix: Tensor) -> Tensor:
-        """Return the code that correlates most with what the projection on ``prefix`` leaves."""
+        """Return the code that correlates most with the residual of the ``prefix`` projection."""
         scores = self._left(centered, prefix) @ self.components.T  # [row, component]
         scores = torch.cat([scores, -scores], dim=1) if self.signed else scores.abs()
         taken = prefix % len(self.components)
@@ -110,13 +110,12 @@ class FittedDictionary(FittedQuantizer):
 
 @dataclass(frozen=True, slots=True)
 class Dictionary(Quantizer):
-    """Sparse coding on scikit-learn's ``MiniBatchDictionaryLearning``.
+    """Dictionary quantizer: sparse coding with scikit-learn's ``MiniBatchDictionaryLearning``.
 
-    One dictionary serves all levels. Codes are the components of an orthogonal matching pursuit
-    with as many non-zero coefficients as levels, in the order in which the pursuit takes them. That
-    is nearly the order of their coefficients, but makes the first levels independent of the later
-    ones. A prefix is a coarser description, but equal codes at different levels name the same
-    component.
+    All levels use one dictionary. Codes are the components of an orthogonal matching pursuit with
+    as many non-zero coefficients as levels, in the order of the pursuit. This is nearly the order
+    of their coefficients, and it makes the first levels independent of the later ones. A prefix is
+    a coarser description. Equal codes at different levels name the same component.
 
     Attributes:
         codebook_sizes: Codes per level, the same for all; even if ``signed``.
@@ -124,9 +123,9 @@ class Dictionary(Quantizer):
             coefficient is lost, and vectors on opposite sides of a component share a code.
         alpha: Weight of the L1 penalty while components are learned, ``>= 0``.
         max_iter: Most passes over the sample, ``>= 1``.
-        batch_size: ShardedRows per update of the components, ``>= 1``.
+        batch_size: Rows per update of the components, ``>= 1``.
         fit_algorithm: ``cd`` (coordinate descent) or ``lars``.
-        sample_rows: Atoms and lengths are learned from at most this many rows.
+        sample_rows: Components and lengths are learned from at most this many rows.
         seed: Seed of all draws.
 
     Raises:
@@ -167,7 +166,7 @@ class Dictionary(Quantizer):
 
     @property
     def num_components(self) -> int:
-        """Atoms of the dictionary."""
+        """Number of components of the dictionary."""
         return self.codebook_sizes[0] // (2 if self.signed else 1)
 
     def fit(self, vectors: Float[Tensor, "item dim"]) -> FittedQuantizer:

@@ -23,7 +23,7 @@ from sidrec.semantic_ids.quantizers.base import (
 
 @dataclass(frozen=True, slots=True)
 class FittedProductQuantizer(FittedQuantizer):
-    """Fitted codebooks. A vector is rotated, cut into equal parts, and each part coded by itself.
+    """Fitted product quantizer: rotate a vector, cut it into equal parts, code each part.
 
     Levels are independent, not coarse to fine: a prefix decodes the parts after it to their mean.
 
@@ -54,7 +54,7 @@ class FittedProductQuantizer(FittedQuantizer):
         return torch.stack([*prefix.unbind(dim=1), *nearest], dim=1)
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
-        """Return the vectors that the codes stand for; parts without a code are the mean's."""
+        """Return the vectors that the codes decode to; parts without a code equal the mean's."""
         return self._decode_rotated(codes) @ self.rotation
 
     def next_code_errors(
@@ -79,14 +79,14 @@ class FittedProductQuantizer(FittedQuantizer):
 
 @dataclass(frozen=True, slots=True)
 class ProductQuantizer(Quantizer):
-    """PQ, or OPQ with a learned rotation; faiss trains, encoding and decoding need no faiss.
+    """Product quantizer (PQ, or OPQ with a learned rotation); only training needs faiss.
 
     Levels are parts of the vector, not steps of refinement: a prefix says nothing about the
     parts after it, so the first code is no coarser than the last.
 
     Attributes:
         codebook_sizes: Codes per level: one power of two for all, in [2, 32768].
-        rotate: Learn a rotation that makes the parts independent and equally rich (OPQ).
+        rotate: Learn a rotation that makes the parts independent, with equal variance (OPQ).
         num_iterations: k-means iterations per part, ``>= 1``.
         num_rotations: Alternations between rotation and codebooks, ``>= 1``; OPQ only.
         sample_rows: faiss trains on at most this many rows, drawn uniformly.

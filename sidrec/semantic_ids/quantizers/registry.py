@@ -31,7 +31,7 @@ def load_quantizer(name: str, tensors: dict[str, Tensor]) -> FittedQuantizer:
         tensors: What the fitted quantizer's ``tensors()`` returned.
 
     Raises:
-        DataError: If nothing has that name, or tensors are missing.
+        DataError: If no quantizer has that name, or tensors are missing.
         ConfigError: If a plug-in cannot be imported.
     """
     try:

@@ -15,7 +15,7 @@ _NOISE = 1e-6  # a residual shorter than this fraction of its vector is rounding
 
 @dataclass(frozen=True, slots=True)
 class FittedRqKMeans(FittedQuantizer):
-    """Fitted codebooks. A vector is decoded as the sum over levels of length times centroid.
+    """Fitted residual k-means; a vector decodes to the sum over levels of length times centroid.
 
     Attributes:
         codebooks: One per level, coarse level first, float32.
@@ -23,12 +23,12 @@ class FittedRqKMeans(FittedQuantizer):
             ``l - 1`` is ``k``; level 0 has one entry, 1. All are 1 without residual normalization.
             With it, codebooks hold directions and this is the stored norm: the least-squares
             length of the residuals in cell ``k``, so that codes alone decode to a vector.
-        normalized: Whether residuals are scaled to length 1 before the next level looks at them.
+        normalized: Whether residuals are scaled to length 1 before the next level.
         beam_width: Prefixes kept per item while it is encoded, ``>= 1``. With 1 each level takes
             the centroid nearest to the (normalized) residual; with more, each level keeps the
             prefixes that decode with the least error, and the best whole code wins.
         offset: Subtracted before coding and added when decoding: the mean of vectors whose common
-            part dwarfs their differences (see ``checked_rows.common_offset``); else None.
+            part far exceeds their differences (see ``common_offset``); else None.
     """
 
     codebooks: tuple[Float[Tensor, "_ dim"], ...]
@@ -69,7 +69,7 @@ class FittedRqKMeans(FittedQuantizer):
         return beams[:, 0]
 
     def decode(self, codes: Int[Tensor, "item prefix"]) -> Float[Tensor, "item dim"]:
-        """Return the vectors that the codes, or their first levels alone, stand for."""
+        """Return the vectors that the codes, or their first levels alone, decode to."""
         decoded = self._sum(codes)
         return decoded if self.offset is None else decoded + self.offset
 
@@ -84,10 +84,10 @@ class FittedRqKMeans(FittedQuantizer):
     def residual(
         self, rows: Float[Tensor, "row dim"], prefix: Int[Tensor, "row prefix"]
     ) -> Float[Tensor, "row dim"]:
-        """Return the input of the level after ``prefix``: row less decoded prefix.
+        """Return the input of the level after ``prefix``: row minus decoded prefix.
 
-        Rows have no ``offset`` any more. With normalization the residual has length 1, or is 0
-        where the prefix already is exact.
+        The ``offset`` is already subtracted from the rows. With normalization the residual has
+        length 1, or is 0 where the prefix is exact.
         """
         if prefix.shape[1] == 0:
             return rows

@@ -39,16 +39,16 @@ from sidrec.semantic_ids.quantizers.rq_codebooks import FittedRqKMeans
 def joint_refit(
     vectors: Float[Tensor, "item dim"], codes: Int[Tensor, "item level"], fitted: FittedRqKMeans
 ) -> FittedRqKMeans:
-    """Move each centroid to where its items lose least, the other levels held; last level first.
+    """Refit the centroids of each level to minimize the error, others fixed; last level first.
 
-    A level is fitted before the later levels exist; this corrects it for what they add. With fixed
-    codes no step raises the error. Collective; exact over ranks as ``k_means`` is. A code
-    without items stays where it is.
+    A level is fitted before the later levels exist; the refit corrects it for their contribution.
+    With fixed codes no step raises the error. Collective; exact over ranks, like ``k_means``. A
+    code without items keeps its centroid.
 
     Args:
-        vectors: This rank's rows, cut by ``rows.block_of_rank``.
-        codes: Their codes, all levels.
-        fitted: What made the codes; its stored lengths are kept.
+        vectors: This rank's rows, cut by ``block_of_rank``.
+        codes: Codes of the rows, all levels.
+        fitted: Quantizer that made the codes; its stored lengths are kept.
 
     Source:
         Block coordinate descent on the least squares of additive quantization (Babenko and
@@ -104,14 +104,14 @@ _SUM_BITS = 29
 
 @dataclass(frozen=True, slots=True)
 class RqKMeans(Quantizer):
-    """Residual k-means with its settings; the same settings give the same codes.
+    """Residual k-means quantizer; the same settings give the same codes.
 
     Attributes:
         codebook_sizes: Codes per level, coarse first, each in [2, 32768].
         num_iterations: Most k-means iterations per level, ``>= 1``.
         tolerance: A level stops when an iteration lowers its objective by less than this
             fraction, ``>= 0``.
-        num_redo: Runs per level with different random draws, the best is kept; ``>= 1``.
+        num_redo: Runs per level with different random draws, ``>= 1``; the best is kept.
         init: ``greedy`` (greedy k-means++ pulled to the mean: least error), ``central`` (random
             rows pulled to the mean), ``progressive`` (growing principal dimensions: evenest codes),
             ``greedy-mixed`` and ``mixed`` (greedy or central, the last level progressive), or
@@ -119,14 +119,14 @@ class RqKMeans(Quantizer):
         sample_rows_per_code: Initial centroids come from this many rows per code, drawn uniformly.
         normalize_residuals: Scale every residual to length 1 before the next level.
         seed: Seed of all draws.
-        shrink: With fewer items than codes, use as many codes as items instead of refusing.
+        shrink: With fewer items than codes, use as many codes as items instead of an error.
         beam_width: Prefixes kept per item when encoding, ``>= 1`` (see ``FittedRqKMeans``); 1 is
-            greedy. With residual normalization, more than 1 goes by the error after scaling back.
-        num_refit_rounds: How often, at the end, the codebooks of all levels are fitted together to
-            the codes of the items (see ``refinement``), ``>= 0``.
+            greedy. With residual normalization, wider beams compare errors after scaling back.
+        num_refit_rounds: Final rounds that refit the codebooks of all levels together to the codes
+            of the items (see ``joint_refit``), ``>= 0``.
         train_rows_per_code: Codebooks are fitted on at most this many rows per code of the
             largest level, drawn uniformly (faiss.Kmeans takes 256); null fits on all.
-        backend: Who runs the iterations: ``torch``, ``faiss``, or ``auto`` (see ``backends``).
+        backend: Library of the iterations: ``torch``, ``faiss``, or ``auto`` (see ``lloyd_of``).
             Initialization, residuals and encoding use torch either way.
 
     Raises:
@@ -171,8 +171,8 @@ class RqKMeans(Quantizer):
 def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeans) -> FittedRqKMeans:
     """Fit one codebook per level to the residuals of the levels before.
 
-    Collective: every rank calls it with its block of the rows (cut by ``rows.block_of_rank``).
-    Codebooks are the same bits for any number of ranks on the same kind of device.
+    Collective: every rank calls it with its block of the rows (cut by ``block_of_rank``).
+    Codebooks have the same bits for any number of ranks on the same kind of device.
 
     Args:
         vectors: This rank's rows, any floating dtype and strides, on the device to work on; may
@@ -185,7 +185,7 @@ def fit_rq_kmeans(vectors: Float[Tensor, "item dim"], settings: RqKMeans) -> Fit
     Source:
         Residual k-means as in OneRec, sec. 3 (https://arxiv.org/abs/2502.18965). Normalized
         residuals against the hourglass effect (https://arxiv.org/abs/2407.21488). Differs: the
-        residual is taken after scaling back, so each level repairs what decoding really leaves.
+        residual is taken after scaling back, so each level corrects the true decoding error.
     """
     num_items = count_checked_rows(vectors)
     sizes = settings.codebook_sizes
