@@ -53,7 +53,7 @@ def settings() -> str:
     for source in SOURCES:
         for node in ast.parse(source.read_text()).body:
             is_class = isinstance(node, ast.ClassDef) and node.name.endswith("Settings")
-            if is_class and not node.name.startswith("_"):
+            if is_class and not node.name.startswith("_") and node.name not in sidrec._MODULES:
                 module = str(source.relative_to(ROOT))[:-3].replace("/", ".")
                 parts.append(f"::: {module}.{node.name}")
     return "\n\n".join(parts)
