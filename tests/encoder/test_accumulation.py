@@ -3,6 +3,7 @@
 import lightning as L
 import torch
 
+from sidrec.encoder.encoder_settings import LossSettings, TowerSettings
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.module import BiEncoder
 from sidrec.training.numbered_batches import BatchNumber
@@ -36,7 +37,10 @@ def gradient(corpus, encoder, *, batch_size, model=(), **settings):
 
 def by_hand(encoder, batches):
     """Return the gradient of the mean loss of batches that do not see each other."""
-    module = BiEncoder(encoder=encoder, **(MODEL | EXACT))
+    module = BiEncoder(
+        tower=TowerSettings(encoder=encoder, dropout=0.0, length_groups=1),
+        loss=LossSettings(temperature=MODEL["temperature"], logq_correction=()),
+    )
     module.configure_model()
     for batch in batches:
         loss = contrastive_loss(

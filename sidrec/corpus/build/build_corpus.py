@@ -14,7 +14,7 @@ import pyarrow as pa
 from sidrec.corpus.build.check_catalogue import check_interactions, check_items
 from sidrec.corpus.build.facts import facts_of
 from sidrec.corpus.build.partition import pieces_by_user
-from sidrec.corpus.reading.column_names import reading
+from sidrec.corpus.reading.table_scan import reading
 from sidrec.corpus.schema import (
     INTERACTION_SCHEMA,
     QUERY_SCHEMA,

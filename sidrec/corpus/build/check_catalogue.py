@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from sidrec.corpus.reading.column_names import reading
+from sidrec.corpus.reading.table_scan import reading
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue
 from sidrec.errors import DataError
 

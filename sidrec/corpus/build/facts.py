@@ -26,6 +26,7 @@ def facts_of(folder: Path, raw: RawCatalogue, counts: dict[str, int]) -> dict[st
         for name in ("interactions", "items", "queries")
     )
     lengths = interactions.group_by("user_index").len().collect(engine="streaming")["len"]
+    lengths = pl.Series([0]) if lengths.is_empty() else lengths
     trained = (
         interactions.filter(pl.col("split") == "train")
         .select("item_index")

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import polars as pl
 
 from sidrec.console import say
-from sidrec.corpus.reading.column_names import reading
 from sidrec.corpus.reading.records import read_records, readable, required, sentences
+from sidrec.corpus.reading.table_scan import reading
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery, Split, no_interactions
 from sidrec.errors import DataError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from sidrec.corpus.reading.column_names import reading, require_columns
 from sidrec.corpus.reading.item_text import item_text, reading_order, title_and_year
+from sidrec.corpus.reading.table_scan import reading, require_columns
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue
 from sidrec.errors import DataError
 

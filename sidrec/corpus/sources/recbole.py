@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from sidrec.console import say
-from sidrec.corpus.reading.column_names import reading, require_columns
 from sidrec.corpus.reading.records import readable, sentences
+from sidrec.corpus.reading.table_scan import reading, require_columns
 from sidrec.corpus.sources.raw_catalogue import SCHEMA, RawCatalogue, TimeUnit, k_core, timestamps
 from sidrec.errors import DataError
 

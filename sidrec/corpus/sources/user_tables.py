@@ -8,18 +8,19 @@ from typing import Any, Literal, cast
 
 import polars as pl
 
-from sidrec.corpus.reading.column_names import (
-    DEFAULT_COLUMNS,
-    Columns,
-    nearest_hint,
-    reading,
-    refuse_nested,
-    require_columns,
-)
+from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns
 from sidrec.corpus.reading.compressed import FileRows, format_of, row_place
 from sidrec.corpus.reading.item_text import clean_text
 from sidrec.corpus.reading.shards import Shards
-from sidrec.corpus.reading.table_scan import read_frame, renamed, scan_columns
+from sidrec.corpus.reading.table_scan import (
+    nearest_hint,
+    read_frame,
+    reading,
+    refuse_nested,
+    renamed,
+    require_columns,
+    scan_columns,
+)
 from sidrec.corpus.reading.times import Timestamps, read_times
 from sidrec.corpus.sources.raw_catalogue import SPLITS, RawCatalogue, RawQuery, Split
 from sidrec.errors import DataError
