@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from sidrec.corpus.reading.column_names import Columns, reading
+from sidrec.corpus.reading.column_names import Columns
 from sidrec.corpus.reading.compressed import FileRows, format_of
 from sidrec.corpus.reading.delimited_rows import read_delimited
 from sidrec.corpus.reading.json_rows import read_json_table, read_json_text
