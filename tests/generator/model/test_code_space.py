@@ -23,7 +23,7 @@ from tests.generator.made import (
     searches,
     tiny_generator,
 )
-from tests.generator.trained import MODEL, train
+from tests.generator.trained import train
 
 TEXTS, HISTORIES = ("a heist film in paris", "rain"), ([1, 2], [4])
 ASKED = {
@@ -124,11 +124,9 @@ def test_trained_stored_loaded_and_asked(corpus, tmp_path):
 
     newest = next(iter(run.glob("*.ckpt")))
     checkpoint = torch.load(newest, map_location="cpu", weights_only=True)
-    loaded = JointGenerator(semantic_ids=str(tmp_path / "ids"), **MODEL)
-    loaded.on_load_checkpoint(checkpoint)
-    loaded.load_state_dict(checkpoint["state_dict"])
+    loaded = JointGenerator.from_checkpoint(checkpoint)
     assert loaded.model.space("search") is not loaded.model.space("recommendation")
-    trained = TrainedGenerator(loaded.model, loaded.ids, loaded.settings.num_beams)
+    trained = TrainedGenerator(loaded.model, loaded.ids, loaded.search.num_beams)
     retriever = Retriever(
         trained, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )
