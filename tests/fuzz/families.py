@@ -48,7 +48,7 @@ def retrieve(tiny, folder, tally, num_cases):
     def one(line):
         fresh(folder)
         source.write_bytes(GOOD + b"\n" + line + b"\n" + GOOD)
-        words = ("--from", "gen", "--input", source, "--output", target, "--top_k", 2)
+        words = ("--from", folder, "--input", source, "--output", target, "--top_k", 2)
         code = tally.judge(folder, line, "retrieve", *words)
         if code == 0:
             reason = answers_wrong(source.read_bytes(), target.read_bytes())

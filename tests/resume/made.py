@@ -13,7 +13,7 @@ from sidrec.semantic_ids.learned.datamodule import VectorDataModule
 from sidrec.semantic_ids.learned.module import QuantizerModule
 from tests.encoder import test_enmf as enmf
 from tests.encoder import test_module as bi_encoder
-from tests.generator import training as generator
+from tests.generator import trained as generator
 from tests.semantic_ids.learned import test_module as rq_vae
 from tests.settings import made as build
 

@@ -62,7 +62,7 @@ def facts_of(folder: Path, raw: RawCatalogue, counts: dict[str, int]) -> dict[st
             "item": items.select("item_id", "title", "text").first().collect().to_dicts()[0],
             "interaction": first.select("user_id", "title", "timestamp", "split")
             .collect()
-            .to_dicts()[0],
+            .to_dicts(),
             "query": queries.select("text", "split").first().collect().to_dicts()[:1],
         },
     }
@@ -90,7 +90,7 @@ def fact_lines(description: dict[str, Any]) -> list[tuple[str, str]]:
             f"{lengths['min']:,} to {lengths['max']:,}, median {lengths['median']:g}, "
             f"mean {lengths['mean']:.1f}",
         ),
-        ("from, to", " to ".join(map(_moment, facts["moments"]))),
+        *([("from, to", " to ".join(map(_moment, facts["moments"])))] if counts["users"] else []),
         ("timestamps out of order", f"{counts['interactions_out_of_order']:,}, sorted"),
         (
             "interactions of one user at one moment",
@@ -111,10 +111,13 @@ def fact_lines(description: dict[str, Any]) -> list[tuple[str, str]]:
         ("interactions of unknown items", f"{counts['unknown_interactions']:,}, left out"),
         ("queries of unknown items", f"{counts['queries_without_items']:,}, left out"),
         ("an item's text", _cut(examples["item"]["text"])),
-        (
-            "an interaction",
-            f"{examples['interaction']['user_id']}, {_cut(examples['interaction']['title'])}, "
-            f"{_moment(examples['interaction']['timestamp'])}, {examples['interaction']['split']}",
+        *(
+            (
+                "an interaction",
+                f"{one['user_id']}, {_cut(one['title'])}, {_moment(one['timestamp'])}, "
+                f"{one['split']}",
+            )
+            for one in examples["interaction"]
         ),
         *(("a query", f"{_cut(one['text'])} ({one['split']})") for one in examples["query"]),
         ("fingerprint", description["fingerprint"][:16]),
