@@ -58,7 +58,7 @@ def test_own_vectors_in_any_order_train_test_and_retrieve(tiny, tmp_path, capsys
     assert plain.item_ids == ids
     run = tmp_path / "gen"
     given = ["--data.corpus", tiny.corpus, "--model.semantic_ids", tmp_path / "plain"]
-    tokens = ["--model.text_input=tokens", "--model.prior_scale=null"]
+    tokens = ["--model.inputs.text_input=tokens", "--model.prior=null"]
     fit = ("fit", "--config", tiny.generator_config, *given, *tokens, "--run_dir", run)
     assert sidrec(*fit) == 0
     assert sidrec("test", "--from", run) == 0

@@ -7,6 +7,11 @@ from sidrec.cli import prepare as command
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError
+from sidrec.generator.model.generator_settings import (
+    EvaluationSettings,
+    GeneratorTaskSettings,
+    HistorySettings,
+)
 from sidrec.generator.training.datamodule import GeneratorDataModule
 from sidrec.pairs.query_item import query_item_pairs
 
@@ -85,17 +90,13 @@ def test_recommendation_alone_reaches_the_generators_batches(tmp_path):
 def batches_of(folder, *, search, recommendation):
     data = GeneratorDataModule(
         corpus=str(folder),
+        tasks=GeneratorTaskSettings(
+            search_share=search, recommendation_share=recommendation, indexing_share=0.0
+        ),
+        histories=HistorySettings(max_history_items=5),
+        evaluation=EvaluationSettings(batch_size=2, valid_requests=None),
         batch_size=2,
-        eval_batch_size=2,
-        search_share=search,
-        recommendation_share=recommendation,
-        indexing_share=0.0,
-        max_history_items=5,
-        target_window=1,
-        history_dropout=0.0,
-        exclude_history=False,
-        pool_batches=1,
-        valid_requests=None,
+        bucket_batches=1,
         seed=0,
     )
     return data.lay_out(0, 1)

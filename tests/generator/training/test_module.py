@@ -117,7 +117,7 @@ def test_metrics_count_the_lists_that_retrieve_returns(corpus, semantic_ids, tmp
     assert metrics["decoding/valid_fraction"] == 1.0
     rows = pl.read_parquet(tmp_path / "predictions.parquet").iter_rows(named=True)
     stored = {(row["task"], row["request_id"]): row for row in rows}
-    trained = TrainedGenerator(model.model, model.ids, model.settings.num_beams)
+    trained = TrainedGenerator(model.model, model.ids, model.search.num_beams)
     retriever = Retriever(
         trained, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )
