@@ -41,6 +41,7 @@ from sidrec.runs.directory import RunDirectory
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE
 from sidrec.types import PairBatch
 
+CHECKPOINT_EVERY_S = 60.0  # the least, unless --checkpoint_every_s says otherwise
 DATA = Path(os.environ.get("SIDREC_DATA", "../shared/data")) / "movies"
 CLOCKS = ("wall_s", "cpu_s")
 WARM_UP_STEPS = 6
@@ -160,7 +161,7 @@ def overhead(command: list[str], run: RunDirectory, steps: int) -> dict[str, Any
     if code != 0:
         sys.exit("the fit failed")
     records = read_json(Timed.file)["steps"]
-    every_s = sidrec.cli.train.CHECKPOINT_EVERY_S
+    every_s = CHECKPOINT_EVERY_S
     found: dict[str, Any] = {}
     for clock in CLOCKS:
         step = statistics.median(record[clock] for record in records)
@@ -219,7 +220,7 @@ def main() -> None:
     commands = prepared(asked.folder)
     facts: dict[str, Any] = {
         "command": "python benchmarks/checkpoint_overhead.py --folder runs/checkpoints",
-        "checkpoint_every_s": sidrec.cli.train.CHECKPOINT_EVERY_S,
+        "checkpoint_every_s": CHECKPOINT_EVERY_S,
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "versions": {name: version(name) for name in ("torch", "lightning")},
         "from_sigusr1_to_exit": {},

@@ -55,4 +55,4 @@ def test_configurations_are_listed_and_copied(sidrec, tmp_path):
     listed = sidrec("configs").stdout
     assert "ids/tiger.yaml" in listed
     assert sidrec("configs", "copy", "ids/tiger.yaml").returncode == 0
-    assert "codebook_sizes" in (tmp_path / "tiger.yaml").read_text()
+    assert "sidrec.ExtraLevel" in (tmp_path / "tiger.yaml").read_text()
