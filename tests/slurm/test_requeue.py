@@ -1,8 +1,8 @@
 """A real Slurm, two nodes on this machine: a job of two ranks is stopped, requeued, finishes."""
 
 import math
-import re
 import os
+import re
 import shutil
 import subprocess
 import time
