@@ -42,7 +42,7 @@ def all_end(pids, seconds):
 
 
 def test_a_process_that_hangs_is_named_and_killed(capfd):
-    loader = loader_of(HangingBatches(hang_at=3), timeout=patient(6))
+    loader = loader_of(HangingBatches(hang_at=3), timeout=patient(20))
     batches = iter(loader)
     seen = [next(batches) for _ in range(3)]
     assert [int(batch[0]) for batch in seen] == [0, 1, 2]
