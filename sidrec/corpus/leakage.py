@@ -1,4 +1,4 @@
-"""Leakage is checked, not hoped for: what learns may see train rows only."""
+"""Leakage checks: training may use train rows only."""
 
 import numpy as np
 import polars as pl
@@ -16,10 +16,10 @@ def check_train_only(
     """Refuse interactions that are not train interactions of this corpus.
 
     Args:
-        corpus: Says which row belongs to which split.
+        corpus: Corpus that defines the split of each row.
         rows_or_interactions: Row numbers of interactions.parquet, or the interactions themselves
             (all of the train rows or some of them).
-        purpose: What the rows are for, e.g. ``item-item pairs``; stands in the message.
+        purpose: Use of the rows, e.g. ``item-item pairs``; part of the message.
 
     Raises:
         DataError: If any of them is a valid or test row, or unknown to the corpus.
@@ -39,9 +39,9 @@ def check_train_queries_only(corpus: Corpus, rows: Int64[np.ndarray, " row"], pu
     """Refuse queries that are not train queries.
 
     Args:
-        corpus: Says which query belongs to which split.
+        corpus: Corpus that defines the split of each query.
         rows: Row numbers of queries.parquet.
-        purpose: What the queries are for; stands in the message.
+        purpose: Use of the queries; part of the message.
 
     Raises:
         DataError: If any of them is a valid or test query.

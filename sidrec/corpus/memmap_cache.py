@@ -1,4 +1,4 @@
-"""Memory-mapped copies of a corpus: made once from its Parquet files, removable at any time."""
+"""Memory-mapped copies of a corpus: written once from its Parquet files, safe to delete."""
 
 import os
 from contextlib import ExitStack
@@ -29,7 +29,7 @@ _ARRAYS = {**_ROW_ARRAYS, "user_starts": np.int64, "train_user_starts": np.int64
 
 
 def user_cache_folder() -> Path:
-    """Return where sidrec keeps what it can make again: ``SIDREC_CACHE`` or ``~/.cache/sidrec``."""
+    """Return the cache folder of sidrec: ``SIDREC_CACHE`` or ``~/.cache/sidrec``."""
     chosen = os.environ.get("SIDREC_CACHE")
     if chosen:
         return Path(chosen)
@@ -37,7 +37,7 @@ def user_cache_folder() -> Path:
 
 
 def derived_folder(corpus: Path, fingerprint: str) -> Path:
-    """Return a folder that can be written: inside the corpus, else in the user's cache."""
+    """Return a writable cache folder of a corpus: inside the corpus, else in the user's cache."""
     for folder in (corpus / ".cache", user_cache_folder() / "corpora"):
         own = folder / fingerprint[:16]
         try:
@@ -53,10 +53,10 @@ def derived_folder(corpus: Path, fingerprint: str) -> Path:
 
 
 def arrow_file(folder: Path, parquet: Path) -> Path:
-    """Return the Arrow stream of a Parquet file, written first if it is not there yet.
+    """Return the Arrow stream of a Parquet file; the first call writes it.
 
-    Safe when many processes ask at once: each writes a file of its own and renames it; the
-    contents are equal, so it does not matter whose stays.
+    Many processes may call this at once: each writes its own file and renames it. The contents are
+    equal, so any of the files may remain.
     """
     target = folder / f"{parquet.stem}.arrow"
     if not target.exists():
@@ -76,12 +76,12 @@ def _write_stream(parquet: Path, target: Path) -> None:
 
 
 def interaction_arrays(folder: Path, interactions: pa.Table, num_users: int) -> dict[str, Array]:
-    """Return read-only memory-mapped arrays of the interactions, written first if need be.
+    """Return read-only memory-mapped arrays of the interactions; the first call writes them.
 
     Args:
-        folder: Where the arrays lie.
-        interactions: Sorted by user; read one record batch at a time.
-        num_users: Users are 0..num_users-1.
+        folder: Folder of the arrays.
+        interactions: Table sorted by user; read one record batch at a time.
+        num_users: user_index runs from 0 to num_users - 1.
 
     Returns:
         ``item_index``, ``split`` (position in ``SPLITS``), ``user_starts`` of all rows, and

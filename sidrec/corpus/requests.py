@@ -1,4 +1,4 @@
-"""The questions that evaluation asks, made one at a time from memory-mapped tables."""
+"""Evaluation requests, built one at a time from memory-mapped tables."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -12,7 +12,7 @@ from sidrec.types import Request
 
 
 class _LazyRequests(Sequence[Request]):
-    """A sequence whose elements are made when asked for."""
+    """Sequence of requests, each built on access."""
 
     def __init__(self, corpus: Corpus, rows: Int64[np.ndarray, " request"]) -> None:
         self._corpus, self._rows = corpus, rows
@@ -54,10 +54,10 @@ class _RecommendationRequests(_LazyRequests):
 
 
 def search_requests(corpus: Corpus, split: Split) -> Sequence[Request]:
-    """Return one request per query of a split; its answers are the query's items.
+    """Return the search requests of a split: one per query, with the query's items as relevant.
 
     Args:
-        corpus: Where the queries lie.
+        corpus: Corpus with the queries.
         split: ``train``, ``valid`` or ``test``.
     """
     splits = corpus.queries.data.column("split").to_numpy()
@@ -65,20 +65,20 @@ def search_requests(corpus: Corpus, split: Split) -> Sequence[Request]:
 
 
 def recommendation_requests(corpus: Corpus, split: Split) -> Sequence[Request]:
-    """Return one request per user: which item comes first in the split, given all before it.
+    """Return the recommendation requests of a split: one per user, for the user's first item in it.
 
     The rule is the same for both ways of splitting. The target is the user's first interaction in
-    ``split``; the history is everything of the user before it, whatever its split (train for
-    valid; train and valid for test), repeats included. Users without a target, or with nothing
-    before it, ask nothing. With ``leave_last_out`` that is the user's only test item; with
-    ``temporal`` later test items are not asked for.
+    ``split``; the history is every earlier interaction of the user, of any split (train for valid;
+    train and valid for test), repeats included. Users without a target, or without an earlier
+    interaction, have no request. With ``leave_last_out`` the target is the user's only test item;
+    with ``temporal`` later test items are not targets.
 
     Args:
-        corpus: Where the interactions lie.
+        corpus: Corpus with the interactions.
         split: ``valid`` or ``test``.
 
     Raises:
-        ValueError: If ``split`` is ``train``: a history is no question.
+        ValueError: If ``split`` is ``train``, which has no recommendation requests.
     """
     if split == "train":
         raise ValueError("recommendation requests exist for 'valid' and 'test', got 'train'")
@@ -92,11 +92,11 @@ def recommendation_requests(corpus: Corpus, split: Split) -> Sequence[Request]:
 
 
 def is_answerable(request: Request, *, exclude_history: bool) -> bool:
-    """Return whether any relevant item of a request may appear in its list.
+    """Return whether any relevant item of a request may appear in its result list.
 
     Args:
-        request: What is asked; without relevant items nobody knows, which counts as answerable.
-        exclude_history: Of the corpus.
+        request: Request to check; one without relevant items counts as answerable.
+        exclude_history: Whether the corpus excludes a user's history from recommendations.
     """
     if not exclude_history or not request.relevant:
         return True

@@ -1,4 +1,4 @@
-"""Writing the tables of a corpus, and a fingerprint of what they say."""
+"""Corpus tables: schemas, a Parquet writer, and a hash of their values."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ QUERY_SCHEMA = pa.schema(
         pa.field("source", pa.string()),
     ]
 )
-# Beside item_index in queries.parquet, only where a source weighs the answers of its queries.
+# Column of queries.parquet, present only where a source weighs the answers of its queries.
 WEIGHT_FIELD = pa.field("weight", pa.list_(pa.float32()))
 SCHEMAS = {"items": ITEM_SCHEMA, "interactions": INTERACTION_SCHEMA, "queries": QUERY_SCHEMA}
 
@@ -65,17 +65,17 @@ def _plain(found: pa.DataType) -> pa.DataType:
 
 
 class TableWriter:
-    """Write one Parquet file in bounded row groups and hash its values on the way.
+    """Parquet writer of one file in bounded row groups; hashes the values as it writes.
 
-    The hash depends on column names, types and values alone: not on the chunks they came in, the
-    Parquet library, the time or the path.
+    The hash depends on column names, types and values alone, not on chunks, the Parquet library,
+    the time or the path.
 
     Args:
-        file: Where to write.
-        schema: Columns and their types; every table that follows is cast to it.
+        file: File to write.
+        schema: Columns and their types; every written table is cast to it.
 
     Attributes:
-        schema: As given.
+        schema: The schema of the file.
         num_rows: Rows written so far.
     """
 
@@ -115,7 +115,7 @@ class TableWriter:
 
 
 class _ValueHash:
-    """Hash of a column: presence, lengths and values each in a stream of their own."""
+    """Hash of a column: presence, lengths and values in separate streams."""
 
     def __init__(self) -> None:
         self._present, self._lengths, self._values = (hashlib.sha256() for _ in range(3))

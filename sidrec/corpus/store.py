@@ -1,4 +1,4 @@
-"""A corpus on disk, opened: memory-mapped, so its size is not resident memory."""
+"""Corpus on disk, memory-mapped: its size does not count as resident memory."""
 
 import atexit
 import shutil
@@ -27,10 +27,10 @@ _ROWS_AT_ONCE = 4_096
 
 
 class ColumnStrings(Sequence[str]):
-    """A column of strings as a sequence; a slice of it is one too and copies nothing.
+    """Column of strings as a sequence; a slice is another such sequence and copies nothing.
 
     Args:
-        column: Without nulls.
+        column: Strings without nulls.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -60,8 +60,8 @@ class ColumnStrings(Sequence[str]):
 class Interactions(NamedTuple):
     """Train interactions, sorted by user, then time; views of memory-mapped files.
 
-    Only ``Corpus.train_interactions`` makes them: a function that takes ``Interactions`` learns
-    from train rows.
+    Only ``Corpus.train_interactions`` creates them, so a function that takes ``Interactions``
+    learns from train rows.
 
     Attributes:
         user_index: User of each interaction.
@@ -77,11 +77,11 @@ class Interactions(NamedTuple):
 
 
 class Timelines(NamedTuple):
-    """Every interaction of every split in user order: to ask and to judge, never to learn from.
+    """Interactions of all splits in user order, for evaluation and leakage checks only.
 
     Attributes:
         item_index: Item of each row of interactions.parquet.
-        split: Position of the row's split in ``raw.SPLITS``: 0 train, 1 valid, 2 test.
+        split: Position of the row's split in ``SPLITS``: 0 train, 1 valid, 2 test.
         user_starts: Rows of user u are [user_starts[u], user_starts[u + 1]).
     """
 
@@ -96,7 +96,8 @@ class Corpus:
 
     Attributes:
         folder: Corpus directory.
-        fingerprint: sha256 over everything the corpus says, independent of path and time.
+        fingerprint: sha256 over schema version and values of all tables, independent of path and
+            time.
         num_items: item_index runs from 0 to num_items - 1.
         num_users: user_index runs from 0 to num_users - 1.
         items: Columns as in items.parquet; row = item_index.
@@ -119,10 +120,10 @@ class Corpus:
         """Open a corpus directory.
 
         The first load writes memory-mapped copies under ``.cache`` in the folder, or in the
-        user's cache where the folder is read-only; several processes may do so at once.
+        user's cache where the folder is read-only. Several processes may do so at once.
 
         Args:
-            folder: Made by ``sidrec prepare``.
+            folder: Corpus directory, as ``sidrec prepare`` writes it.
             verify: Also compare the sha256 of every file with corpus.json; reads all of them.
 
         Raises:
@@ -163,21 +164,21 @@ class Corpus:
         folder: Path | str | None = None,
         settings: BuildSettings = DEFAULT_BUILD,
     ) -> "Corpus":
-        """Make a corpus of tables in memory, and open it.
+        """Build a corpus from tables in memory, and open it.
 
         Each table is a pandas or polars DataFrame, an Arrow table, a ``datasets.Dataset``, or the
         name of a data set on the hub (``OWNER/NAME``, ``OWNER/NAME:CONFIGURATION``).
 
         Args:
-            items: Columns item_id, title, text; others become attributes. Without text it is made
-                of the title and what describes the item.
-            interactions: Columns user_id, item_id, timestamp, and optionally rating. None makes a
+            items: Columns item_id, title, text; others become attributes. Without text, it is built
+                from the title and what describes the item.
+            interactions: Columns user_id, item_id, timestamp, and optionally rating. None builds a
                 corpus for search alone.
             queries: Columns query_id, query, item_ids (lists), and optionally group and split.
-                None makes a corpus for recommendation alone.
-            folder: Where to write it; an older corpus there is replaced. None takes a temporary
+                None builds a corpus for recommendation alone.
+            folder: Folder of the corpus; an older corpus there is replaced. None takes a temporary
                 folder, which is removed when Python ends.
-            settings: How to split and filter.
+            settings: Splits and filters.
 
         Raises:
             ConfigError: If a table is of an unknown kind, or ``folder`` holds something else.
@@ -195,14 +196,14 @@ class Corpus:
         return cls.load(folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Corpus.load, (self.folder,)  # a worker process maps the files anew
+        return Corpus.load, (self.folder,)  # a worker process maps the files again
 
     def item_texts(self) -> list[str]:
-        """Return what the encoder reads of each item; row = item_index."""
+        """Return the text of each item, as the encoder reads it; row = item_index."""
         return self._strings("text")
 
     def item_text_column(self) -> ColumnStrings:
-        """Return the same without a string of Python for each, for catalogues of any size."""
+        """Return the item texts as a memory-mapped column, for catalogues of any size."""
         return ColumnStrings(self.items.data.column("text"))
 
     def item_ids(self) -> list[str]:
@@ -214,7 +215,7 @@ class Corpus:
         return self._strings("title")
 
     def train_interactions(self) -> Interactions:
-        """Return the train rows of interactions.parquet: the only door to them."""
+        """Return the train interactions; no other method returns ``Interactions``."""
         arrays = self._arrays
         return Interactions(
             arrays["train_user_index"],
@@ -224,7 +225,7 @@ class Corpus:
         )
 
     def timelines(self) -> Timelines:
-        """Return all rows of interactions.parquet, for evaluation requests and leak checks."""
+        """Return all rows of interactions.parquet, for evaluation requests and leakage checks."""
         arrays = self._arrays
         return Timelines(arrays["item_index"], arrays["split"], arrays["user_starts"])
 
@@ -287,12 +288,12 @@ def popularity(interactions: Interactions, num_items: int) -> Int64[Tensor, " it
     """Count the train interactions of each item.
 
     Args:
-        interactions: From ``Corpus.train_interactions``; nothing else is accepted, so that no
+        interactions: Result of ``Corpus.train_interactions``; other types are refused, so that no
             test row can enter.
-        num_items: Size of the catalogue; items nobody consumed count 0.
+        num_items: Size of the catalogue; items without interactions count 0.
 
     Raises:
-        DataError: If the rows are not train interactions, or an item lies outside the catalogue.
+        DataError: If the rows are not train interactions, or an item is outside the catalogue.
     """
     if not isinstance(interactions, Interactions):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Turn a raw catalogue and its queries into a corpus directory."""
+"""Corpus directory, built from a raw catalogue and its queries."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, disk_errors, sha256_of_file, write_json
 
 TIE_RULE = "interactions of one user at one moment keep the order of the rows in the files"
-_ROWS_AT_ONCE = 4_000_000  # interactions sorted in memory at a time; users stay whole
+_ROWS_AT_ONCE = 4_000_000  # interactions sorted in memory at a time; users are not divided
 _ITEMS_AT_ONCE = 131_072  # items written at a time
 _ADVICE = "free space or choose another --out. What was there before is unchanged."
 
@@ -44,7 +44,7 @@ class _Kept(NamedTuple):
 def build_corpus(
     raw: RawCatalogue, queries: Sequence[RawQuery], out: Path, settings: BuildSettings
 ) -> dict[str, Any]:
-    """Filter, index, sort, split and write a corpus; replaces ``out`` as a whole or not at all.
+    """Build a corpus: filter, index, sort, split and write; replaces ``out`` whole or not at all.
 
     Interactions are sorted by user (in order of first appearance in the source), then time at its
     full precision; interactions of one user at one moment keep the order of the source. Memory
@@ -52,7 +52,7 @@ def build_corpus(
 
     Args:
         raw: Items and interactions with the user's own ids.
-        queries: Queries with the user's own ids; a query left without any item is left out.
+        queries: Queries with the user's own ids; a query without any remaining item is left out.
         out: The corpus directory to write; may hold an older corpus, but nothing else.
         settings: All choices that shape the corpus.
 
@@ -60,8 +60,8 @@ def build_corpus(
         The content of ``corpus.json``.
 
     Raises:
-        DataError: If an id is missing, doubled or unknown, a text is empty, a number is NaN, or
-            nothing is left. Names file and row.
+        DataError: If an id is missing, duplicate or unknown, a text is empty, a number is NaN, or
+            nothing is left. The message names file and row.
         ConfigError: If ``out`` holds something that is not a corpus.
         SidrecError: If the disk is full or may not be written.
     """
@@ -119,7 +119,7 @@ def kept_items(raw: RawCatalogue, min_interactions: int) -> pl.DataFrame:
     """Return the items with enough interactions, with item_index as first column.
 
     Raises:
-        DataError: If no item has so many interactions, or an item is not in order.
+        DataError: If no item has that many interactions, or an item is invalid.
     """
     check_items(raw)
     items = raw.items
@@ -217,7 +217,7 @@ def _write_interactions(
 
 
 def _repeats(ordered: pl.DataFrame, order: tuple[str, ...]) -> dict[str, int]:
-    """Count ties, repeats, requests, and requests whose target is in their own history."""
+    """Count ties, repeats, requests, and requests whose history holds their target."""
     place = pl.int_range(pl.len())
     rows = ordered.with_columns(
         tied=pl.len().over(order) > 1,
@@ -284,7 +284,7 @@ def _write_queries(
 
 
 def _answers(query: RawQuery, item_index: dict[str, int]) -> dict[int, float]:
-    """Return the weight of each known answer by item_index, ascending; 1 where none is given."""
+    """Return the weight of each known answer by item_index, ascending; 1 without a given weight."""
     weights = query.weights or (1.0,) * len(query.item_ids)
     pairs = zip(query.item_ids, weights, strict=True)
     found = {item_index[item_id]: weight for item_id, weight in pairs if item_id in item_index}

@@ -1,4 +1,4 @@
-"""Refuse a catalogue with bad rows; name file and row."""
+"""Raw catalogue checks; errors name file and row."""
 
 import polars as pl
 
@@ -8,10 +8,10 @@ from sidrec.errors import DataError
 
 
 def check_items(raw: RawCatalogue) -> None:
-    """Check ids, doubles and texts of the items.
+    """Check ids, duplicates and texts of the items.
 
     Raises:
-        DataError: If there is no item, an id is missing or doubled, or a text is empty.
+        DataError: If there is no item, an id is missing or duplicate, or a text is empty.
     """
     items, name = raw.items.select("item_id", "text"), raw.items_name
     items = items.with_row_index("row", offset=1)
@@ -39,14 +39,14 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
     """Check every interaction in one streaming pass.
 
     Args:
-        raw: Its items are taken as the known ones.
+        raw: Catalogue whose items count as known.
         refuse_unknown: Whether an interaction with an item outside ``raw.items`` is an error.
 
     Returns:
         Number of interactions with unknown items.
 
     Raises:
-        DataError: If an id is missing, a timestamp is no number, a rating is not finite, an item
+        DataError: If an id is missing, a timestamp is not a number, a rating is not finite, an item
             is unknown (and refused), or a file that was given has no interaction.
     """
     faults = {
@@ -80,7 +80,7 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
             .row(0, named=True)
         )
     if found["total"] == 0 and not raw.interactions_name:
-        return 0  # search alone
+        return 0  # a corpus for search alone
     if found["total"] == 0:
         raise DataError(f"{raw.interactions_name} has no interactions; check the file.")
     for column, (_, complaint) in faults.items():

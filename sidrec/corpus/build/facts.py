@@ -1,4 +1,4 @@
-"""The page of facts about a corpus: made by prepare, kept in corpus.json, printed again."""
+"""Corpus facts: computed by prepare, kept in corpus.json, printed as a page."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,16 +10,16 @@ import polars as pl
 from sidrec.corpus.sources.raw_catalogue import SPLITS, RawCatalogue
 
 _SHOWN = 160  # characters of an example
-_MOMENTS = (-62_135_596_800_000_000, 253_402_300_799_000_000)  # what datetime can hold
+_MOMENTS = (-62_135_596_800_000_000, 253_402_300_799_000_000)  # range of datetime, in microseconds
 
 
 def facts_of(folder: Path, raw: RawCatalogue, counts: dict[str, int]) -> dict[str, Any]:
-    """Gather what the counts of a corpus do not say.
+    """Compute the corpus facts that its counts do not contain.
 
     Args:
-        folder: Holds the three tables.
-        raw: What they were made of.
-        counts: Of corpus.json.
+        folder: Folder of the three tables.
+        raw: Catalogue from which the tables were built.
+        counts: Counts of corpus.json.
     """
     interactions, items, queries = (
         pl.scan_parquet(folder / f"{name}.parquet", glob=False, hive_partitioning=False)
@@ -69,7 +69,7 @@ def facts_of(folder: Path, raw: RawCatalogue, counts: dict[str, int]) -> dict[st
 
 
 def fact_lines(description: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the facts of a corpus as names and values, in the order of a page.
+    """Return the facts of a corpus as names and values, in page order.
 
     Args:
         description: Content of corpus.json.

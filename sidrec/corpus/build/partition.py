@@ -1,4 +1,4 @@
-"""Interactions parted by user into pieces that fit in memory, in one pass."""
+"""Interactions divided by user into pieces that fit in memory, in one pass."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,16 +15,16 @@ _ROWS_OF_A_BATCH = 1 << 20
 def pieces_by_user(
     kept: Path, users: pl.DataFrame, folder: Path, *, rows_at_once: int
 ) -> Iterator[pl.DataFrame]:
-    """Yield all interactions piece by piece, users whole, in order of user, then row.
+    """Yield all interactions in pieces of whole users, ordered by user, then row.
 
-    The file is read once and every row is written once more, whatever the number of pieces.
+    The file is read once and every row is written once more, for any number of pieces.
 
     Args:
-        kept: Parquet of row, user_id, item_index, timestamp, rating (and more).
-        users: user_index 0, 1, …, user_id, num_rows.
-        folder: Where the pieces lie until they are read.
-        rows_at_once: A piece ends with the user that fills it up to so many rows; only one user
-            with more rows makes a larger one.
+        kept: Parquet file with row, user_id, item_index, timestamp, rating (and more).
+        users: Columns user_index (0, 1, …), user_id, num_rows.
+        folder: Folder of the pieces until they are read.
+        rows_at_once: A piece ends with the user whose rows reach the next multiple of this number,
+            so the rows of one user may make it larger.
 
     Yields:
         The columns of ``kept`` and user_index.
