@@ -9,12 +9,12 @@ from sidrec.errors import ConfigError
 
 
 class Sampling(NamedTuple):
-    """How a model writes.
+    """Sampling settings of a language model.
 
     Attributes:
         max_new_tokens: Limit of an answer's length, in tokens.
         temperature: Unitless; 0 takes the most likely token each time.
-        seed: Seeds a local model, and is passed on to an endpoint.
+        seed: Seed of a local model; an endpoint receives it too.
         batch_size: Prompts answered at once.
     """
 
@@ -26,7 +26,7 @@ class Sampling(NamedTuple):
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """Anything that answers prompts.
+    """Language model that answers prompts.
 
     Attributes:
         name: Short name, shown as the source of what it wrote.
@@ -42,15 +42,15 @@ class LanguageModel(Protocol):
 
 
 class LocalModel:
-    """A decoder-only or encoder-decoder model of transformers, on the GPU where there is one.
+    """Local transformers model, decoder-only or encoder-decoder, on the GPU where there is one.
 
     A model without a chat template continues the text ``1.``, so that plain language models
     write numbered lists too. No code from a model repository is run.
 
     Args:
         model: Hub name or folder.
-        sampling: How it writes.
-        revision: On the hub: commit, tag or branch.
+        sampling: Sampling settings.
+        revision: Commit, tag or branch on the hub.
 
     Raises:
         ConfigError: If it cannot be loaded.
@@ -166,7 +166,7 @@ def _load(model: str, revision: str | None) -> tuple[Any, Any]:
 
 
 def hub_is_reachable() -> bool:
-    """Ask the model hub for a sign of life, so that nobody waits for its many retries.
+    """Return whether the model hub answers, to avoid waiting for its many retries.
 
     Returns:
         ``False`` when there is no network within three seconds, or ``HF_HUB_OFFLINE`` is set.
@@ -184,7 +184,7 @@ def hub_is_reachable() -> bool:
 
 
 def _fingerprint_of(model: str, revision: str | None) -> str:
-    """Return the hub name, or what tells this folder's weights from others': sizes and times."""
+    """Return the hub name, or for a folder a hash of the names, sizes and times of its files."""
     folder = Path(model)
     if not folder.is_dir():
         return f"hf:{model}" if revision is None else f"hf:{model}@{revision}"

@@ -1,4 +1,4 @@
-"""What a language model is asked when it writes queries, and how its answer is read."""
+"""Prompts that make a language model write queries, and parsing of its answers."""
 
 import re
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from sidrec.corpus.queries.title_match import names_title, normalize
 
 
 class ItemFacts(NamedTuple):
-    """Facts of one item.
+    """Facts of one item, as query writers use them.
 
     Attributes:
         item_id: The catalogue's own id.
         title: Title; a query must not contain it.
         year: Year of release, ``None`` where unknown.
         genres: Genres or categories, possibly none.
-        tags: Tags, those that say most first, possibly none.
+        tags: Tags, most informative first, possibly none.
         description: Free text, possibly empty.
     """
 
@@ -33,8 +33,8 @@ def facts_of(items: pl.DataFrame) -> list[ItemFacts]:
 
     Args:
         items: Columns item_id, title, text, and where present year, genres (or categories), tags,
-            genome_tags (lists, or text parted by ``|``) and description. A catalogue without a
-            description column has its text taken for one.
+            genome_tags (lists, or text separated by ``|``) and description. Without a description
+            column, the text serves as description.
 
     Returns:
         One record per row, in the order of the rows.
@@ -76,7 +76,7 @@ _WRAPPING = " \t\"'`*_\u201c\u201d\u2018\u2019\u00ab\u00bb"
 
 
 def queries_prompt(item: ItemFacts, *, num_queries: int) -> str:
-    """Return the request for queries that an item answers.
+    """Return the prompt for queries that an item answers.
 
     Source:
         Penha et al. 2025 (https://arxiv.org/abs/2508.10478): queries from title, year,
@@ -97,7 +97,7 @@ def queries_prompt(item: ItemFacts, *, num_queries: int) -> str:
 
 
 def paraphrases_prompt(queries: dict[int, str]) -> str:
-    """Return the request for one paraphrase of each query, under the query's own number."""
+    """Return the prompt for one paraphrase of each query, under the query's own number."""
     listed = "\n".join(f"{number}. {query}" for number, query in queries.items())
     return (
         "Rewrite each search query below so that it means the same but shares as few words with "
@@ -108,10 +108,10 @@ def paraphrases_prompt(queries: dict[int, str]) -> str:
 
 
 def read_list(answer: str, *, title: str, limit: int) -> dict[int, str]:
-    """Read a numbered list out of a model's answer and keep what can be used.
+    """Parse the numbered list in a model's answer and keep its usable lines.
 
-    Bold numbers, brackets, quotation marks, text around the list and the thoughts of reasoning
-    models are understood; a list of bullets is numbered by position.
+    Bold numbers, brackets, quotation marks, text around the list and the thinking text of reasoning
+    models are handled; a list of bullets is numbered by position.
 
     Args:
         answer: What the model wrote.

@@ -1,4 +1,4 @@
-"""Queries written by a language model, kept as they come so that no call is paid twice."""
+"""Queries written by a language model, cached on arrival so that no call repeats."""
 
 import hashlib
 import json
@@ -23,18 +23,18 @@ from sidrec.errors import ConfigError, DataError
 def load_language_model(
     spec: str, *, sampling: Sampling, revision: str | None = None
 ) -> LanguageModel:
-    """Open the model that a user named.
+    """Load the language model that ``spec`` names.
 
     Args:
         spec: ``hf:MODEL`` (a text-generation model of transformers, by hub name or folder), or
             ``openai:URL`` or ``openai:URL#MODEL`` (``URL/chat/completions`` is called; without
             MODEL the only one that the endpoint lists is taken).
-        sampling: How it writes.
-        revision: Commit, tag or branch of a model on the hub; None takes what is there today.
+        sampling: Sampling settings.
+        revision: Commit, tag or branch of a model on the hub; None takes the newest.
 
     Raises:
-        ConfigError: If the form is wrong, there is no such model, or a folder or endpoint is to
-            have a revision.
+        ConfigError: If ``spec`` has another form, there is no such model, or a revision is given
+            for a folder or endpoint.
         SidrecError: If the endpoint or hub cannot be reached.
     """
     kind, _, rest = spec.partition(":")
@@ -52,7 +52,7 @@ def load_language_model(
 
 
 class _Written(NamedTuple):
-    """What a model wrote for one item: queries and their paraphrases by number."""
+    """Answers of a model for one item: queries and their paraphrases by number."""
 
     originals: dict[int, str]
     paraphrases: dict[int, str]
@@ -67,19 +67,18 @@ def write_queries(
     sampling: Sampling,
     revision: str | None = None,
 ) -> list[RawQuery]:
-    """Have a language model write queries for every item, and a paraphrase of each.
+    """Write queries for every item, and a paraphrase of each, with a language model.
 
-    What is written is kept per item under ``cache_folder``; a second call, or one after an
-    interruption, asks only for the items that are missing. Queries that name the item's title
-    are left out.
+    Answers are cached per item under ``cache_folder``. A later call, also after an interruption,
+    asks only for the missing items. Queries that name the item's title are left out.
 
     Args:
         items: The catalogue.
         model: ``hf:MODEL``, ``openai:URL`` or ``openai:URL#MODEL``.
-        cache_folder: Where answers are kept, one file per model and settings.
+        cache_folder: Folder of the cached answers, one file per model and settings.
         num_queries: Queries asked for per item, ``>= 1``; as many paraphrases.
-        sampling: How the model writes.
-        revision: Of a model on the hub; answers of different revisions are kept apart.
+        sampling: Sampling settings.
+        revision: Revision of a model on the hub; each revision has its own answers.
 
     Returns:
         The queries in the order of the items, without a split; a query and its paraphrase share
@@ -87,7 +86,7 @@ def write_queries(
 
     Raises:
         ConfigError: If there is no such model, or ``num_queries`` is less than 1.
-        SidrecError: If the endpoint stops answering; what was written so far is kept.
+        SidrecError: If the endpoint stops answering; earlier answers stay in the cache.
         DataError: If the model wrote no usable query for any item.
     """
     if num_queries < 1:
@@ -161,7 +160,7 @@ def _report(queries: list[RawQuery], items: Sequence[ItemFacts], name: str) -> N
 
 
 class _Cache:
-    """Answers by prompt in a JSONL file that is only ever appended to."""
+    """Cache of answers by prompt in an append-only JSONL file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -178,7 +177,7 @@ class _Cache:
         row = {"key": _key(prompt), **written._asdict()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as stream:
-            # The newline goes first: it ends a line that an earlier run broke off.
+            # The newline comes first: it ends a line that an interrupted run left incomplete.
             stream.write(b"\n" + json.dumps(row, ensure_ascii=False).encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -189,7 +188,7 @@ class _Cache:
             written = _Written(_numbers(row["originals"]), _numbers(row["paraphrases"]))
             self._written[row["key"]] = written
         except (ValueError, KeyError, TypeError, AttributeError):
-            return  # a line that was broken off: its item is written again
+            return  # an incomplete line: its item is written again
 
 
 def _numbers(texts: dict[str, Any]) -> dict[int, str]:

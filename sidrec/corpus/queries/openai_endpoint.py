@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible endpoints: chat completions, retries, nothing else."""
+"""Client of OpenAI-compatible endpoints: chat completions with retries."""
 
 import http.client
 import json
@@ -23,17 +23,17 @@ _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 class OpenAiEndpoint:
-    """A model behind ``URL/chat/completions``.
+    """Language model behind ``URL/chat/completions``.
 
     The key is read from ``OPENAI_API_KEY`` when a request is sent, goes only to this endpoint
     (redirects are not followed), and is written nowhere.
 
     Args:
         address: ``URL`` or ``URL#MODEL``, e.g. ``http://localhost:8000/v1#qwen``.
-        sampling: How it writes; ``batch_size`` requests are under way at once.
+        sampling: Sampling settings; ``batch_size`` HTTP requests run at once.
 
     Raises:
-        ConfigError: If the address is none, holds a password, or names no single model.
+        ConfigError: If the address is invalid, holds a password, or names no single model.
         SidrecError: If the endpoint cannot be reached.
     """
 
@@ -55,10 +55,10 @@ class OpenAiEndpoint:
         self.fingerprint = f"openai:{self._url}#{self.name}"
 
     def complete(self, prompts: Sequence[str]) -> list[str]:
-        """Return one answer per prompt, asking for several at once.
+        """Return one answer per prompt; several HTTP requests run at once.
 
         Raises:
-            SidrecError: If the endpoint stays silent or talks nonsense; after several attempts.
+            SidrecError: If the endpoint gives no valid answer after several attempts.
         """
         pool = ThreadPoolExecutor(max_workers=max(1, min(self._sampling.batch_size, len(prompts))))
         try:
@@ -107,7 +107,7 @@ class OpenAiEndpoint:
                 wait_s = self._wait_after(error, attempt)
             except ValueError:
                 raise SidrecError(f"{self._url}{path} did not answer with JSON.") from None
-            except (OSError, http.client.HTTPException) as error:  # refused, timed out, broken off
+            except (OSError, http.client.HTTPException) as error:  # refused, timed out, interrupted
                 if attempt == _ATTEMPTS or not self._answered:
                     raise SidrecError(
                         f"{self._url} cannot be reached ({_reason(error)}); check the address "
@@ -130,7 +130,7 @@ class OpenAiEndpoint:
             return json.loads(response.read())
 
     def _wait_after(self, error: urllib.error.HTTPError, attempt: int) -> float:
-        """Return how long to wait before the next attempt, in seconds, or give up."""
+        """Return the wait before the next attempt, in seconds, or raise."""
         with error:
             code, asked = error.code, error.headers.get("Retry-After", "")
         if code in (401, 403):
@@ -152,7 +152,7 @@ class OpenAiEndpoint:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Follow nothing: a redirect would carry the key to another host."""
+        """Follow no redirect: it would send the key to another host."""
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Queries from files, and the queries that come with sidrec."""
+"""Queries from files, and the packaged queries of sidrec."""
 
 import json
 import lzma
@@ -21,10 +21,10 @@ _KNOWN_KEYS = {"query_id", "group", "split", *_TEXT_KEYS, *_ITEM_KEYS}
 
 
 class FilmQuery(NamedTuple):
-    """A packaged query: it names its film by title and year, not by anybody's id.
+    """Packaged query, which names its film by title and year and not by an id.
 
     Attributes:
-        query_id: Unique.
+        query_id: Unique id.
         text: The query.
         title: Title as MovieLens writes it, without the year.
         year: Year of release.
@@ -53,8 +53,8 @@ def load_query_files(paths: Sequence[Path]) -> list[RawQuery]:
         The queries in the order of the files and lines.
 
     Raises:
-        DataError: If a line is no such object, a query_id appears twice, or a group lies in two
-            splits; names file and line.
+        DataError: If a line is not such an object, a query_id appears twice, or a group is in two
+            splits; the message names file and line.
     """
     queries: list[RawQuery] = []
     first_place: dict[str, str] = {}
@@ -79,10 +79,10 @@ def load_query_files(paths: Sequence[Path]) -> list[RawQuery]:
 
 
 def packaged_queries(items: Iterable[TitledItem | tuple[str, str, int | None]]) -> list[RawQuery]:
-    """Return the queries that come with sidrec for those films that a catalogue holds.
+    """Return the packaged queries for the films of a catalogue.
 
-    10,376 queries of 1,297 films; films are recognized by title and year, so that any MovieLens
-    edition will do. Says how many were found.
+    There are 10,376 queries for 1,297 films. Films match by title and year, so any MovieLens
+    edition works. The function reports how many were found.
 
     Args:
         items: item_id, title, year (``None``: the year at the end of the title counts).
@@ -114,7 +114,7 @@ def packaged_queries(items: Iterable[TitledItem | tuple[str, str, int | None]]) 
 
 
 def read_packaged() -> list[FilmQuery]:
-    """Return all packaged queries, matched to nothing."""
+    """Return all packaged queries, not matched to a catalogue."""
     resource = files("sidrec.corpus").joinpath("resources", f"{PACKAGED}.jsonl.xz")
     lines = lzma.decompress(resource.read_bytes()).decode().splitlines()
     return [FilmQuery(**json.loads(line)) for line in lines]

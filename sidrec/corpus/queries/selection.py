@@ -1,4 +1,4 @@
-"""Which queries a corpus gets: from files, from a writer, or those that come with sidrec."""
+"""Query sources of a corpus: files, a query writer, or the packaged queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads __dict__
 class QueryWriting:
-    """How queries are written where ``--write_queries`` asks for it.
+    """Query writing for ``--write_queries``.
 
     Attributes:
         num_queries: Queries for each item, each with one paraphrase.
         max_items_per_query: Template queries that more items would answer are left out.
-        temperature: Of the language model, unitless; 0 takes the most likely token each time.
+        temperature: Temperature of the language model, unitless; 0 takes the most likely token each
+            time.
         max_new_tokens: Limit of one answer of the language model, in tokens.
         batch_size: Prompts that the language model answers at once.
-        seed: Of the language model.
-        revision: Commit, tag or branch of an ``hf:`` model on the hub; null takes today's.
+        seed: Seed of the language model.
+        revision: Commit, tag or branch of an ``hf:`` model on the hub; null takes the newest.
     """
 
     num_queries: int = 10
@@ -51,17 +52,17 @@ def chosen_queries(
     packaged: bool,
     columns: "Columns | None" = None,
 ) -> "list[RawQuery]":
-    """Gather the queries of all sources that were asked for.
+    """Collect the queries of all chosen sources.
 
     Args:
-        items: The items that the corpus keeps, for writers to write about.
+        items: Items that the corpus keeps; a writer writes about them.
         files: Query files, patterns or addresses, read first.
-        near: Files of an object store are fetched beside this folder.
+        near: Folder beside which files of an object store are fetched.
         write_queries: ``template``, ``hf:MODEL``, ``openai:URL``, or ``None``.
-        writing: How a writer writes.
+        writing: Settings of the writer.
         packaged: Whether to take the queries that come with sidrec when neither files nor a
             writer are given; items are matched by title and year.
-        columns: What the columns of query files are called.
+        columns: Column names of the query files.
     """
     queries: list[RawQuery] = []
     if files:

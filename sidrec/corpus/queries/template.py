@@ -1,4 +1,4 @@
-"""Queries written from metadata, without any model: weak, but free and always at hand."""
+"""Template queries from item metadata: weaker than those of a language model, but free."""
 
 import hashlib
 import math
@@ -21,23 +21,23 @@ _WORDINGS = {
     "genre-decade": ("{} from the {}s", "{1}s {0}"),
 }
 _WORD = re.compile(r"[^\W\d_]{4,}")
-_MAX_SHARE = 0.2  # a word in more than this share of the descriptions says nothing
-_RARE = 3  # in a catalogue of 100 items and more, so many descriptions must hold a word
+_MAX_SHARE = 0.2  # a word in more than this share of the descriptions is not a keyword
+_RARE = 3  # fewest descriptions that hold a keyword, in a catalogue of 100 items or more
 _Facts = tuple[str, ...]
 
 
 def template_queries(
     items: Sequence[ItemFacts], *, num_groups: int, max_items_per_query: int
 ) -> list[RawQuery]:
-    """Write queries from genres, years, tags and telling words of the descriptions.
+    """Write queries from genres, years, tags and keywords of the descriptions.
 
     The same items give the same queries. Items that share the facts of a query share the query:
     all of them are its answers. No query contains the title of one of its items.
 
     Args:
         items: The catalogue.
-        num_groups: At most so many groups (a query and its paraphrase) per item, the most
-            telling first; ``>= 1``. An item may get more when it shares those of others.
+        num_groups: Groups (a query and its paraphrase) per item, at most, the most informative
+            first; ``>= 1``. An item may get more when it shares those of others.
         max_items_per_query: Queries that more items would answer are left out as too vague.
 
     Returns:
@@ -76,7 +76,7 @@ def template_queries(
 
 
 def _gather(items: Sequence[ItemFacts]) -> dict[tuple[str, _Facts], tuple[str, ...]]:
-    """Return the items of each possible query, the most telling kinds first."""
+    """Return the items of each possible query, the most informative kinds first."""
     keywords = _keywords(items)
     answers: dict[tuple[str, _Facts], list[str]] = {}
     ranked = [list(_possible(item, words)) for item, words in zip(items, keywords, strict=True)]
@@ -108,7 +108,7 @@ def _possible(item: ItemFacts, words: list[str]) -> Iterator[tuple[str, _Facts]]
 
 
 def _keywords(items: Sequence[ItemFacts]) -> list[list[str]]:
-    """Return each item's telling words, by TF-IDF over the descriptions, ties by alphabet."""
+    """Return each item's keywords by TF-IDF over the descriptions, ties in alphabetical order."""
     counts = [Counter(_WORD.findall(item.description.casefold())) for item in items]
     num_items_with = Counter(word for count in counts for word in count)
     most = max(1.0, _MAX_SHARE * len(items))

@@ -1,4 +1,4 @@
-"""Recognizing one film in two catalogues by its title and year."""
+"""Title matching: finds a film of one catalogue in another by title and year."""
 
 import re
 import unicodedata
@@ -25,11 +25,11 @@ Value = TypeVar("Value")
 
 
 class TitledItem(NamedTuple):
-    """An item as far as matching looks at it.
+    """Item with its id, title and year for title matching.
 
     Attributes:
         item_id: The catalogue's own id.
-        title: As the catalogue writes it; a year in parentheses at its end is understood.
+        title: Title as the catalogue writes it; a year in parentheses at its end is recognized.
         year: Year of release, ``None`` where unknown; then the title's own year counts.
     """
 
@@ -39,7 +39,7 @@ class TitledItem(NamedTuple):
 
 
 def normalize(text: str) -> str:
-    """Fold case, accents and punctuation away, so that two spellings compare equal.
+    """Remove case, accents and punctuation, so that two spellings compare equal.
 
     Examples:
         >>> normalize("Amélie & the Fabulous  Destiny!")
@@ -68,7 +68,7 @@ def title_keys(title: str) -> tuple[str, ...]:
 
 
 def match_titles(wanted: Sequence[tuple[str, int]], items: Iterable[TitledItem]) -> dict[int, str]:
-    """Find the item of every wanted film; where several fit, the first in the catalogue.
+    """Match every wanted film to an item; of several that fit, the first in the catalogue.
 
     Three passes, each over what the earlier ones left: a common name and the same year; a common
     name that is unique on both sides and a year that differs by one; the part of a title before
@@ -81,7 +81,7 @@ def match_titles(wanted: Sequence[tuple[str, int]], items: Iterable[TitledItem])
 
     Returns:
         item_id by position in ``wanted``; films that the catalogue lacks are left out. No item
-        answers for two films.
+        matches two films.
     """
     known = [
         item if item.year else item._replace(year=title_and_year(item.title)[1]) for item in items
@@ -100,7 +100,7 @@ def match_titles(wanted: Sequence[tuple[str, int]], items: Iterable[TitledItem])
 
 def _same_year(wanted: Sequence[tuple[str, int]], items: list[TitledItem]) -> dict[int, str]:
     by_key: dict[tuple[str, int | None], str] = {}
-    for rank in (0, 1):  # a main title goes before another film's alternative title
+    for rank in (0, 1):  # a main title takes precedence over another film's alternative title
         for item in items:
             for key in title_keys(item.title)[rank : 1 if rank == 0 else None]:
                 by_key.setdefault((key, item.year), item.item_id)
@@ -145,7 +145,7 @@ def _segment(wanted: Sequence[tuple[str, int]], items: list[TitledItem]) -> dict
 def _parts(title: str) -> list[str]:
     name = _PARENTHESES.sub("", title_and_year(title)[0])
     pieces = [_key(piece) for piece in _SEGMENTS.split(name)]
-    # One word is too little: "Alien: Resurrection" is not "Resurrection".
+    # One word is not enough: "Alien: Resurrection" is not "Resurrection".
     return [piece for piece in {pieces[0], pieces[-1]} if len(pieces) > 1 and " " in piece]
 
 
@@ -162,10 +162,11 @@ def _gather(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
 
 
 def names_title(text: str, title: str) -> bool:
-    """Tell whether a text contains a title: whole words, any of its names, any spelling.
+    """Return whether a text contains a title: whole words, any of its names, any spelling.
 
-    A part of a title before or after a colon or dash counts when it has two words or more. A
-    title that is one function word (``It``, ``Up``) is never found: every text would name it.
+    A part of a title before or after a colon or dash counts when it has two words or more. A title
+    that is one function word (``It``, ``Up``) is never found, because almost every text contains
+    it.
 
     Examples:
         >>> names_title("something like the matrix but older", "Matrix, The (1999)")

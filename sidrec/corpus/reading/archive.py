@@ -1,4 +1,4 @@
-"""Unpacking zip archives that came from outside, without trusting them."""
+"""Zip archives from untrusted sources, unpacked safely."""
 
 import shutil
 import stat
@@ -11,7 +11,7 @@ from sidrec.errors import DataError
 from sidrec.files import atomic_folder
 
 _CHUNK_BYTES = 1 << 20
-_ALWAYS_ALLOWED_BYTES = 1 << 20  # a small file may compress as well as it likes
+_ALWAYS_ALLOWED_BYTES = 1 << 20  # unpacked size up to which no ratio is too high
 
 
 def extract(
@@ -25,23 +25,23 @@ def extract(
 ) -> list[Path]:
     """Unpack a zip (a wheel is one too) into ``folder``, all of it or nothing.
 
-    Everything is judged before the first byte is written, and the sizes that the archive claims
+    All members are checked before the first byte is written, and the sizes that the archive states
     are enforced while writing. ``folder`` is replaced when it exists.
 
     Args:
         archive: The zip file.
-        folder: Appears, complete, when the call returns; untouched when it raises.
+        folder: Folder to create: complete when the call returns, unchanged when it raises.
         max_total_bytes: Limit of the unpacked size, in bytes.
         max_files: Limit of the number of files.
-        max_ratio: Limit of unpacked size over packed size, unitless; archives that unpack to
-            less than one MiB are let through.
+        max_ratio: Limit of unpacked size over packed size, unitless; archives that unpack to at
+            most one MiB are exempt.
         members: Names to unpack; ``None`` unpacks all.
 
     Returns:
         The files, in the archive's order.
 
     Raises:
-        DataError: If the archive is damaged or no zip, holds a link, a path that leads out of
+        DataError: If the archive is damaged or not a zip, holds a link, a path that leads out of
             the folder or the same name twice, is larger than allowed, or lacks a member.
     """
     try:
@@ -124,7 +124,7 @@ def _check_size(
 
 
 def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
-    # ZipFile stops a member at the size that its header states, so the judged sizes hold.
+    # ZipFile stops a member at the size that its header states, so the checked sizes hold.
     target.parent.mkdir(parents=True, exist_ok=True)
     with opened.open(info) as source, target.open("xb") as sink:
         shutil.copyfileobj(source, sink, _CHUNK_BYTES)

@@ -1,23 +1,23 @@
-"""Names of columns, and refusals of tables that lack them."""
+"""Column names of user tables, and checks that tables have them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads __dict__
 class Columns:
-    """Names that the columns have in the user's tables.
+    """Column names in the user's tables.
 
     Attributes:
         item_id: The catalogue's own id of an item, in every table.
         title: Title of an item.
         text: Text of an item.
-        user_id: Who interacted.
-        timestamp: When.
+        user_id: User of an interaction.
+        timestamp: Time of an interaction.
         rating: Rating of an interaction.
         query_id: Id of a query.
         query: Text of a query.
         item_ids: Answers of a query.
-        group: Shared by a query and its paraphrases.
+        group: Group of a query and its paraphrases.
         split: Split of a query.
     """
 

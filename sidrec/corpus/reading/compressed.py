@@ -1,4 +1,4 @@
-"""Open tables that may be compressed, and tell their format."""
+"""Compressed tables: opening files and recognizing their format."""
 
 import bz2
 import gzip
@@ -16,7 +16,7 @@ COMPRESSIONS = (".gz", ".bz2", ".zst")
 
 
 class FileRows(NamedTuple):
-    """What was read of one file of a table.
+    """Row and line counts of one file of a table.
 
     Attributes:
         file: Path of the file.
@@ -30,7 +30,7 @@ class FileRows(NamedTuple):
 
 
 def format_of(file: Path) -> str:
-    """Return the ending that says the format, e.g. ``.csv`` of ``log.csv.gz``."""
+    """Return the file name ending that gives the format, e.g. ``.csv`` of ``log.csv.gz``."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -65,7 +65,7 @@ def row_place(name: str, files: tuple[FileRows, ...], row: int) -> str:
     """Name a row of a table in several files, e.g. ``logs/b.csv row 3``.
 
     Args:
-        name: What the user called the table.
+        name: Table as the user named it.
         files: Its files in order; empty where there is none.
         row: Counted over all files, from 1.
 

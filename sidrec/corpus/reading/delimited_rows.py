@@ -1,4 +1,4 @@
-"""Read delimited text strictly: every row has its columns, or is refused by file and row."""
+"""Delimited text, read strictly: a row without all its columns is refused by file and row."""
 
 import csv
 import re
@@ -14,7 +14,7 @@ from sidrec.corpus.reading.compressed import FileRows, open_bytes
 from sidrec.errors import DataError
 
 _CHUNK_BYTES = 1 << 23
-_LONGEST_ROW = 1 << 26  # bytes; a quoted value that is longer was not closed
+_LONGEST_ROW = 1 << 26  # bytes; a longer quoted value has no closing quotation mark
 _SHOWN = 60  # characters of a refused row
 _ADVICE = {
     "stray": "a quotation mark inside a value; enclose the value in quotation marks and double "
@@ -25,7 +25,7 @@ _ADVICE = {
 
 
 class _Rules(NamedTuple):
-    """How the rows of one file are written."""
+    """Row format of one file."""
 
     separator: str
     quoted: bool
@@ -35,15 +35,15 @@ def read_delimited(file: Path, separator: str, read: list[FileRows]) -> Iterator
     """Yield the rows of a file with a header, every column as text, empty values as null.
 
     A comma-separated file is quoted as RFC 4180 says. A tab-separated file has no quoting: its
-    values are read letter by letter, unless its header is in quotation marks.
+    values are read literally, unless its header is in quotation marks.
 
     Args:
         file: UTF-8, plain or compressed.
         separator: One character.
-        read: Gets the number of rows and lines when the file has been read.
+        read: Receives the number of rows and lines after the file is read.
 
     Raises:
-        DataError: If the file is empty, no UTF-8, has a column twice, or a row breaks the rules.
+        DataError: If the file is empty, not UTF-8, has a column twice, or a row breaks the rules.
     """
     names: list[str] = []
     rules = _Rules(separator, separator == ",")
@@ -76,7 +76,7 @@ def read_delimited(file: Path, separator: str, read: list[FileRows]) -> Iterator
 
 
 def _end_of_rows(data: bytes, rules: _Rules, *, ended: bool) -> tuple[int, str]:
-    """Return where the last complete row ends, and what is wrong with the row after it."""
+    """Return the end of the last complete row, and the problem of the row after it."""
     if not rules.quoted or b'"' not in data:
         return (len(data) if ended else data.rfind(b"\n") + 1), ""
     row, rows = _patterns(rules.separator)
@@ -84,7 +84,7 @@ def _end_of_rows(data: bytes, rules: _Rules, *, ended: bool) -> tuple[int, str]:
     if end < len(data):
         found = row.match(data, end).end()  # type: ignore[union-attr]
     after = data[found : found + 2]
-    if after in (b"", b"\r"):  # the row is complete as far as it goes
+    if after in (b"", b"\r"):  # the row is valid so far
         return (len(data) if ended else end), ""
     at_start = found == end or data[found - 1 : found] == rules.separator.encode()
     if after.startswith(b'"') and at_start:

@@ -1,4 +1,4 @@
-"""MovieLens on this machine: from a path, from GroupLens, or (ml-100k) from the RecBole wheel."""
+"""MovieLens files: from a path, from GroupLens, or (ml-100k) from the RecBole wheel."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ MARKERS = ("ratings.csv", "ratings.dat", "u.data", "ml-100k.inter")
 
 _MAX_TOTAL_BYTES = 8 << 30  # ml-25m, the largest, unpacks to 1.1 GB
 _MAX_FILES = 1000
-_MAX_RATIO = 200.0  # genuine editions lie below 10
+_MAX_RATIO = 200.0  # genuine editions are below 10
 _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 60.0
 _RETRIES = 3
@@ -50,19 +50,19 @@ def default_cache_folder() -> Path:
 
 
 def locate_movielens(source: str, *, cache_folder: Path) -> Path:
-    """Return a folder that holds a MovieLens edition, fetching and unpacking it where needed.
+    """Return a folder that holds a MovieLens edition; download and unpack it if needed.
 
-    A second call answers from the cache without a network. The publisher's address can be
-    replaced by a mirror with ``SIDREC_MOVIELENS_URL``; the checksums stay the publisher's.
+    A second call uses the cache and needs no network. ``SIDREC_MOVIELENS_URL`` replaces the
+    publisher's address by a mirror; the checksums stay the publisher's.
 
     Args:
-        source: A name (``ml-100k``, ``ml-latest-small``, ``ml-1m``, ``ml-25m``, ``ml-32m``), or
-            the path of a folder or zip in MovieLens layout. A name goes before a path; write
+        source: A name (``ml-100k``, ``ml-latest-small``, ``ml-1m``, ``ml-25m``, ``ml-32m``), or the
+            path of a folder or zip in MovieLens layout. A name takes precedence over a path; write
             ``./ml-1m`` for a folder of that name.
-        cache_folder: Where downloads and unpacked archives are kept.
+        cache_folder: Folder of downloads and unpacked archives.
 
     Returns:
-        The folder in which ``ratings.csv``, ``ratings.dat``, ``u.data`` or ``ml-100k.inter`` lies.
+        The folder that contains ``ratings.csv``, ``ratings.dat``, ``u.data`` or ``ml-100k.inter``.
 
     Raises:
         ConfigError: If ``source`` is neither a name nor an existing path.
@@ -142,7 +142,7 @@ def _download(name: str, url: str, cache: Path) -> Path:
 
 
 def _check_reachable(address: str, name: str) -> None:
-    """Ask for the headers only, so that a machine without a network learns it at once."""
+    """Request the headers only, so that a machine without a network fails at once."""
     import requests
 
     try:
@@ -216,14 +216,14 @@ def _edition_in(folder: Path) -> Path:
 
 
 class _DownloadProgress:
-    """What pooch reports to: a line at the start and then at the most every five seconds."""
+    """Progress of a pooch download: one line at the start, then at most one every five seconds."""
 
     def __init__(self, name: str) -> None:
         self.name, self.total, self.done = name, 0, 0
         self.last = time.monotonic()
 
     def update(self, num_bytes: int) -> None:
-        """Count bytes that arrived."""
+        """Count received bytes."""
         self.done += num_bytes
         if time.monotonic() - self.last >= 5.0:
             self.last = time.monotonic()
@@ -231,7 +231,7 @@ class _DownloadProgress:
             say(f"{self.name}: {self.done / 1e6:,.0f}{total} MB downloaded")
 
     def reset(self) -> None:
-        """Begin again at zero."""
+        """Reset the count to zero."""
         self.done = 0
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
-"""Downloads of gzipped files whose publishers state no checksum: resumable, checked by content."""
+"""Gzip downloads without a published checksum: resumable, checked by content."""
 
 import gzip
 import zlib
 from pathlib import Path
 
 from sidrec.console import say
-from sidrec.corpus.reading.download import _DownloadProgress  # the same lines as for MovieLens
+from sidrec.corpus.reading.download import _DownloadProgress  # same lines as for MovieLens
 from sidrec.errors import DataError, SidrecError
 from sidrec.files import disk_errors
 
@@ -15,19 +15,19 @@ _RETRIES = 3
 
 
 def fetch_gzip(address: str, target: Path, *, mirror: str) -> None:
-    """Download a gzipped file unless it is there; an interrupted download resumes where it ended.
+    """Download a gzipped file unless it is there; an interrupted download resumes.
 
     The file gets its name only when its size is the one that the server states and the checksum
-    inside the gzip stream agrees. It is for publishers that state no checksum of their own.
+    inside the gzip stream agrees. Use it for publishers that state no checksum.
 
     Args:
-        address: Of the file.
-        target: Where to keep it.
-        mirror: Environment variable that names a mirror; for messages.
+        address: Address of the file.
+        target: Path of the downloaded file.
+        mirror: Environment variable that names a mirror, for messages.
 
     Raises:
-        DataError: If what arrived is damaged; it is removed.
-        SidrecError: If the server cannot be reached, or broke off too often.
+        DataError: If the downloaded file is damaged; it is removed.
+        SidrecError: If the server cannot be reached, or interrupts the download too often.
     """
     if target.exists():
         return
@@ -53,7 +53,7 @@ def fetch_gzip(address: str, target: Path, *, mirror: str) -> None:
 
 
 def _receive(address: str, part: Path, *, mirror: str) -> None:
-    """Append what is missing to ``part`` until its size is the one that the server states."""
+    """Append the missing bytes to ``part`` until it has the size that the server states."""
     import requests
     import urllib3
 
@@ -65,7 +65,7 @@ def _receive(address: str, part: Path, *, mirror: str) -> None:
         try:
             with requests.get(address, headers=headers, stream=True, timeout=timeout) as response:
                 if response.status_code == requests.codes.requested_range_not_satisfiable and done:
-                    return  # nothing is missing; the checksum decides whether it is the file
+                    return  # nothing is missing; the checksum decides whether the file is valid
                 response.raise_for_status()
                 resumed = response.status_code == requests.codes.partial_content
                 progress = _DownloadProgress(part.stem)

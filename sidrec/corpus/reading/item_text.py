@@ -1,4 +1,4 @@
-"""The text that stands for an item: what the encoder reads."""
+"""Item texts, as the encoder reads them."""
 
 import html
 import re
@@ -26,7 +26,7 @@ _MARKUP = re.compile(
     re.IGNORECASE,
 )
 _IS_TAG = frozenset(re.findall(r"\w+", _NAMES.replace("h[1-6]", "h1|h2|h3|h4|h5|h6")))
-_EMBEDDED = {  # elements that hold code, and how their code is told from words
+_EMBEDDED = {  # elements that hold code, and a pattern that separates code from words
     "style": re.compile(r"\{[^{}:]*+:[^{}]*+\}|@import"),
     "script": re.compile(r"[;{}=]|\w\("),
 }
@@ -41,7 +41,7 @@ _DECLARATION = re.compile(
 _CLASS = rf"(?:(?<!\w)(?:{_NAMES}))?[.#][A-Za-z_][\w.#:-]*"
 _GROUP = rf"{_CLASS}(?:[\s>]+(?:{_CLASS}|(?:{_NAMES})(?::[\w-]+)?))*"
 _SELECTOR = re.compile(rf"{_GROUP}(?:\s*,\s*{_GROUP})*\s*$")
-_SELECTOR_CHARACTERS = 200  # looked at before a brace
+_SELECTOR_CHARACTERS = 200  # read before a brace
 
 _STRING = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
 _STRINGS = re.compile(_STRING, re.DOTALL)
@@ -52,7 +52,7 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def clean_text(text: str) -> str:
-    """Remove markup from a text and put it on one line; every other word stays.
+    """Remove markup from a text and join it into one line; every other word stays.
 
     Markup is a tag of HTML with attributes as HTML writes them, a closed comment, an entity with
     its semicolon, what a closed ``style`` or ``script`` element holds where that is code, a rule
@@ -90,14 +90,14 @@ def _visible_parts(text: str) -> Iterator[str]:
     last_comment_end = text.rfind("-->")
     position = 0
     for start, end, name in zip(starts, ends, names, strict=True):
-        if start < position:  # within a comment or embedded code
+        if start < position:  # inside a comment or embedded code
             continue
         if name not in elements:
             if name == "!--" and start <= last_comment_end:
                 end = text.find("-->", start) + 3
             elif start in end_of_code:
                 end = end_of_code[start]
-            else:  # a text about this tag, or what HTML lacks
+            else:  # a text about this tag, or a name unknown to HTML
                 continue
         yield text[position:start]
         position = end
@@ -105,7 +105,7 @@ def _visible_parts(text: str) -> Iterator[str]:
 
 
 def _elements(names: set[str]) -> set[str]:
-    """Return the tags that are markup alone; a name that HTML lacks is one where it is closed."""
+    """Return the names of tags that are markup; a name unknown to HTML counts if it is closed."""
     closed = {name for name in names if f"/{name}" in names}
     known = {name for name in names if name.removeprefix("/") in _IS_TAG | closed}
     return known - {"style", "/style", "script", "/script"} | {"!doctype"}
@@ -114,7 +114,7 @@ def _elements(names: set[str]) -> set[str]:
 def _embedded_code(
     text: str, starts: list[int], ends: list[int], names: list[str]
 ) -> dict[int, int]:
-    """Return start -> end of what to remove of the closed style and script elements."""
+    """Return start -> end of the parts to remove of closed style and script elements."""
     end_of_code = {}
     for name, code in _EMBEDDED.items():
         places = [place for place, other in enumerate(names) if other in (name, f"/{name}")]
@@ -144,7 +144,7 @@ def _without_style_rules(text: str) -> str:
 
 
 def _without_list(text: str) -> str:
-    """Join the strings of a written-out list, also of lists, as dumps of Amazon's data hold."""
+    """Join the strings of a written-out list, nested or not, as in dumps of Amazon's data."""
     if not (text.startswith("[") and text.endswith("]")):
         return text
     if _LIST.fullmatch(text):
@@ -168,7 +168,7 @@ _MOVED_ARTICLE = re.compile(
 
 
 def title_and_year(raw: str) -> tuple[str, int | None]:
-    """Take a MovieLens title apart.
+    """Split a MovieLens title into title and year.
 
     Args:
         raw: Title as MovieLens writes it: moved article, other titles and year in parentheses.
@@ -187,13 +187,13 @@ def title_and_year(raw: str) -> tuple[str, int | None]:
     name = raw[: found.start()] if found else raw
     others = [reading_order(other.strip()) for other in _ALTERNATIVE.findall(name)]
     main = reading_order(_ALTERNATIVE.sub("", name).strip())
-    if not main:  # a title that is nothing but parentheses
+    if not main:  # a title of parentheses alone
         return name.strip(), year
     return " ".join([main, *(f"({other})" for other in others if other)]), year
 
 
 def reading_order(title: str) -> str:
-    """Put an article that was moved behind the title back to its front.
+    """Move an article from the end of a title back to its front.
 
     Examples:
         >>> reading_order("Usual Suspects, The")
@@ -217,7 +217,7 @@ def item_text(
     genome_tags: Sequence[str],
     description: str,
 ) -> str:
-    """Write one item as text: the short facts first, because encoders cut long texts off.
+    """Compose the text of one item, short facts first, because encoders truncate long texts.
 
     Examples:
         >>> item_text("Heat", 1995, genres=["Action"], tags=[], genome_tags=["heist"],

@@ -1,4 +1,4 @@
-"""Read JSON lines strictly: numbers as written, late columns, no value that JSON lacks."""
+"""JSON lines, read strictly: numbers as written, late columns, no value outside JSON."""
 
 import json
 import math
@@ -15,12 +15,12 @@ _ROWS_AT_ONCE = 20_000
 
 
 class WrittenFloat(float):
-    """A float that knows how it was written."""
+    """Float that keeps its written form."""
 
     text: str
 
     def __new__(cls, text: str) -> "WrittenFloat":
-        """Read the text; a number beyond the range of floats is refused."""
+        """Parse a number; one beyond the range of floats is refused."""
         number = super().__new__(cls, text)
         number.text = text
         if math.isinf(number):
@@ -36,8 +36,8 @@ def json_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number of each line that is not blank, and its object.
 
     Raises:
-        DataError: If a line is no object, holds NaN or Infinity, a key twice, or half a
-            character; names file, line and key.
+        DataError: If a line is not an object, holds NaN or Infinity, a key twice, or half of a
+            surrogate pair; the message names file, line and key.
     """
     decoder = json.JSONDecoder(
         parse_float=WrittenFloat, parse_constant=_refuse, object_pairs_hook=_once
@@ -99,7 +99,7 @@ def read_json_table(file: Path, texts: Sequence[str], read: list[FileRows]) -> p
     Args:
         file: One object a line.
         texts: Columns whose numbers are kept as they were written.
-        read: Gets the number of rows and lines.
+        read: Receives the number of rows and lines.
     """
     batches: list[list[dict[str, Any]]] = []
     kinds: dict[str, Any] = {}

@@ -28,10 +28,10 @@ def read_records(
         file: JSON lines; gzipped where the name ends in ``.gz``. Empty lines are left out.
         python_literals: Also accept lines that are dictionaries as Python prints them. Such a line
             is parsed, never executed.
-        wanted: Lines for which it is false are left out before they are parsed.
+        wanted: Predicate on a line; lines for which it is false are left out before parsing.
 
     Raises:
-        DataError: If the file is missing, its compression is damaged, or a line is no record.
+        DataError: If the file is missing, its compression is damaged, or a line is not a record.
     """
     row = 0
     try:
@@ -84,7 +84,7 @@ def required(record: Record, key: str, place: str, *, hint: str) -> str:
     Args:
         record: One line of a file.
         key: Must have a value that is text or a number.
-        place: File and row.
+        place: File and row, for messages.
         hint: What to do where the key is missing.
 
     Raises:
@@ -123,7 +123,7 @@ def readable(value: object, *, between: str = " ") -> str:
 
 
 def sentences(parts: Iterable[str]) -> str:
-    """Join parts into one text, each ended by a full stop where it has no mark of its own.
+    """Join parts into one text, each ended by a period unless it ends in a mark of its own.
 
     Examples:
         >>> sentences(["Strong glue", "", "Dries fast!", "Price: 3"])

@@ -1,4 +1,4 @@
-"""Tables that lie in several files, here or in an object store."""
+"""Tables in several files, local or in an object store."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,11 +16,11 @@ _ADVICE = "free space or choose another --out: shards are fetched to its disk."
 
 
 class Shards(NamedTuple):
-    """One table in one or more files that lie here.
+    """Table in one or more local files.
 
     Attributes:
-        name: What the user called it, for messages.
-        files: In the order in which their rows follow each other.
+        name: Table as the user named it, for messages.
+        files: Files in the order of their rows.
     """
 
     name: str
@@ -29,15 +29,15 @@ class Shards(NamedTuple):
 
 @contextmanager
 def local_shards(places: str | Sequence[str], *, near: Path) -> Iterator[Shards]:
-    """Yield the files of a table in the order of their names; those from elsewhere are fetched.
+    """Yield the files of a table in the order of their names; remote files are fetched.
 
-    Building reads interactions more than once, so an object store is asked once, file by file;
-    what was fetched is removed at the end.
+    The builder reads interactions more than once, so each remote file is fetched once and removed
+    at the end.
 
     Args:
         places: Files; each is a path, a pattern such as ``logs/*.parquet``, or an address with a
             scheme that fsspec knows (``s3://bucket/logs/*.parquet``, ``gs://…``, ``file://…``).
-        near: Fetched files lie in a temporary folder beside this one.
+        near: Folder beside which a temporary folder holds the fetched files.
 
     Raises:
         DataError: If no file matches.
@@ -114,7 +114,7 @@ def _asking(place: str) -> Iterator[None]:
         yield
     except SidrecError:
         raise
-    except Exception as error:  # every store has errors of its own
+    except Exception as error:  # every store raises its own errors
         raise SidrecError(
             f"{place} cannot be read ({type(error).__name__}: {error}); check the address, the "
             "network and the credentials."

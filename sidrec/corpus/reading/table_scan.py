@@ -23,7 +23,7 @@ _TEXTS = ("item_id", "title", "text", "query_id", "query", "group", "split", "us
 def scan_columns(
     table: Shards, columns: list[str], scratch: Path | None, read: list[FileRows]
 ) -> pl.LazyFrame:
-    """Scan some columns; Parquet where it lies, all else as text from a copy."""
+    """Scan some columns: Parquet in place, other formats as text from a copy."""
     ending = _ending(table)
     if ending == ".parquet":
         return pl.concat(list(_parquet(table, read)), how="diagonal_relaxed")
@@ -59,7 +59,7 @@ def _text_frames(
 
 
 def read_frame(table: Shards, read: list[FileRows]) -> pl.DataFrame:
-    """Return a whole table; of delimited text only numbers that keep their spelling are numbers."""
+    """Return a whole table; delimited text becomes a number only if it keeps its spelling."""
     ending = _ending(table)
     with reading(table.name):
         if ending == ".parquet":
@@ -145,7 +145,7 @@ def _separator(ending: str) -> str:
 
 
 def renamed(frame: Any, columns: Columns, name: str) -> Any:  # noqa: ANN401
-    """Give columns sidrec's names; works on frames and lazy frames."""
+    """Rename columns to sidrec's names; works on frames and lazy frames."""
     present = frame.collect_schema().names()
     new = {
         getattr(columns, field.name): field.name

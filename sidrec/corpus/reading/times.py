@@ -1,4 +1,4 @@
-"""Times in any usual writing, as exact nanoseconds."""
+"""Times in any usual format, as exact nanoseconds."""
 
 from typing import Literal, NamedTuple
 
@@ -11,7 +11,7 @@ Timestamps = Literal["auto", "s", "ms", "us", "ns", "position"]
 _UNITS = ("s", "ms", "us", "ns")
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-_FIRST, _LAST = 1e8, 1e11  # seconds of 1973 and of 5138: between them the size says the unit
+_FIRST, _LAST = 1e8, 1e11  # seconds of 1973 and of 5138: between them the size gives the unit
 _ISO = (
     r"^\s*(?<date>\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2})"
     r"(?:[Tt ]\s*(?<minute>\d{2}:\d{2})(?::(?<second>\d{2})(?:[.,](?<fraction>\d+))?)?"
@@ -20,10 +20,10 @@ _ISO = (
 
 
 class Times(NamedTuple):
-    """How a column of times is read.
+    """Times of a column, and their format.
 
     Attributes:
-        nanoseconds: Int128 since 1970 in UTC; null where the value is no time.
+        nanoseconds: Int128 since 1970 in UTC; null where the value is not a time.
         written: What the column holds, for the summary.
     """
 
@@ -32,17 +32,17 @@ class Times(NamedTuple):
 
 
 def read_times(frame: pl.LazyFrame, column: str, unit: str, name: str) -> Times:
-    """Find out how times are written, from all values of the column.
+    """Recognize the format of times from all values of the column.
 
     Numbers are seconds, milliseconds, microseconds or nanoseconds since 1970 by their size:
     below 1e11, 1e14 and 1e17. Text is a number, a date, or a date and time of ISO 8601; without
     a zone it is UTC.
 
     Args:
-        frame: Has the column; it is read once.
+        frame: Frame with the column; read once.
         column: Numbers, text, dates or moments.
         unit: ``s``, ``ms``, ``us`` or ``ns`` sets the unit of numbers; ``auto`` recognizes it.
-        name: Of the table, for messages.
+        name: Name of the table, for messages.
 
     Raises:
         DataError: If the column holds no times, or numbers of several units.

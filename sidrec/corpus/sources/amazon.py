@@ -1,4 +1,4 @@
-"""Read Amazon reviews and metadata of the 2014, 2018 and 2023 collections."""
+"""Amazon reviews and metadata of the 2014, 2018 and 2023 collections."""
 
 import re
 from collections import Counter
@@ -56,27 +56,27 @@ def read_amazon(
     missing_titles: MissingTitles,
     core: int,
 ) -> RawCatalogue:
-    """Read one category; only products with metadata and enough reviews remain.
+    """Read one Amazon category; only products with metadata and enough reviews remain.
 
     All reviews are in memory at once, about 60 bytes each; their texts are not.
 
     Args:
         files: Reviews and metadata.
-        generation: Says which keys the files have.
-        text_fields: What an item's text is made of, in this order; fields that an item lacks are
+        generation: Collection, which determines the keys of the files.
+        text_fields: Fields of an item's text, in this order; fields that an item lacks are
             left out.
-        missing_titles: For products without a title. ``fill``: make one from the product's other
-            fields, in the last resort its id. ``keep``: leave it empty. ``drop``: leave the
-            product and its reviews out.
-        core: Reviews that each user and each item has at least; filtered repeatedly until that
-            holds. 0 keeps all reviewed products.
+        missing_titles: Treatment of products without a title. ``fill``: make one from the product's
+            other fields, or else from its id. ``keep``: leave it empty. ``drop``: leave the product
+            and its reviews out.
+        core: Reviews that each user and each item has at least; filtered repeatedly until this is
+            true. 0 keeps all reviewed products.
 
     Returns:
         Items in the order of the metadata, with attributes brand, categories and price (in
         dollars, the lower end of a range; null where there is no number).
 
     Raises:
-        DataError: If a file is damaged, a row lacks a key or holds no record, or nothing remains.
+        DataError: If a file is damaged, a row lacks a key or is not a record, or nothing remains.
     """
     keys = _KEYS[generation]
     reviews = _read_reviews(files, keys, generation)

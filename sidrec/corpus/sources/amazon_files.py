@@ -1,4 +1,4 @@
-"""Amazon review files on this machine: from a folder, or downloaded by category."""
+"""Amazon review files: from a folder, or downloaded by category."""
 
 import os
 from difflib import get_close_matches
@@ -49,11 +49,11 @@ _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 class AmazonFiles(NamedTuple):
-    """Where the files of one category are.
+    """Files of one Amazon category.
 
     Attributes:
-        reviews: One review a line.
-        meta: One product a line.
+        reviews: File of reviews, one a line.
+        meta: File of products, one a line.
         name: Category, or name of the folder.
     """
 
@@ -63,16 +63,16 @@ class AmazonFiles(NamedTuple):
 
 
 def locate_amazon(source: str, generation: Generation, *, cache_folder: Path) -> AmazonFiles:
-    """Return the review and metadata files of a category, downloaded where needed.
+    """Return the review and metadata files of a category; download them if needed.
 
-    A second call answers from the cache without a network. ``SIDREC_AMAZON_URL`` replaces the
+    A second call uses the cache and needs no network. ``SIDREC_AMAZON_URL`` replaces the
     publisher's address by a mirror with the same file names.
 
     Args:
         source: A category such as ``Beauty``, or a folder with one file ``meta_*`` and one file of
             reviews, both ``.json`` or ``.jsonl``, plain or gzipped.
-        generation: Which of the publisher's collections the category belongs to.
-        cache_folder: Where downloads are kept.
+        generation: Collection of the publisher to which the category belongs.
+        cache_folder: Folder of downloads.
 
     Raises:
         ConfigError: If ``source`` is neither a category of the generation nor a folder.

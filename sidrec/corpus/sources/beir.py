@@ -1,4 +1,4 @@
-"""Read a BEIR folder: corpus.jsonl, queries.jsonl and qrels."""
+"""BEIR folders: corpus.jsonl, queries.jsonl and qrels."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -36,14 +36,14 @@ class _Judged(NamedTuple):
 def read_beir(
     folder: Path, *, keep_splits: bool, unknown_items: Literal["error", "drop"]
 ) -> tuple[RawCatalogue, list[RawQuery]]:
-    """Read documents as items, and judged queries as queries; there are no interactions.
+    """Read a BEIR folder: documents as items, judged queries as queries, no interactions.
 
     A document is relevant when its score is above 0. Scores that differ become weights: a
     training pair draws a document in proportion to its score.
 
     Args:
-        folder: With corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv, at least one of
-            the three. Each of the two JSONL files may be gzipped.
+        folder: Folder with corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv, at least one
+            of the three. Each of the two JSONL files may be gzipped.
         keep_splits: Whether a query's split is that of its qrels file (dev is valid); otherwise
             the builder decides.
         unknown_items: ``error`` refuses qrels that name a document or query that is not in its

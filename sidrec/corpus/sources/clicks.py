@@ -1,4 +1,4 @@
-"""Read a search log: queries with weighted answers and interactions from the same events."""
+"""Search logs: queries with weighted answers, and interactions from the same events."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ _LICENSE = "the user's own log; its terms are not known to sidrec"
 
 
 class ClickSettings(NamedTuple):
-    """Which events count, and how much.
+    """Click settings: weights and thresholds of the events in a search log.
 
     Attributes:
         event_weights: Weight of each kind of event, ``> 0``; other kinds are left out.
@@ -43,27 +43,27 @@ def read_clicks(
 ) -> tuple[RawCatalogue, list[RawQuery]]:
     """Read a log of events and the table of its items.
 
-    Queries are one when their texts are equal but for letter case, punctuation and spaces; an
-    item answers a query with the sum of the weights of their events. Events without a user count
-    for queries only, events without a query for interactions only. Of consecutive events of one
-    user with one item the first moment and the largest weight are kept.
+    Queries whose texts differ only in letter case, punctuation and spaces are one query. The weight
+    of an item as answer of a query is the sum of the weights of their events. Events without a user
+    count for queries only, events without a query for interactions only. Of consecutive events of
+    one user with one item the first moment and the largest weight are kept.
 
-    With ``split: temporal`` one cut in time parts interactions and queries: a query belongs to the
-    split in which it is first asked, with the events of that split only. So no event after the cut
-    is in train, and no text is in two splits.
+    With ``split: temporal`` one cut in time divides interactions and queries: a query belongs to
+    the split in which it is first asked, with the events of that split only. Therefore no event
+    after the cut is in train, and no text is in two splits.
 
     Args:
         log: Columns user_id, query, item_id, timestamp, and optionally event and position
             (1 is the top); one row an event.
         items: As for ``sidrec prepare table``.
-        clicks: Which events count.
-        settings: How the corpus is built; says how to split, and what to do with unknown items.
+        clicks: Weights and thresholds of the events.
+        settings: Build settings, of which the split and the treatment of unknown items matter here.
 
     Returns:
         The catalogue, with the weight of the event as rating, and the queries.
 
     Raises:
-        DataError: If a column is missing, or a value cannot be read; names the row.
+        DataError: If a column is missing, or a value cannot be read; the message names the row.
         ConfigError: If a weight or count is out of range.
     """
     _check_settings(clicks)

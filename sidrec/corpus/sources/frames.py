@@ -1,4 +1,4 @@
-"""Read tables that are in memory: pandas, polars, Arrow, or data sets of the hub."""
+"""Tables in memory: pandas, polars, Arrow, or data sets of the hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def arrow_table(frame: Any, name: str) -> pa.Table:  # noqa: ANN401 (no common c
         frame: A pandas or polars DataFrame, an Arrow table, anything with the Arrow stream
             protocol, a ``datasets.Dataset``, or the name of one: ``OWNER/NAME``,
             ``OWNER/NAME:CONFIGURATION``, or a local folder.
-        name: What it is, for messages.
+        name: Name of the table, for messages.
 
     Raises:
         ConfigError: If the kind of ``frame`` is unknown, or a data set has several splits.
@@ -66,7 +66,7 @@ def _load(dataset: str, name: str) -> Any:  # noqa: ANN401
         path, _, configuration = dataset.partition(":")
     try:
         return load_dataset(path, configuration or None)
-    except Exception as error:  # the hub, the network and every file format have their own
+    except Exception as error:  # hub, network and file formats raise their own errors
         reason = str(error).splitlines()[0]
         raise DataError(
             f"{name}: data set '{dataset}' cannot be loaded ({reason}); check the name, or load it "
@@ -117,7 +117,7 @@ def read_frames(
 
 @contextmanager
 def _queries_named(scratch: Path) -> Iterator[None]:
-    """Take the temporary folder out of the messages of the reader of query files."""
+    """Remove the temporary folder from the messages of the query file reader."""
     try:
         yield
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Read any edition of MovieLens into a raw catalogue."""
+"""MovieLens editions, read into a raw catalogue."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from sidrec.errors import DataError
 
 
 def tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
-    """Return item_id, tags: the tags that most users gave, ties in alphabetical order."""
+    """Return the tags that most users gave to each item (item_id, tags), ties alphabetical."""
     frame = _tag_rows(folder)
     if frame is None or num_tags == 0:
         return _no_words("tags")
@@ -31,7 +31,7 @@ def tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
 
 
 def genome_tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
-    """Return item_id, genome_tags: the most relevant of the tag genome, ties alphabetical."""
+    """Return the most relevant genome tags (item_id, genome_tags), ties alphabetical."""
     scores, names = folder / "genome-scores.csv", folder / "genome-tags.csv"
     if num_tags == 0 or not scores.exists() or not names.exists():
         return _no_words("genome_tags")
@@ -53,10 +53,10 @@ def genome_tags_of(folder: Path, num_tags: int) -> pl.DataFrame:
 
 
 def descriptions_of(file: Path | None) -> pl.DataFrame:
-    """Return item_id, description from a JSONL file of ``{"movieId", "description"}``.
+    """Return descriptions (item_id, description) from JSONL of ``{"movieId", "description"}``.
 
     Raises:
-        DataError: If a line is not such an object; names the row.
+        DataError: If a line is not such an object; the message names the row.
     """
     rows: dict[str, str] = {}
     if file is not None:
@@ -70,7 +70,7 @@ def descriptions_of(file: Path | None) -> pl.DataFrame:
                     "correct the row or take it out."
                 ) from None
     schema = {"item_id": pl.String, "description": pl.String}
-    with reading(str(file)):  # half a character is no text for polars
+    with reading(str(file)):  # polars refuses half of a surrogate pair
         return pl.DataFrame(
             {"item_id": list(rows), "description": list(rows.values())}, schema=schema
         )
@@ -108,10 +108,10 @@ def scan_text(
     """Scan a delimited file, every column as text.
 
     Args:
-        file: With a header.
-        columns: Those that it must have.
-        separator: Between two values.
-        quote: Around values that hold a separator; None: nothing is quoted.
+        file: File with a header.
+        columns: Columns that the file must have.
+        separator: Character or characters between two values.
+        quote: Character around values that hold a separator; None: nothing is quoted.
 
     Raises:
         DataError: If the file is missing, empty, cannot be read, or lacks a column.
@@ -148,10 +148,10 @@ def read_movielens(
     RecBole's atomic files (``*.inter``, ``*.item``).
 
     Args:
-        folder: Where the files lie.
+        folder: Folder of the files.
         descriptions: JSONL of ``{"movieId", "description"}``, or ``None``.
-        num_tags: At most so many user tags in an item's text, those of most users first.
-        num_genome_tags: At most so many genome tags, the most relevant first.
+        num_tags: User tags in an item's text, at most, those of most users first.
+        num_genome_tags: Genome tags in an item's text, at most, the most relevant first.
 
     Returns:
         Items in the order of the movie file, with columns item_id, title, text, year, genres,
@@ -315,7 +315,7 @@ def _scan_columns(file: Path, separator: str, columns: tuple[str, ...]) -> pl.La
 
 
 def _typed(ratings: pl.LazyFrame) -> pl.LazyFrame:
-    # a value that is no number becomes NaN (rating) or null (timestamp): the builder refuses both
+    # other values become NaN (rating) or null (timestamp), which the builder refuses
     return ratings.select(
         "user_id",
         "item_id",

@@ -1,4 +1,4 @@
-"""What readers hand to the builder: a catalogue with the user's own ids, nothing indexed yet."""
+"""Raw catalogue: what readers pass to the builder, with the user's own ids, not indexed."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,17 +13,17 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")  # position = code in der
 
 
 class RawQuery(NamedTuple):
-    """One query with the items that answer it, before items are indexed.
+    """Raw query: its text and the items that answer it, before items are indexed.
 
     Attributes:
-        query_id: Unique over all queries of a corpus.
+        query_id: Id, unique over all queries of a corpus.
         text: What the user typed; not empty.
         item_ids: The catalogue's own ids of the answers; at least one.
-        group: A query and its paraphrases share a group; a group never spans two splits.
-        split: Where the query belongs; ``""`` lets the builder decide by a hash of the group.
-        source: Where the query comes from (file stem, ``template``, model name).
-        place: File and line it was read from, for messages; empty when it was read from none.
-        weights: How much each of ``item_ids`` answers the query, ``> 0``; empty: all alike. A
+        group: Group that a query and its paraphrases share; a group never spans two splits.
+        split: Split of the query; ``""`` lets the builder decide by a hash of the group.
+        source: Origin of the query (file stem, ``template``, model name).
+        place: File and line of the query, for messages; empty without a file.
+        weights: Weight of each of ``item_ids`` as an answer, ``> 0``; empty: all alike. A
             training pair draws its item in proportion.
     """
 
@@ -38,7 +38,7 @@ class RawQuery(NamedTuple):
 
 
 class RawCatalogue(NamedTuple):
-    """Items and interactions as read from a source.
+    """Raw catalogue: items and interactions as read from a source.
 
     Attributes:
         items: item_id string, title string, text string, then attribute columns; row order
@@ -46,15 +46,16 @@ class RawCatalogue(NamedTuple):
         interactions: user_id string, item_id string, timestamp int64 (microseconds since 1970),
             rating float32 or null, and optionally nanosecond int16 (0 to 999, orders within a
             microsecond); scanned lazily, row order is the order of the source and breaks ties.
-        items_name: File the items came from, for messages.
-        interactions_name: File the interactions came from, for messages; empty where the source
-            has none, which makes a corpus for search alone.
+        items_name: File of the items, for messages.
+        interactions_name: File of the interactions, for messages; empty where the source has none,
+            which makes a corpus for search alone.
         source: One word for the source, e.g. ``movielens``.
         license: What the publisher asks of those who use the data.
         item_files: Files of the items, in the order of their rows.
         interaction_files: Files of the interactions, in the order of their rows.
-        left_out: item_id of the items that the reader left out; their interactions go too.
-        notes: What the reader recognized or left out, for the summary.
+        left_out: item_id of the items that the reader left out; their interactions are left out
+            too.
+        notes: Notes on what the reader recognized or left out, for the summary.
     """
 
     items: pl.DataFrame
@@ -79,7 +80,7 @@ class RawCatalogue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """Every choice that turns a raw catalogue into one particular corpus.
+    """Build settings: all choices that turn a raw catalogue into a corpus.
 
     Attributes:
         min_item_interactions: Items with fewer interactions are left out; 0 keeps every item.
@@ -138,11 +139,11 @@ SCHEMA = {
 
 
 def timestamps(number: pl.Expr, unit: TimeUnit) -> pl.Expr:
-    """Return moments since 1970 in the time unit of the corpus.
+    """Convert numbers to moments since 1970 in the time unit of the corpus.
 
     Args:
-        number: Whole or fractional numbers; what is no number becomes null.
-        unit: Of the numbers: seconds, milliseconds or microseconds.
+        number: Whole or fractional numbers; other values become null.
+        unit: Unit of the numbers: seconds, milliseconds or microseconds.
     """
     if _PER_SECOND[unit] <= TICKS_PER_SECOND:
         scaled = (number * (TICKS_PER_SECOND // _PER_SECOND[unit])).round()
@@ -152,19 +153,19 @@ def timestamps(number: pl.Expr, unit: TimeUnit) -> pl.Expr:
 
 
 def no_interactions() -> pl.LazyFrame:
-    """Return interactions of a source that has none."""
+    """Return an empty table of interactions, for a source without any."""
     return pl.LazyFrame(schema=SCHEMA)
 
 
 def k_core(interactions: pl.DataFrame, minimum: int) -> pl.DataFrame:
-    """Leave out users and items with few interactions until all that remain have enough.
+    """Keep the k-core: leave out users and items until all that remain have enough interactions.
 
     Args:
         interactions: Columns user_id and item_id; repeats count.
         minimum: Interactions that each user and each item must keep; 0 keeps everything.
 
     Returns:
-        The largest subset in which every user and item has so many, rows in the given order.
+        The largest subset in which every user and item has that many, rows in the given order.
 
     Source:
         Kang & McAuley 2018 (https://arxiv.org/abs/1808.09781); the 5-core files of

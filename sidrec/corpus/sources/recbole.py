@@ -1,4 +1,4 @@
-"""Read RecBole's atomic files: tables whose headers carry the type of every field."""
+"""RecBole atomic files: tables whose headers state the type of every field."""
 
 import csv
 from collections.abc import Sequence
@@ -30,14 +30,16 @@ _FIXED = ("item_id", "title", "text")
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads __dict__
 class RecBoleFields:
-    """Names of the fields that have a meaning to sidrec.
+    """RecBole field names that sidrec reads.
 
     Attributes:
-        user: Of ``.inter``.
-        item: Of ``.inter`` and ``.item``.
-        time: Of ``.inter``; ``position`` takes the order of the rows for the order in time.
-        rating: Of ``.inter``; a file without it has no ratings.
-        title: Of ``.item``; None takes the first field whose name contains title or name.
+        user: User field of ``.inter``.
+        item: Item field of ``.inter`` and ``.item``.
+        time: Time field of ``.inter``; ``position`` takes the order of the rows for the order in
+            time.
+        rating: Rating field of ``.inter``; a file without it has no ratings.
+        title: Title field of ``.item``; None takes the first field whose name contains title or
+            name.
     """
 
     user: str = "user_id"
@@ -58,17 +60,17 @@ def read_recbole(
     time_unit: TimeUnit,
     core: int,
 ) -> RawCatalogue:
-    """Read a data set folder with one ``.inter`` file and, beside it, an ``.item`` file.
+    """Read a RecBole folder with one ``.inter`` file and, optionally, an ``.item`` file.
 
     Without ``.item`` the items are those of the interactions, and their ids are their texts. A
-    ``.user`` file has no place in a corpus and is named as unused.
+    ``.user`` file is not read and is reported as unused.
 
     Args:
-        folder: Holds ``NAME.inter`` and, where there are any, ``NAME.item`` and ``NAME.user``.
-        fields: Which field is the user, the item, and so on.
+        folder: Folder with ``NAME.inter`` and, optionally, ``NAME.item`` and ``NAME.user``.
+        fields: Names of the fields to read.
         text_fields: Fields of ``.item`` that follow the title in an item's text; None takes all
             fields of type token and token_seq.
-        time_unit: Of the time field.
+        time_unit: Unit of the time field.
         core: Interactions that each user and each item has at least, filtered repeatedly; 0
             keeps all.
 

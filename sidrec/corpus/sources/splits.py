@@ -1,4 +1,4 @@
-"""Which interactions and which queries are train, valid and test."""
+"""Splits of interactions and queries into train, valid and test."""
 
 import hashlib
 from collections import defaultdict
@@ -11,11 +11,11 @@ from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery, Split
 from sidrec.errors import DataError
 
 _MIN_INTERACTIONS_TO_SPLIT = 3
-_COUNTS = 1 << 16  # counts held at once, by which a moment is found among all
+_COUNTS = 1 << 16  # counts held at once in the search for a moment
 
 
 class TimeBounds(NamedTuple):
-    """Where a temporal split cuts: both in microseconds, both the first moment of their split."""
+    """Bounds of a temporal split: the first moment of valid and of test, in microseconds."""
 
     valid_from: int
     test_from: int
@@ -24,13 +24,13 @@ class TimeBounds(NamedTuple):
 def time_bounds(
     moments: pl.LazyFrame, *, test_fraction: float, valid_fraction: float
 ) -> TimeBounds:
-    """Find the moments that cut off the latest interactions of all users together.
+    """Find the bounds of a temporal split over the interactions of all users.
 
-    Interactions of one moment are never torn apart: all of them go to the later split.
+    Interactions of one moment stay together: all of them belong to the later split.
 
     Args:
-        moments: One column, timestamp: of all interactions, in any order, microseconds. It is read
-            a few times and never held.
+        moments: One column, timestamp, of all interactions, in any order, in microseconds. It is
+            read a few times and never held in memory.
         test_fraction: Share of the interactions that is test, the latest.
         valid_fraction: Share of the interactions before those that is valid.
     """
@@ -41,7 +41,7 @@ def time_bounds(
 
 
 def _smallest(moments: pl.LazyFrame, row: int) -> int:
-    """Return the moment that would stand at ``row`` if all were sorted, by ever finer counts."""
+    """Return the moment at ``row`` of the sorted moments, by successively finer counts."""
     column = pl.col("timestamp").cast(pl.Int128)  # a difference of two may need 65 bits
     ends = moments.select(low=column.min(), high=column.max()).collect(engine="streaming")
     low, high = ends.row(0)
@@ -93,12 +93,12 @@ def temporal(bounds: TimeBounds) -> pl.Expr:
 def query_splits(
     queries: Sequence[RawQuery], *, test_fraction: float, valid_fraction: float
 ) -> list[Split]:
-    """Decide the split of every query, so that no meaning lies on two sides.
+    """Assign a split to every query; equal groups and equal texts get the same split.
 
     Queries that share a group or a normalized text (letter case, punctuation and spaces ignored)
-    stay together. Such a family keeps the split it was given; where its groups were given
-    different ones, test wins over valid and valid over train. Without a given split a stable hash
-    of its group decides. Last, a share of the train families moves to valid, by another hash.
+    stay together. Such a family keeps its given split; where its groups have different ones, test
+    takes precedence over valid, and valid over train. Without a given split, a stable hash of its
+    group decides. Finally, a share of the train families moves to valid, by another hash.
 
     Args:
         queries: All queries of the corpus.
@@ -106,7 +106,7 @@ def query_splits(
         valid_fraction: Share of the train families that moves to valid.
 
     Raises:
-        DataError: If one group was given two splits.
+        DataError: If one group has two given splits.
     """
     _check_groups(queries)
     families = _families(queries)
@@ -127,10 +127,10 @@ def query_splits(
 
 
 def check_query_splits(queries: Sequence[RawQuery], splits: Sequence[Split]) -> None:
-    """Refuse splits that tear a group, or queries of one normalized text, apart.
+    """Refuse splits that separate a group, or queries of one normalized text.
 
     Raises:
-        DataError: Names the two queries.
+        DataError: If two such queries have different splits; the message names both.
     """
     seen: dict[Hashable, tuple[str, Split]] = {}
     for query, split in zip(queries, splits, strict=True):

@@ -1,4 +1,4 @@
-"""A made-up catalogue of any size in which search and recommendation can both be learned."""
+"""Synthetic catalogue of any size, from which search and recommendation can be learned."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ _GO_ON = 0.5  # chance that the next item is the one that follows in its topic
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSettings:
-    """Size and shape of a made-up catalogue.
+    """Size and shape of a synthetic catalogue.
 
     Attributes:
-        num_items: Items.
-        num_users: Users.
+        num_items: Number of items.
+        num_users: Number of users.
         num_interactions: Draws; a user's repeats are left out, so somewhat fewer remain.
-        num_topics: Items lie in so many topics of equal size, each with words of its own.
-        zipf_exponent: Item at popularity rank r of its topic is drawn in proportion to
+        num_topics: Number of topics, of equal size, each with words of its own.
+        zipf_exponent: The item at popularity rank r of its topic is drawn in proportion to
             ``(r + 1) ** -zipf_exponent``.
         queries_per_item: Queries for each item, each with one paraphrase.
-        seed: The same seed makes the same catalogue.
+        seed: Seed of all draws; the same seed gives the same catalogue.
 
     Raises:
         ConfigError: If a size is not positive, or there are more topics than items.
@@ -60,11 +60,11 @@ class SyntheticSettings:
 def make_synthetic(
     settings: SyntheticSettings, scratch: Path
 ) -> tuple[RawCatalogue, list[RawQuery]]:
-    """Draw items, interactions and queries.
+    """Draw a synthetic catalogue: items, interactions and queries.
 
     Item i belongs to topic ``i % num_topics`` at popularity rank ``i // num_topics``. A user has
     one to three topics; an item is drawn from them by popularity, or is the next in rank after the
-    item before: so both taste and order say something about the next item.
+    previous item. Both taste and order therefore carry information about the next item.
 
     Args:
         settings: Sizes and seed.
@@ -166,7 +166,7 @@ def _words_of(settings: SyntheticSettings, item: int) -> list[str]:
 
 
 def _queries(settings: SyntheticSettings) -> Iterator[RawQuery]:
-    asked = settings.num_items if settings.queries_per_item else 0  # words cost the time
+    asked = settings.num_items if settings.queries_per_item else 0  # words take most of the time
     for item in range(asked):
         words = _words_of(settings, item)
         rng = np.random.default_rng([settings.seed, 3, item])
@@ -179,7 +179,7 @@ def _queries(settings: SyntheticSettings) -> Iterator[RawQuery]:
 
 
 def _word(index: int) -> str:
-    """Return a made-up word, another one for each index."""
+    """Return a made-up word, a different one for each index."""
     syllables = []
     for _ in range(2):
         index, digit = divmod(index, len(_SYLLABLES))

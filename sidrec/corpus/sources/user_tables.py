@@ -1,4 +1,4 @@
-"""Read anybody's catalogue from CSV, TSV, JSONL or Parquet tables."""
+"""User tables: a catalogue from CSV, TSV, JSONL or Parquet files."""
 
 import json
 import re
@@ -45,23 +45,23 @@ def read_table(
     timestamps: Timestamps = "auto",
     scratch: Path | None = None,
 ) -> RawCatalogue:
-    """Read items and interactions from tables; the ending of the name says the format.
+    """Read items and interactions from tables; the file name ending gives the format.
 
-    Several files are one table.
+    Several files form one table.
 
     Args:
         items: Columns item_id, title and text; the rest become attributes. The text always begins
-            with the title; without ``text`` it is made of the title and whatever describes the
+            with the title; without ``text`` it consists of the title and whatever describes the
             item (description, brand, categories …). Markup is taken out of titles and texts.
             Attributes that are objects become JSON text.
         interactions: Columns user_id, item_id, timestamp (see ``read_times``), and optionally
             rating.
-        columns: What the columns are called.
+        columns: Column names of the tables.
         missing_title: Items without title but with other text: ``keep`` them without title,
             ``fill`` the title with the beginning of the text, ``drop`` them with their
             interactions, or ``refuse``.
         timestamps: Unit of numbers, or ``position``: the order of the rows is the order of time.
-        scratch: Folder for a copy of interactions that are no Parquet; None: in memory.
+        scratch: Folder for a copy of interactions that are not Parquet; None: in memory.
 
     Raises:
         DataError: If a file cannot be read or lacks a column, or a row breaks the format.
@@ -89,7 +89,7 @@ def read_table(
 
 
 def read_items(items: Path | Shards) -> pl.DataFrame:
-    """Read the items of a table alone, as ``read_table`` does."""
+    """Read only the items of a table, as ``read_table`` does."""
     return _read_items(_shards(items), DEFAULT_COLUMNS, "keep", [])[0]
 
 
@@ -103,7 +103,7 @@ def read_query_table(file: Path, columns: Columns = DEFAULT_COLUMNS) -> list[Raw
     Args:
         file: Columns query_id, query and item_ids (a list, or text parted by ``|``), and
             optionally group (default: the query_id) and split (default: the builder decides).
-        columns: What the columns are called.
+        columns: Column names of the tables.
 
     Raises:
         DataError: If the file cannot be read, lacks a column, or names another split.
@@ -186,13 +186,13 @@ def _read_items(
 
 
 def _items_of(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return items with text of one line; strings of Python are made for a part at a time."""
+    """Return items with one-line texts; Python strings exist for one part at a time."""
     fixed = ("item_id", "title", "text")
     describing = [name for name in _DESCRIBING if name in frame.columns]
     sources = ["text"] if "text" in frame.columns else describing
     titles = [_joined(row) for row in frame.select("title").iter_rows()]
     rest = [_joined(row) for row in frame.select(sources).iter_rows()] if sources else titles
-    if "text" in frame.columns:  # an empty one is refused, not replaced by the title
+    if "text" in frame.columns:  # an empty text is refused, not replaced by the title
         texts = [_with_title(*pair) if pair[1] else "" for pair in zip(titles, rest, strict=True)]
     else:
         texts = [_with_title(*pair) for pair in zip(titles, rest, strict=True)]
@@ -207,7 +207,7 @@ def _items_of(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_title(title: str, text: str) -> str:
-    """Put the title before a text that does not hold it."""
+    """Prepend the title to a text that does not contain it."""
     if not title or not text:
         return title or text
     words = re.escape(title.casefold())
@@ -267,7 +267,7 @@ def scan_interactions(
     scratch: Path | None,
     read: list[FileRows],
 ) -> tuple[pl.LazyFrame, str]:
-    """Scan a table of interactions lazily; also say how its times are written."""
+    """Scan a table of interactions lazily; also return the format of its times."""
     names = {name: getattr(columns, name) for name in ("user_id", "item_id", "timestamp", "rating")}
     wanted = [*names.values()]
     with reading(table.name):
