@@ -1,4 +1,4 @@
-"""The training loader's parts: batches by number, and the number where an epoch goes on."""
+"""Training batches of pairs, indexed by batch number."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ from sidrec.types import PairBatch
 
 @dataclass(frozen=True, slots=True)
 class PairBatches(Dataset[PairBatch]):
-    """Batch by number, for one rank.
+    """Training batches of pairs by number, for one rank.
 
     Attributes:
-        schedule: Which rows.
-        rank: Of this process.
-        query_item: None when the task is off.
-        item_item: None when the task is off.
+        schedule: Task and rows of each batch.
+        rank: Rank of this process.
+        query_item: Query-item pairs; None when the task is off.
+        item_item: Item-item pairs; None when the task is off.
         query_tokens: Tokens of train queries; None when the task is off.
         item_tokens: Tokens of item texts.
         log_frequency: Per task, ln(probability that the sampler draws the item).

@@ -29,7 +29,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         corpus: Corpus directory, as ``sidrec prepare`` writes it.
         tokens: Tokenizer and lengths of the texts.
         tasks: Shares of both tasks in the batches.
-        item_pairs: How item-item pairs are drawn.
+        item_pairs: Draw of item-item pairs.
         batch_size: Pairs per rank.
         seed: Seed of shuffles, draws and dropout.
         num_workers: Processes that make batches; 0 makes them in the training process.
@@ -52,11 +52,11 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         self.batch_size, self.seed = batch_size, seed
 
     def prepare_data(self) -> None:
-        """Tokenize on one process per machine; the others then find the files."""
+        """Tokenize on one process per machine; the others then open the files."""
         self._token_stores()
 
     def setup(self, stage: str) -> None:
-        """Lay out the batches before training begins, so that their errors come first."""
+        """Prepare the batches before training begins, so that their errors come first."""
         if stage == "fit":
             _ = self.batches
 
@@ -81,7 +81,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         )
 
     def val_dataloader(self) -> DataLoader[str]:
-        """Return one step that names the split: the model ranks the whole catalogue in it."""
+        """Return one step that names the split; the model then ranks the whole catalogue."""
         return DataLoader(["valid"], batch_size=None)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[str]:
@@ -94,7 +94,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
         return DataLoader(texts, batch_size=self.batch_size)
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Return what decides the batches."""
+        """Return the settings that determine the batches."""
         schedule = self.batches.schedule
         return {
             "corpus": self.corpus.fingerprint,

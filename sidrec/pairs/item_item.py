@@ -17,19 +17,20 @@ _ROWS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ItemItemPairs:
-    """Virtual rows over train histories: a row is a user and one of that user's anchors.
+    """Item-item pairs as virtual rows: a row is a user and one of that user's anchors.
 
-    Nothing is materialized but one running count per user. A user with one interaction has no
-    pair; a user with more than ``cap`` interactions gives ``cap`` anchors an epoch, one from each
-    of ``cap`` equal stretches of the history, drawn anew every epoch.
+    Only one running count per user is materialized. A user with one interaction has no pair; a user
+    with more than ``cap`` interactions gives ``cap`` anchors an epoch, one from each of ``cap``
+    equal sections of the history, drawn anew every epoch.
 
     Attributes:
         interactions: Train interactions only, sorted by user, then time.
         row_starts: Rows of user ``u`` are ``[row_starts[u], row_starts[u + 1])``.
-        window: A partner stands at most so many interactions before or after its anchor.
+        window: Distance between an anchor and its partner, at most, in interactions.
         cap: Anchors that one user gives in an epoch, at most.
-        weighting: How the partner is drawn from the window: ``uniform``, or in proportion to
-            1 / distance (``inverse_distance``). An item is no partner of itself.
+        weighting: How the partner is drawn from the window: ``uniform``, or in proportion to 1 /
+            distance (``inverse_distance``). An item is its own partner only where the window holds
+            no other item.
     """
 
     interactions: Interactions
@@ -62,8 +63,8 @@ class ItemItemPairs:
         """Return ln(probability that a row's right side is the item); -inf if it never is.
 
         A user counts with as many draws as anchors, spread evenly over the history: in a history
-        longer than ``cap`` an interaction weighs ``cap / length``. Histories' ends, which are in
-        fewer windows, are not told apart.
+        longer than ``cap`` an interaction weighs ``cap / length``. The ends of a history, which are
+        in fewer windows, count like the rest.
         """
         users, items = self.interactions.user_index, self.interactions.item_index
         weight = np.diff(self.row_starts) / np.maximum(np.diff(self.interactions.user_starts), 1)
@@ -97,7 +98,7 @@ class ItemItemPairs:
     ) -> Float64[np.ndarray, "pair place"]:
         by_distance = 1.0 / np.abs(offsets) if self.weighting == "inverse_distance" else 1.0
         wanted = inside & other
-        wanted = np.where(wanted.any(axis=1, keepdims=True), wanted, inside)  # only itself around
+        wanted = np.where(wanted.any(axis=1, keepdims=True), wanted, inside)  # no other item in the window
         weights: Float64[np.ndarray, "pair place"] = wanted * by_distance
         return weights
 
@@ -105,11 +106,11 @@ class ItemItemPairs:
 def item_item_pairs(
     interactions: Interactions, *, window: int, cap: int, weighting: Weighting
 ) -> ItemItemPairs:
-    """Lay virtual rows over train histories.
+    """Build the item-item pairs of train histories.
 
     Args:
-        interactions: ``Corpus.train_interactions()``, the only door to train rows.
-        window: Interactions, 1 or more.
+        interactions: Result of ``Corpus.train_interactions()``.
+        window: Distance of a pair, at most, in interactions, 1 or more.
         cap: Anchors per user and epoch, 1 or more.
         weighting: ``uniform`` or ``inverse_distance``.
 
@@ -128,7 +129,7 @@ def item_item_pairs(
 def _draw_column(
     weights: Float64[np.ndarray, "row column"], share: Float64[np.ndarray, " row"]
 ) -> Int64[np.ndarray, " row"]:
-    """Draw one column per row in proportion to its weight, with one number in [0, 1) per row."""
+    """Draw one column per row in proportion to its weight, from one number in [0, 1) per row."""
     running = np.cumsum(weights, axis=1)
     goal = share * running[:, -1]
     first_above: Int64[np.ndarray, " row"] = (running > goal[:, None]).argmax(axis=1)

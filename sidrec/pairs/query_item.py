@@ -14,12 +14,12 @@ _ROWS_AT_ONCE = 65_536
 
 
 class DrawnPairs(NamedTuple):
-    """Rows of pairs as numbers; their texts come from the token stores.
+    """Drawn pairs as row numbers; their texts come from the token stores.
 
     Attributes:
         left: Train query number (search) or item_index (recommendation).
         right_item: item_index of the right side.
-        known_positives: item_index of what is no negative for the row, padded with -1.
+        known_positives: item_index of the items that are not negatives for the row, padded with -1.
     """
 
     left: Int64[np.ndarray, " pair"]
@@ -32,12 +32,13 @@ class QueryItemPairs:
     """Train queries and the items that answer them.
 
     Attributes:
-        item_starts: Items of train query ``q`` stand at ``[item_starts[q], item_starts[q + 1])``.
+        item_starts: Items of train query ``q`` are at ``[item_starts[q], item_starts[q + 1])``.
         item_values: item_index, grouped by query.
         rows: ``query``: a row is a query, and one of its items is drawn anew every epoch;
             ``pair``: every (query, item) is a row.
         weight_sums: Running sum of the weights of ``item_values``, from 0; a query's item is drawn
-            in proportion to its weight. None: all items of a query alike. ``pair`` ignores it.
+            in proportion to its weight. None: all items of a query weigh alike. ``pair`` ignores
+            it.
     """
 
     item_starts: Int64[np.ndarray, " query_plus_1"]
@@ -87,7 +88,7 @@ class QueryItemPairs:
         count: Int64[np.ndarray, " pair"],
         share: Float64[np.ndarray, " pair"],
     ) -> Int64[np.ndarray, " pair"]:
-        """Return the place of the drawn item in ``item_values``; ``share`` lies in [0, 1)."""
+        """Return the place of the drawn item in ``item_values``; ``share`` is in [0, 1)."""
         if self.weight_sums is None:
             drawn: Int64[np.ndarray, " pair"] = first + (share * count).astype(np.int64)
             return drawn
@@ -119,7 +120,7 @@ def train_query_rows(corpus: Corpus) -> Int64[np.ndarray, " query"]:
 
 
 def query_item_pairs(corpus: Corpus, *, rows: Literal["query", "pair"]) -> QueryItemPairs:
-    """Return the pairs of the train queries; other splits never enter.
+    """Return the pairs of the train queries and of no other split.
 
     Train queries are numbered 0, 1, … in the order of ``queries.parquet``.
     """

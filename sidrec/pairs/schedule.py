@@ -1,4 +1,4 @@
-"""Which task and which rows batch k of rank r holds: a pure function, so resume needs no memory."""
+"""Pair schedule: task and rows of each batch, a pure function, so resume needs no state."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,22 +25,22 @@ class ScheduledBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PairSchedule:
-    """Everything that decides an epoch's batches, for all ranks.
+    """Pair schedule: everything that determines the batches of an epoch, for all ranks.
 
     The batches of the tasks are interleaved evenly. Ranks hold neighboring slices of one global
     batch, so the global batches are the same for any number of ranks with the same product
-    ``batch_size * world_size``. What does not fill a global batch waits for another epoch.
+    ``batch_size * world_size``. Rows that do not fill a global batch are left out of the epoch.
 
-    There are two more: ``rows.schedule.RowSchedule`` for one kind of rows, and the generator's
-    ``BucketedSchedule``, which keeps lengths together and starts a task over that runs short.
+    There are two other schedules: ``RowSchedule`` for one kind of rows, and the generator's
+    ``BucketedSchedule``, which groups rows of similar length and repeats the scarcer task.
 
     Attributes:
         num_rows: Pairs of ``search`` and of ``recommendation``; 0 switches a task off.
-        mix: Share of the batches that each task gets, any positive scale: the task that runs
-            short is seen whole, the other one sampled. None takes every full batch of both.
+        mix: Share of the batches that each task gets, any positive scale: the scarcer task is used
+            whole, the other one sampled. None takes every full batch of both.
         batch_size: Pairs per rank.
         world_size: Number of ranks.
-        seed: Chooses the shuffles.
+        seed: Seed of the shuffles.
 
     Raises:
         ConfigError: If no task fills one global batch, or a setting is out of range.
@@ -70,7 +70,7 @@ class PairSchedule:
 
     @property
     def num_full_batches(self) -> tuple[int, int]:
-        """Global batches that each task could fill without showing a row twice."""
+        """Global batches that each task can fill without using a row twice."""
         together = self.batch_size * self.world_size
         return self.num_rows[0] // together, self.num_rows[1] // together
 

@@ -1,4 +1,4 @@
-"""Texts tokenized once and kept on disk, so that making a batch is only gathering and padding."""
+"""Token stores: texts tokenized once, on disk, so that a batch needs only gather and padding."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -20,14 +20,14 @@ PACKAGE_PREFIX = "package:"
 
 
 def locate_encoder(encoder: str) -> str:
-    """Return what transformers can load: a hub name, or a folder.
+    """Return the hub name or folder from which transformers loads an encoder.
 
     Args:
-        encoder: Name on the Hugging Face hub, a folder, or ``package:NAME/FOLDER`` for a folder
-            that an installed Python package carries.
+        encoder: Name on the Hugging Face hub, a folder, or ``package:NAME/FOLDER`` for a folder in
+            an installed Python package.
 
     Raises:
-        ConfigError: If the package or its folder is not there.
+        ConfigError: If the package or its folder does not exist.
     """
     if not encoder.startswith(PACKAGE_PREFIX):
         return encoder
@@ -45,10 +45,10 @@ def locate_encoder(encoder: str) -> str:
 
 
 def load_tokenizer(encoder: str, *, revision: str | None) -> Any:  # noqa: ANN401
-    """Return the tokenizer that belongs to an encoder; code from the hub is never run.
+    """Return the tokenizer of an encoder; code from the hub is never run.
 
     Raises:
-        ConfigError: If it cannot be loaded; says why in one line.
+        ConfigError: If it cannot be loaded; the message gives the reason in one line.
     """
     from transformers import AutoTokenizer
 
@@ -60,7 +60,7 @@ def load_tokenizer(encoder: str, *, revision: str | None) -> Any:  # noqa: ANN40
 
 
 def cannot_load(encoder: str, error: Exception) -> ConfigError:
-    """Return an error of one line for whatever transformers said about an encoder."""
+    """Return a one-line error for an encoder that transformers cannot load."""
     reason = " ".join(str(error).split())[:200]
     return ConfigError(
         f"encoder '{encoder}' cannot be loaded ({reason}); give a name on the Hugging Face hub, "
@@ -78,7 +78,7 @@ class TokenStore:
     Pickling keeps only the folder, so a loader's worker maps the files itself.
 
     Attributes:
-        folder: Where the files lie.
+        folder: Folder of the files.
         ids: Token ids of all texts, one after the other, special tokens included.
         starts: First place of each text, and the end of the last one.
         padding: Token id that fills short texts.
@@ -91,7 +91,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Map a store that ``tokenize_once`` wrote.
+        """Open a token store that ``tokenize_once`` wrote, memory-mapped.
 
         Raises:
             DataError: If its files do not fit together.
@@ -135,13 +135,14 @@ def tokenize_once(
     corpus_fingerprint: str,
     cache: Path,
 ) -> TokenStore:
-    """Return the tokens of ``texts``, from ``cache`` when they were made before.
+    """Return the tokens of ``texts``, from ``cache`` if an earlier call wrote them.
 
-    Several processes may call this together: each writes its own copy, the first to finish wins.
+    Several processes may call this together: each writes its own copy, and the copy of the first to
+    finish remains.
 
     Args:
         texts: Read once, in order, only when the cache holds nothing.
-        num_texts: How many ``texts`` there are.
+        num_texts: Number of ``texts``.
         tokenizer: A transformers tokenizer.
         max_tokens: Longer texts are cut; special tokens count.
         what: ``items`` or ``train queries``: part of the cache's key, and shown to the user.
@@ -155,13 +156,13 @@ def tokenize_once(
             with atomic_folder(folder) as temporary:
                 _write(temporary, texts, num_texts, tokenizer, max_tokens, what)
         except OSError:
-            if not (folder / "tokens.json").exists():  # not lost to another process: a real error
+            if not (folder / "tokens.json").exists():  # no other process wrote the store: a real error
                 raise
     return TokenStore.open(folder)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:  # noqa: ANN401
-    """Return a hash that changes whenever the tokenizer would cut a text differently."""
+    """Return a hash that changes whenever the tokenizer would split a text differently."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return _key(type(tokenizer).__name__, repr(sorted(tokenizer.get_vocab().items())))
