@@ -1,4 +1,4 @@
-"""Dense retrieval: what the embeddings can find before Semantic IDs give part of it away."""
+"""Dense retrieval: recall of the embeddings alone, before Semantic IDs quantize them."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def mean_history(
     Args:
         items: One embedding per item_index.
         histories: item_index, oldest first.
-        most_recent: How many items count, from the end.
+        most_recent: Number of items that count, from the end.
     """
     recent = [list(history)[-most_recent:] for history in histories]
     flat = torch.tensor([item for history in recent for item in history], device=items.device)
@@ -42,14 +42,15 @@ def dense_recall(
 ) -> dict[int, float]:
     """Return Recall@K of the nearest items by inner product, over the whole catalogue.
 
-    Every rank brings its own requests (``own_slice``) and gets the figure of all of them.
+    Every rank passes its own requests (``own_slice``) and gets the mean over those of all ranks.
 
     Args:
         questions: One vector per request, on the device of ``items``.
         items: One vector per item.
         requests: Those with no relevant item are left out of the mean.
         ks: List lengths.
-        exclude_history: Items of a request's own history are no candidates.
+        exclude_history: Whether the items of a request's own history are left out of its
+            candidates.
 
     Returns:
         K → mean over requests of the share of relevant items among the first K; NaN when no

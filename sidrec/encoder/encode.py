@@ -1,4 +1,4 @@
-"""Encode many texts: sorted by length, sharded over ranks, gathered in order."""
+"""Embeddings of many texts: sorted by length, sharded over ranks, gathered in order."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,10 @@ def encode_texts(
     """Embed texts on this rank, without gradient and dropout.
 
     Args:
-        tower: Stays on its device and in its mode.
-        texts: In any order.
+        tower: Text tower; keeps its device and mode.
+        texts: Texts in any order.
         max_tokens: Longer texts are cut.
-        batch_size: Texts per forward pass; texts of like length go together, so the largest
+        batch_size: Texts per forward pass; texts of similar length share a batch, so the largest
             batches hold the longest texts.
         bf16: Run the encoder under bfloat16 autocast.
 
@@ -71,18 +71,18 @@ def encode_over_ranks(
     bf16: bool = False,
     folder: Path | None = None,
 ) -> Float[Tensor, "text dim"]:
-    """Embed texts, each rank a slice; every rank returns all of them.
+    """Embed texts over all ranks: each embeds a slice, and every rank returns all embeddings.
 
     The result is the same for any number of ranks, up to rounding.
 
     Args:
-        tower: As for ``encode_texts``.
-        texts: Of all ranks.
+        tower: Text tower, as for ``encode_texts``.
+        texts: Texts of all ranks.
         max_tokens: Longer texts are cut.
         batch_size: Texts per forward pass.
         bf16: Run the encoder under bfloat16 autocast.
-        folder: Where the vectors lie, memory-mapped, if there are more than 2 GiB of them; all
-            ranks must see it. None keeps them in memory.
+        folder: Folder for memory-mapped vectors, used above 2 GiB; all ranks must see it. None
+            keeps them in memory.
     """
     how: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size, "bf16": bf16}
     if folder is not None and len(texts) * tower.dim * 4 > _IN_MEMORY_BYTES:
@@ -106,10 +106,10 @@ def encode_catalogue(
     batch_size: int,
     bf16: bool = False,
 ) -> ItemEmbeddings:
-    """Embed every item of a corpus; all ranks call it, all get all items.
+    """Embed every item of a corpus; all ranks must call this, and each gets all items.
 
-    Vectors of more than 2 GiB lie in a memory-mapped file, so memory does not grow with the items.
-    A text tower reads the items' texts; a factor tower has vectors already, and reads nothing.
+    Vectors of more than 2 GiB are in a memory-mapped file, so memory does not grow with the items.
+    A text tower reads the items' texts; a factor tower already has item vectors and reads no text.
 
     Raises:
         DataError: If an embedding holds NaN or infinity.
@@ -161,6 +161,6 @@ def _padded(rows: list[list[int]], padding: int) -> TextTokens:
 
 
 def autocast_of(tower: TextTower, bf16: bool) -> AbstractContextManager[object]:
-    """Return bfloat16 autocast on the tower's device, or nothing when ``bf16`` is off."""
+    """Return bfloat16 autocast on the tower's device, or a null context when ``bf16`` is off."""
     device = next(tower.parameters()).device.type
     return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()

@@ -14,7 +14,7 @@ from sidrec.types import Task
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSettings(Settings):
-    """Pretrained text encoder and how it runs.
+    """Text tower: its pretrained encoder and how it runs.
 
     Attributes:
         encoder: Hub name, folder, or ``package:NAME/FOLDER``.
@@ -43,7 +43,7 @@ class LossSettings(Settings):
         query_item_weight: Factor of the search loss, ``>= 0``.
         item_item_weight: Factor of the recommendation loss, ``>= 0``.
         symmetric: Also score the left sides against each right side.
-        logq_correction: Tasks whose scores lose the log sampling probability of the candidate.
+        logq_correction: Tasks whose scores are reduced by the candidate's log sampling probability.
     """
 
     temperature: PositiveFloat = 0.05
@@ -58,7 +58,7 @@ class ValidationSettings(Settings):
     """Dense retrieval over the catalogue, in validation and test.
 
     Attributes:
-        history_items: Most recent items whose mean embedding stands for a user.
+        history_items: Most recent items whose mean embedding represents a user.
         encode_batch_size: Texts per forward pass; speed only.
     """
 

@@ -1,4 +1,4 @@
-"""One vector per item from two: what search learned beside what recommendation learned."""
+"""Fusion of two embeddings per item, one from search and one from recommendation."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ Combine = Literal["sum", "concat"]
 def fused_concat(
     first: Float[Tensor, "item dim"], second: Float[Tensor, "item other"]
 ) -> Float[Tensor, "item both"]:
-    """Put both vectors side by side, each of length 1, and scale the result to length 1.
+    """Fuse embeddings by concatenation: normalize both, concatenate, normalize again.
 
     The squared distance of two items is then the mean of their squared distances in both spaces.
 
@@ -32,16 +32,16 @@ def fused_svd(
     dim: int,
     combine: Combine,
 ) -> Float[Tensor, "item fused"]:
-    """Bring both spaces to ``dim`` dimensions by truncated SVD, then combine them.
+    """Fuse embeddings by truncated SVD: reduce both spaces to ``dim`` dimensions, then combine.
 
-    The singular vectors of each space are ordered by how much of it they hold, and dimension d of
-    the one is added to dimension d of the other. Their signs are arbitrary; they are set so that
-    the entry of largest magnitude of each right singular vector is positive, and with ``sum``
-    they change the result.
+    The singular vectors of each space are in descending order of singular value. With ``sum``,
+    dimension d of one space is added to dimension d of the other, so the arbitrary signs of the
+    singular vectors change the result. The signs are set so that the entry of largest magnitude of
+    each right singular vector is positive.
 
     Args:
-        first: Of one space; scaled to length 1 first.
-        second: Of the other.
+        first: Embeddings of one space; normalized before the SVD.
+        second: Embeddings of the other space, treated alike.
         dim: Dimensions to keep.
         combine: ``sum`` as in the paper, ``concat`` as in its authors' blog.
 

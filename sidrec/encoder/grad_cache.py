@@ -1,4 +1,4 @@
-"""Contrastive batches larger than memory, with the exact gradient."""
+"""Gradient caching: contrastive batches larger than memory, with the exact gradient."""
 
 from collections.abc import Callable
 
@@ -15,19 +15,19 @@ def embed_in_chunks(
 ) -> Float[Tensor, "text dim"]:
     """Embed a batch so that the activations of only one chunk are in memory at a time.
 
-    The forward pass keeps nothing but the embeddings; the loss over all of them gives each its
-    gradient; the backward pass then runs every chunk again, with the same dropout, and sends
-    that gradient through it. The gradient is that of the whole batch, for twice the forward
-    work. It is one backward pass to DDP, so gradients are reduced once.
+    The forward pass keeps only the embeddings. The loss over all of them gives the gradient of
+    each. The backward pass then runs every chunk again, with the same dropout, and propagates that
+    gradient. The result is the gradient of the whole batch, for twice the forward work. It is one
+    backward pass to DDP, so gradients are reduced once.
 
     Args:
         tower: Maps tokens to embeddings, row by row.
-        tokens: The batch.
+        tokens: Tokens of the batch.
         chunk_size: Texts per chunk, 1 or more.
 
     Source:
         GradCache, Gao et al. 2021 (https://arxiv.org/abs/2101.06983). Differs: autograd's
-        recomputation keeps the book in place of a hand-written second pass.
+        recomputation in place of a hand-written second pass.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")

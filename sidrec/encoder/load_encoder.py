@@ -1,4 +1,4 @@
-"""A trained text encoder, from a run directory alone; imports no training code."""
+"""Trained text encoder, from a run directory alone; imports no training code."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from sidrec.errors import RunError
 from sidrec.runs.checkpoints import read_checkpoint
 from sidrec.runs.directory import RunDirectory
 
-_PREFIX = "tower."  # of its weights in the checkpoint of a BiEncoder
+_PREFIX = "tower."  # of the tower's weights in the checkpoint of a BiEncoder
 _OWN_CLASS = "sidrec.encoder.module.BiEncoder"
 
 
@@ -15,7 +15,7 @@ class TrainedEncoder(NamedTuple):
     """Text tower of a finished run.
 
     Attributes:
-        tower: On the CPU, in evaluation mode.
+        tower: Text tower on the CPU, in evaluation mode.
         settings: Arguments of the ``BiEncoder`` that trained it.
     """
 
@@ -26,11 +26,11 @@ class TrainedEncoder(NamedTuple):
 def load_encoder(run: RunDirectory) -> TrainedEncoder:
     """Return the best text tower of a finished run.
 
-    Everything comes from the checkpoint: no hub, no package, no folder of the pretrained encoder
-    is needed.
+    Everything comes from the checkpoint; the hub, package or folder of the pretrained encoder is
+    not needed.
 
     Raises:
-        RunError: If the run has not finished, is no encoder run, or its checkpoint is damaged.
+        RunError: If the run has not finished, is not an encoder run, or its checkpoint is damaged.
     """
     file = run.finished_checkpoint()
     checkpoint = read_checkpoint(file)
@@ -49,7 +49,7 @@ def load_encoder(run: RunDirectory) -> TrainedEncoder:
 
 def _load_subclass(checkpoint: dict[str, Any], settings: dict[str, Any]) -> TrainedEncoder:
     """Return the encoder of a subclass of ``BiEncoder``, which may embed texts differently."""
-    from sidrec.encoder.module import BiEncoder  # late: Lightning
+    from sidrec.encoder.module import BiEncoder  # imported late: it needs Lightning
     from sidrec.plugins import find_class
 
     kind = find_class("encoders", checkpoint["class_path"], BiEncoder, known=[])

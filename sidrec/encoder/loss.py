@@ -21,21 +21,20 @@ def contrastive_loss(
     """Score each anchor against every positive of the global batch; its own must win.
 
     Each rank scores only its own anchors (with ``symmetric`` also its own positives against all
-    anchors), so the mean of gradients that DDP takes equals the gradient of one device holding
-    the whole batch. A candidate that is no negative for the anchor leaves the softmax: the same
-    item again, and every known positive.
+    anchors), so the mean of gradients that DDP takes equals the gradient of one device holding the
+    whole batch. Candidates that are not negatives for the anchor are left out of the softmax: the
+    same item again, and every known positive.
 
     Args:
         anchors: L2-normalized embeddings of the left side of each pair.
         positives: Row ``i`` belongs to ``anchors[i]``.
         temperature: Softmax temperature, unitless, ``> 0``.
         right_item: item_index of each positive.
-        known_positives: item_index of what is no negative for the anchor, padded with -1. Every
-            rank may have its own width.
-        right_log_frequency: ln(probability that the sampler draws the positive): subtracted from
-            its score, so that popular items are not pushed away for being drawn often; None
-            corrects nothing.
-        symmetric: Average with the loss in which each positive looks for its anchor.
+        known_positives: item_index of the items that are not negatives for the anchor, padded with
+            -1. Every rank may have its own width.
+        right_log_frequency: ln(probability that the sampler draws the positive), subtracted from
+            its score so that frequently drawn items are not penalized; None applies no correction.
+        symmetric: Average with the loss that scores each positive against all anchors.
 
     Returns:
         Mean over this rank's pairs, in nats.
@@ -71,9 +70,9 @@ def contrastive_loss(
 def is_known(
     known: Int[Tensor, "pair known"], items: Int[Tensor, " candidate"]
 ) -> Bool[Tensor, "pair candidate"]:
-    """Return whether each candidate item is among each pair's known ones.
+    """Return whether each candidate item is a known item of each pair.
 
-    Memory is pairs × candidates, whatever the number of known items.
+    Memory is pairs × candidates, for any number of known items.
     """
     distinct, place_of = torch.unique(items, return_inverse=True)
     place = torch.searchsorted(distinct, known.contiguous()).clamp(max=len(distinct) - 1)
@@ -92,6 +91,6 @@ def _softmax_loss(
 
 
 def _widest(known: Int[Tensor, "pair known"]) -> Int[Tensor, "pair widest"]:
-    """Pad with -1 to the width of the widest rank."""
+    """Pad known items with -1 to the width of the widest rank."""
     widest = int(gather_rows(torch.tensor([known.shape[1]], device=known.device)).max())
     return F.pad(known, (0, widest - known.shape[1]), value=-1)

@@ -25,17 +25,15 @@ KS = (10, 30)
 
 
 class BiEncoder(StageModule[PairDataModule]):
-    """One text tower for queries and items, trained on pairs of both tasks.
+    """Bi-encoder: one text tower for queries and items, trained on pairs of both tasks.
 
-    The sum of two contrastive losses, taken in turns: a batch holds one task, and its loss is
-    multiplied with the task's weight.
+    A batch holds one task, and its contrastive loss is multiplied by the task's weight.
 
     The negatives of a pair are those of one global batch (all ranks). ``accumulate_grad_batches``
-    averages gradients of several such batches and widens none of them: the loss is that of the
-    small batch. More negatives come from ``data.batch_size``, in bounded memory with
-    ``tower.grad_cache_chunk``, or from more ranks.
+    averages the gradients of several such batches and adds no negatives. More negatives come from
+    ``data.batch_size``, in bounded memory with ``tower.grad_cache_chunk``, or from more ranks.
 
-    Trains on ``PairDataModule``, or on any data module whose loaders yield ``PairBatch``.
+    Training works with ``PairDataModule``, or any data module whose loaders yield ``PairBatch``.
 
     Args:
         tower: Pretrained encoder and how it runs.
@@ -64,7 +62,7 @@ class BiEncoder(StageModule[PairDataModule]):
         }
 
     def configure_model(self) -> None:
-        """Load the pretrained encoder, unless the tower is there already."""
+        """Load the pretrained encoder, unless the tower exists."""
         if not hasattr(self, "tower"):
             self.tower = TextTower(
                 self.tower_settings.encoder,
@@ -74,7 +72,7 @@ class BiEncoder(StageModule[PairDataModule]):
             )
 
     def setup(self, stage: str) -> None:
-        """Refuse batches without negatives, and pairs cut by another encoder's tokenizer."""
+        """Refuse batches without negatives, and pairs tokenized for another encoder."""
         del stage
         data, own = self._any_data(), self.tower_settings
         if not isinstance(data, PairDataModule):
@@ -91,7 +89,7 @@ class BiEncoder(StageModule[PairDataModule]):
             )
 
     def on_fit_start(self) -> None:
-        """Compile the encoder, if asked to."""
+        """Compile the encoder if ``tower.torch_compile`` is set."""
         if self.tower_settings.torch_compile:
             self.tower.compile_encoder()
 
@@ -110,7 +108,7 @@ class BiEncoder(StageModule[PairDataModule]):
         return loss * self.weights[batch.task]
 
     def validation_step(self, batch: Split | PairBatch) -> None:
-        """Rank the whole catalogue for both tasks, or log the loss of pairs of another source."""
+        """Rank the whole catalogue for both tasks, or log the loss of a batch of pairs."""
         if isinstance(batch, PairBatch):
             loss, num_pairs = self._loss(batch), len(batch.right_item)
             self.log(f"val/{batch.task}/loss", loss, batch_size=num_pairs, sync_dist=True)
@@ -122,7 +120,7 @@ class BiEncoder(StageModule[PairDataModule]):
         self._log_recalls("test", self.dense_recalls(split))
 
     def predict_step(self, batch: TextTokens | list[str]) -> Float[Tensor, "text dim"]:
-        """Return the embeddings of a batch of texts, cut as the data module says."""
+        """Return the embeddings of a batch; strings are truncated to ``tokens.max_item_tokens``."""
         if not isinstance(batch, TextTokens):
             max_tokens = self._data().tokens.max_item_tokens
             batch = self.tower.tokenize(batch, max_tokens=max_tokens)
@@ -134,7 +132,8 @@ class BiEncoder(StageModule[PairDataModule]):
         """Return ``search/recall@10`` … of dense retrieval; tasks without requests are left out.
 
         Search ranks items by the query's embedding, recommendation by the mean embedding of the
-        user's most recent items. Every rank asks its share and gets the figures of all.
+        user's most recent items. Every rank evaluates its share and gets the means over all
+        requests.
         """
         data, size = self._data(), self.validation.encode_batch_size
         corpus = data.corpus
@@ -173,13 +172,13 @@ class BiEncoder(StageModule[PairDataModule]):
         return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the encoder's configuration and tokenizer beside its weights."""
+        """Save the encoder's configuration and tokenizer beside its weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["text_tower"] = self.tower.snapshot()
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the tower from the checkpoint alone when it is not there yet."""
+        """Build the tower from the checkpoint alone if it does not exist."""
         super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "tower"):
             self.tower = TextTower.from_snapshot(

@@ -1,4 +1,4 @@
-"""Vectors of a large catalogue in a file that every rank writes into and then maps."""
+"""Shared vectors of a large catalogue: one file that every rank writes and then maps."""
 
 import atexit
 import os
@@ -13,23 +13,24 @@ from torch import Tensor
 from sidrec.distributed import gather_objects, on_one_host, rank_and_world_size
 from sidrec.errors import SidrecError
 
-_ROWS_TOGETHER = 16_384  # of them 4 bytes each are whole pages of any processor, whatever the width
+_ROWS_TOGETHER = 16_384  # times 4 bytes is whole pages on any processor, for any width
 
 
 class SharedVectors:
     """Float32 rows in one file that all ranks write and then map into memory.
 
-    The kernel writes pages out and drops them whenever it needs the room, so the rows take disk
-    and not memory. All ranks make one together, and only one is in use at a time. On one host the
-    file has no name once all have opened it: it is gone when nobody uses it, whatever happens.
+    The operating system writes pages out and drops them when it needs memory, so the rows take disk
+    and not memory. All ranks create the object together, and only one is in use at a time. On one
+    host the file is unlinked once all ranks have opened it, so the system frees it after its last
+    use, even after a crash.
 
     Hosts that share a network disk open the file anew by its name before they read what others
-    wrote. No page has rows of two ranks, since a network disk may write whole pages back. The name
-    goes with the next such file or with rank 0; a rank 0 that is killed leaves it behind.
+    wrote. No page has rows of two ranks, since a network disk may write whole pages back. The next
+    such file or the exit of rank 0 removes the file; if rank 0 is killed, the file remains.
 
     Args:
-        folder: On a disk that all ranks share, with room for all rows.
-        num_rows: Of all ranks together.
+        folder: Folder on a disk that all ranks share, with room for all rows.
+        num_rows: Rows of all ranks together.
         dim: Width of a row.
 
     Raises:
@@ -54,16 +55,16 @@ class SharedVectors:
             self._file.unlink()
 
     def share(self) -> tuple[int, int]:
-        """Return the first row that is this rank's to write, and the row after its last one."""
+        """Return the first row that this rank writes, and the row after its last one."""
         rank, world_size = rank_and_world_size()
         return share_of_rank(self._shape[0], rank, world_size)
 
     def write(self, first: int, rows: Float[Tensor, "row dim"]) -> None:
-        """Put rows in their place, from row ``first`` on; ``all`` tells whether that worked."""
+        """Write rows from row ``first`` on; ``all`` raises if that failed."""
         data = rows.contiguous().numpy().data.cast("B")
         place = first * self._shape[1] * 4
         try:
-            while data:  # the system may take only a part of it
+            while data:  # the system may write only a part of it
                 written = os.pwrite(self._stream.fileno(), data, place)
                 data, place = data[written:], place + written
         except OSError as error:
@@ -89,7 +90,7 @@ class SharedVectors:
         return torch.from_numpy(mapped)
 
     def _reserve(self) -> str | None:
-        """Make the file, its blocks taken now; return what is wrong."""
+        """Create the file and allocate its blocks; return the problem, or None."""
         try:
             with self._file.open("xb") as stream:
                 os.posix_fallocate(stream.fileno(), 0, self._size)
@@ -98,7 +99,7 @@ class SharedVectors:
         return None
 
     def _open(self) -> str | None:
-        """Open the file by its name; return what is wrong."""
+        """Open the file by its name; return the problem, or None."""
         try:
             self._stream = self._file.open("r+b", buffering=0)
         except OSError as error:
@@ -130,7 +131,7 @@ class SharedVectors:
 
 
 def share_of_rank(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Share rows out such that no page of memory holds rows of two ranks.
+    """Return the row range of a rank; no memory page holds rows of two ranks.
 
     >>> [share_of_rank(100_000, rank, 3) for rank in range(3)]
     [(0, 32768), (32768, 65536), (65536, 100000)]

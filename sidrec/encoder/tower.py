@@ -1,4 +1,4 @@
-"""Texts to embeddings: a transformers encoder, mean pooling, unit length."""
+"""Text tower: a transformers encoder, mean pooling, unit length."""
 
 import json
 import tempfile
@@ -20,15 +20,15 @@ Snapshot = dict[str, str]
 
 
 class TextTower(nn.Module):
-    """Embed texts with any encoder of transformers.
+    """Text tower over any transformers encoder.
 
     Args:
         encoder: Name on the Hugging Face hub, a folder, or ``package:NAME/FOLDER``.
-        revision: On the hub: branch, tag or commit.
+        revision: Branch, tag or commit on the hub.
         dropout: Probability in [0, 1) for every dropout of the encoder; None keeps the model's.
-        length_groups: Into how many groups of like length a batch is cut, so that short texts
-            are not padded to the longest; 1 pads the batch as a whole. Changes speed, and
-            results only by rounding.
+        length_groups: Number of groups of similar length in a batch, so that short texts are not
+            padded to the longest; 1 pads the batch as a whole. It changes speed, and results only
+            by rounding.
 
     Raises:
         ConfigError: If the encoder cannot be loaded, or an argument is out of range.
@@ -65,7 +65,7 @@ class TextTower(nn.Module):
         nn.Module.__init__(tower)
         with tempfile.TemporaryDirectory() as name:
             for file, text in snapshot.items():
-                if Path(file).name != file:  # a checkpoint is a file from anywhere
+                if Path(file).name != file:  # a checkpoint is not trusted
                     raise DataError(f"The checkpoint names a file '{file}'; it is no encoder's.")
                 (Path(name) / file).write_text(text)
             model = _model_class().from_config(_load_config(name, None, None))
@@ -84,7 +84,7 @@ class TextTower(nn.Module):
         self.model, self.tokenizer, self.length_groups = model.train(), tokenizer, length_groups
 
     def compile_encoder(self) -> None:
-        """Let ``torch.compile`` turn the encoder into kernels; names of weights stay."""
+        """Compile the encoder with ``torch.compile``; the names of its weights do not change."""
         self.model.compile(dynamic=True)
 
     @property
@@ -101,7 +101,7 @@ class TextTower(nn.Module):
             return {file.name: file.read_text() for file in sorted(Path(name).glob("*.*"))}
 
     def tokenize(self, texts: list[str], *, max_tokens: int) -> TextTokens:
-        """Cut texts into tokens on the CPU; longer texts than ``max_tokens`` lose their end."""
+        """Tokenize texts on the CPU; texts longer than ``max_tokens`` are truncated."""
         rows = self.tokenizer(
             texts, truncation=True, max_length=max_tokens, padding=True, return_tensors="pt"
         )
@@ -138,7 +138,7 @@ class TextTower(nn.Module):
 
 
 class EncoderView(nn.Module):
-    """A bi-encoder whose ``embed`` differs from its tower's, in the form of a tower.
+    """Tower interface of a bi-encoder whose ``embed`` differs from its tower's.
 
     Args:
         module: ``BiEncoder`` with its model built.
@@ -168,7 +168,7 @@ class EncoderView(nn.Module):
 def mean_pool(
     states: Float[Tensor, "text token dim"], mask: Bool[Tensor, "text token"]
 ) -> Float[Tensor, "text dim"]:
-    """Average the states of real tokens, in float32."""
+    """Average the states of tokens that are not padding, in float32."""
     weights = mask.float() / mask.sum(dim=1, keepdim=True).clamp(min=1)
     with torch.autocast(states.device.type, enabled=False):
         pooled: Tensor = torch.bmm(weights[:, None], states.float())[:, 0]
@@ -176,13 +176,13 @@ def mean_pool(
 
 
 def group_ends(sorted_lengths: list[int], num_groups: int) -> list[int]:
-    """Cut ascending lengths into neighboring groups so that little padding is left.
+    """Divide ascending lengths into neighboring groups so that little padding remains.
 
-    Halves, again and again, the group where the best cut saves most padding.
+    Each step divides the group where the best cut saves most padding.
 
     Args:
         sorted_lengths: Tokens per text, ascending.
-        num_groups: How many groups, at most.
+        num_groups: Number of groups, at most.
 
     Returns:
         End of each group, ascending; the last is ``len(sorted_lengths)``.
@@ -202,7 +202,7 @@ def group_ends(sorted_lengths: list[int], num_groups: int) -> list[int]:
 
 
 def _best_cut(lengths: list[int], first: int, end: int) -> tuple[int, int]:
-    """Return the padding that the best cut of one group saves, and where it lies."""
+    """Return the padding that the best cut of one group saves, and the place of that cut."""
     longest = lengths[end - 1]
     best = (0, first)
     for cut in range(first + 1, end):

@@ -28,9 +28,9 @@ class ItemItemPairs:
         row_starts: Rows of user ``u`` are ``[row_starts[u], row_starts[u + 1])``.
         window: Distance between an anchor and its partner, at most, in interactions.
         cap: Anchors that one user gives in an epoch, at most.
-        weighting: How the partner is drawn from the window: ``uniform``, or in proportion to 1 /
-            distance (``inverse_distance``). An item is its own partner only where the window holds
-            no other item.
+        weighting: How the partner is drawn from the window: ``uniform``, or in inverse proportion
+            to distance (``inverse_distance``). An item is its own partner only where the window
+            holds no other item.
     """
 
     interactions: Interactions
@@ -98,7 +98,7 @@ class ItemItemPairs:
     ) -> Float64[np.ndarray, "pair place"]:
         by_distance = 1.0 / np.abs(offsets) if self.weighting == "inverse_distance" else 1.0
         wanted = inside & other
-        wanted = np.where(wanted.any(axis=1, keepdims=True), wanted, inside)  # no other item in the window
+        wanted = np.where(wanted.any(axis=1, keepdims=True), wanted, inside)  # no other item
         weights: Float64[np.ndarray, "pair place"] = wanted * by_distance
         return weights
 

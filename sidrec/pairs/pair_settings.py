@@ -34,7 +34,7 @@ class TokenSettings(Settings):
 class PairTaskSettings(Settings):
     """Shares of both tasks in the training batches.
 
-    An epoch uses all batches of the scarcer task and a sample of the other one.
+    An epoch uses all batches of the task that is scarcer for its share, and a sample of the other.
 
     Attributes:
         query_item_share: Share of the batches that are query-item, any scale; 0 switches the task

@@ -36,8 +36,8 @@ class PairSchedule:
 
     Attributes:
         num_rows: Pairs of ``search`` and of ``recommendation``; 0 switches a task off.
-        mix: Share of the batches that each task gets, any positive scale: the scarcer task is used
-            whole, the other one sampled. None takes every full batch of both.
+        mix: Share of the batches that each task gets, any positive scale: the task that is scarcer
+            for its share is used whole, the other one sampled. None takes every full batch of both.
         batch_size: Pairs per rank.
         world_size: Number of ranks.
         seed: Seed of the shuffles.

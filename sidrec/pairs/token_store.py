@@ -1,4 +1,4 @@
-"""Token stores: texts tokenized once, on disk, so that a batch needs only gather and padding."""
+"""Token stores: texts tokenized once on disk, so a batch needs only gathering and padding."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -156,7 +156,7 @@ def tokenize_once(
             with atomic_folder(folder) as temporary:
                 _write(temporary, texts, num_texts, tokenizer, max_tokens, what)
         except OSError:
-            if not (folder / "tokens.json").exists():  # no other process wrote the store: a real error
+            if not (folder / "tokens.json").exists():  # no process wrote it: a real error
                 raise
     return TokenStore.open(folder)
 

@@ -1,4 +1,4 @@
-"""Batches of users with all that they consumed in train."""
+"""User batches with all items that each user consumed in train."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from sidrec.types import Request
 
 
 class UserBatch(NamedTuple):
-    """Some users, whole: batches of users are what a loss without sampling needs.
+    """User batch with all train items of each user, as a loss without sampling needs.
 
     Attributes:
-        user_index: Of each user.
+        user_index: user_index of each user.
         positive_user: Row in ``user_index`` of each interaction; no interaction twice.
         positive_item: Its item_index.
     """
@@ -34,12 +34,12 @@ class UserBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class UserBatches(Dataset[UserBatch]):
-    """Batch by number, for one rank.
+    """User batches by number, for one rank.
 
     Attributes:
-        schedule: Which rows of ``users``.
-        rank: Of this process.
-        users: user_index of everybody with train interactions.
+        schedule: Rows of ``users`` in each batch.
+        rank: Rank of this process.
+        users: user_index of all users with train interactions.
         starts: The items of user u are ``items[starts[u] : starts[u + 1]]``.
         items: item_index, sorted by user.
     """
@@ -65,12 +65,12 @@ class UserBatches(Dataset[UserBatch]):
 
 
 class UserDataModule(RowDataModule[UserBatch]):
-    """The users of one corpus, each once an epoch.
+    """Users of one corpus, each once an epoch.
 
     Args:
         corpus: Corpus directory, as ``sidrec prepare`` writes it.
         batch_size: Users per rank.
-        seed: Of shuffles; dropout follows it too.
+        seed: Seed of shuffles and dropout.
         num_workers: Processes that make batches; 0 makes them in the training process.
     """
 
@@ -97,9 +97,9 @@ class UserDataModule(RowDataModule[UserBatch]):
 
 
 def users_of(corpus: Corpus, requests: Sequence[Request]) -> Int[Tensor, " request"]:
-    """Return the user_index behind each recommendation request, -1 of unknown users.
+    """Return the user_index of each recommendation request, -1 for unknown users.
 
-    Users without a train interaction count as unknown: nothing was learned about them.
+    Users without a train interaction count as unknown, because training learns nothing about them.
     """
     train = corpus.train_interactions()
     known = np.flatnonzero(np.diff(train.user_starts) > 0)

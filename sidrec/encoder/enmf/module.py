@@ -1,4 +1,4 @@
-"""Training loop of ENMF, and a trained one from its run directory."""
+"""Training loop of ENMF, and loading of a trained one from its run directory."""
 
 from typing import Any
 
@@ -24,14 +24,14 @@ _START_DEVIATION = 0.01
 
 
 class FactorTower(nn.Module):
-    """One vector per user and per item, and a weight per dimension.
+    """Factor tower: one vector per user and per item, and a weight per dimension.
 
-    Stands where the bi-encoder has its text tower: ``encode_catalogue`` takes ``item_vectors``
-    from it and reads no text.
+    It replaces the text tower of the bi-encoder: ``encode_catalogue`` takes its ``item_vectors``
+    and reads no text.
 
     Args:
-        num_users: user_index runs from 0.
-        num_items: item_index runs from 0.
+        num_users: user_index runs from 0 to num_users - 1.
+        num_items: item_index runs from 0 to num_items - 1.
         dim: Length of the vectors.
     """
 
@@ -46,15 +46,15 @@ class FactorTower(nn.Module):
 
     @torch.no_grad()
     def item_vectors(self) -> Float[Tensor, "item dim"]:
-        """Return the L2-normalized item vectors, on the CPU: what is quantized."""
+        """Return the L2-normalized item vectors on the CPU, as the quantizers use them."""
         return F.normalize(self.items.weight.detach().float(), dim=-1).cpu()
 
     @torch.no_grad()
     def questions(self, user_index: Int[Tensor, " request"]) -> Float[Tensor, "request dim"]:
-        """Return for each user the vector whose inner products with the items are the scores.
+        """Return the query vector of each user; its inner products with the items are the scores.
 
         Args:
-            user_index: -1 stands for a user without train interactions: all scores are 0.
+            user_index: -1 means a user without train interactions: all scores are 0.
         """
         known = (user_index >= 0)[:, None]
         vectors: Tensor = self.users(user_index.clamp(min=0)) * self.factors
@@ -70,27 +70,27 @@ def enmf_loss(
     positive_item: Int[Tensor, " positive"],
     negative_weights: Float[Tensor, " item"],
 ) -> Float[Tensor, ""]:
-    """Return the weighted squared error of all scores, as if every cell had been looked at.
+    """Return the weighted squared error over the scores of all users and items, without sampling.
 
-    The score of user u and item v is ``sum_d factors_d users_ud items_vd``; it shall be 1 where u
-    consumed v (weight 1) and 0 elsewhere (weight ``negative_weights_v``). The sum over all cells
-    splits into one over pairs of dimensions, which costs (users + items) × dim² in place of
-    users × items × dim, and one over the positives.
+    The score of user u and item v is ``sum_d factors_d users_ud items_vd``; its target is 1 where u
+    consumed v (weight 1) and 0 elsewhere (weight ``negative_weights_v``). The sum over all
+    user-item cells splits into one over pairs of dimensions, which costs (users + items) × dim² in
+    place of users × items × dim, and one over the positives.
 
     Args:
-        users: Of the batch.
-        items: Of the whole catalogue.
+        users: User vectors of the batch.
+        items: Item vectors of the whole catalogue.
         factors: Weight of each dimension.
         positive_user: Row of ``users`` of each interaction, no interaction twice.
         positive_item: Its item_index.
         negative_weights: Weight of each item where it was not consumed.
 
     Returns:
-        Sum over the users of the batch and all items, nothing left out.
+        Sum over the users of the batch and all items.
 
     Source:
         Chen et al. 2020, eq. 8 and 10, https://doi.org/10.1145/3373807. Differs: keeps the
-        constant that counts positives, so that the value is the naive sum's.
+        constant that counts positives, so that the value equals the naive sum.
     """
     by_users = users.T @ users  # [dim, dim]
     by_items = (items * negative_weights[:, None]).T @ items
@@ -103,18 +103,19 @@ def enmf_loss(
 def negative_weights_of(
     popularity: Int[Tensor, " item"], *, mean_weight: float, exponent: float
 ) -> Float[Tensor, " item"]:
-    """Weigh what was not consumed: popular items that a user left aside say more.
+    """Return the weight of each item where it was not consumed, larger for popular items.
 
     Args:
         popularity: Train interactions of each item.
         mean_weight: Mean of the weights.
-        exponent: Weights are as popularity to this power; 0 weighs all items alike.
+        exponent: Weights are proportional to popularity to this power; 0 weighs all items alike.
 
     >>> negative_weights_of(torch.tensor([1, 3]), mean_weight=0.5, exponent=1.0).tolist()
     [0.25, 0.75]
 
     Source:
-        Chen et al. 2020, eq. 4. Differs: given by the mean, theirs by the sum over the catalogue.
+        Chen et al. 2020, eq. 4. Differs: set by the mean, in the paper by the sum over the
+        catalogue.
     """
     raised = popularity.double().clamp(min=0) ** exponent
     return (mean_weight * raised / raised.mean().clamp(min=1e-12)).float()
@@ -129,8 +130,8 @@ class Enmf(StageModule[UserDataModule]):
     Args:
         dim: Length of the vectors.
         dropout: Probability that a dimension of a user is hidden in training.
-        negative_weight: Mean weight of what was not consumed; what was consumed weighs 1.
-        popularity_exponent: How the weight grows with the item's popularity; 0: not at all.
+        negative_weight: Mean weight of items not consumed; consumed items weigh 1.
+        popularity_exponent: Power of the item's popularity in its weight; 0 weighs all items alike.
         optimizer: AdamW, its schedule, and the losses that it may skip.
 
     Source:
@@ -169,7 +170,7 @@ class Enmf(StageModule[UserDataModule]):
         self.mean_weight, self.popularity_exponent = negative_weight, popularity_exponent
 
     def configure_model(self) -> None:
-        """Make the vectors and the weights of the corpus, unless they are there already."""
+        """Create the vectors and the weights of the corpus, unless they exist."""
         if not hasattr(self, "tower"):
             corpus = self._data().corpus
             self._build(corpus.num_users, corpus.num_items)
@@ -208,7 +209,7 @@ class Enmf(StageModule[UserDataModule]):
         self._log_recalls("test", split)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make vectors of the checkpoint's sizes when there are none yet."""
+        """Create vectors of the checkpoint's sizes if none exist."""
         super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "tower"):
             stored = checkpoint["state_dict"]
@@ -226,7 +227,7 @@ class Enmf(StageModule[UserDataModule]):
         found = dense_recall(questions, items, requests, ks=KS, exclude_history=exclude)
         recalls = {f"recommendation/recall@{k}": v for k, v in found.items() if v == v}
         at_best = [v for key, v in recalls.items() if key.endswith(f"@{max(KS)}")]
-        recalls["recall_harmonic_mean"] = harmonic_mean(at_best)  # of the one task that it answers
+        recalls["recall_harmonic_mean"] = harmonic_mean(at_best)  # over its one task
         self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)
 
 
@@ -234,7 +235,7 @@ def load_enmf(run: RunDirectory) -> Enmf:
     """Return the best ENMF of a finished run, on the CPU, in evaluation mode.
 
     Raises:
-        RunError: If the run has not finished, or is not one of ENMF.
+        RunError: If the run has not finished, or is not an ENMF run.
     """
     file = run.finished_checkpoint()
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
