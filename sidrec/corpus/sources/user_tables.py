@@ -51,9 +51,9 @@ def read_table(
 
     Args:
         items: Columns item_id, title and text; the rest become attributes. The text always begins
-            with the title; without ``text`` it consists of the title and whatever describes the
-            item (description, brand, categories …). Markup is taken out of titles and texts.
-            Attributes that are objects become JSON text.
+            with the title; without ``text`` it consists of the title and what describes the item
+            (description, brand, categories …). Markup is taken out of titles and texts. Attributes
+            that are objects become JSON text.
         interactions: Columns user_id, item_id, timestamp (see ``read_times``), and optionally
             rating.
         columns: Column names of the tables.
@@ -101,7 +101,7 @@ def read_query_table(file: Path, columns: Columns = DEFAULT_COLUMNS) -> list[Raw
     """Read queries from a CSV, TSV or Parquet table.
 
     Args:
-        file: Columns query_id, query and item_ids (a list, or text parted by ``|``), and
+        file: Columns query_id, query and item_ids (a list, or text separated by ``|``), and
             optionally group (default: the query_id) and split (default: the builder decides).
         columns: Column names of the tables.
 
