@@ -20,7 +20,7 @@ from sidrec.types import ItemEmbeddings, SemanticIdTable
 
 
 def fit_ids(
-    vectors: Vectors,
+    vectors: Vectors | ItemEmbeddings,
     *,
     quantizer: Quantizer,
     policy: CollisionPolicy,
@@ -33,7 +33,8 @@ def fit_ids(
 
     Args:
         vectors: One row per item, of any floating dtype and strides; an array may be
-            memory-mapped.
+            memory-mapped. ``ItemEmbeddings`` keep their encoder and corpus, which a generator on
+            that corpus requires.
         quantizer: Quantizer to fit.
         policy: Collision policy.
         item_ids: Unique ids; by default the row numbers.
@@ -45,10 +46,14 @@ def fit_ids(
         DataError: If vectors, ids or titles cannot be used; names the row.
         ConfigError: If codebooks, policy and number of items do not fit together.
     """
-    rows = finite_rows(as_tensor(vectors), "vectors")
-    ids, names = _named(len(rows), item_ids, titles, first_id=0)
+    if isinstance(vectors, ItemEmbeddings):
+        embeddings = vectors
+    else:
+        rows = finite_rows(as_tensor(vectors), "vectors")
+        embeddings = ItemEmbeddings(rows, "external", digest_of_tensors({"embeddings": rows}))
+    ids, names = _named(len(embeddings.vectors), item_ids, titles, first_id=0)
     return build_semantic_ids(
-        ItemEmbeddings(rows, "external", digest_of_tensors({"embeddings": rows})),
+        embeddings,
         quantizer=quantizer,
         policy=policy,
         item_ids=ids,

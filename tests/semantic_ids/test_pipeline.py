@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from sidrec.errors import ConfigError
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions.policies import ExtraLevel, ReassignLastLevel
 from sidrec.semantic_ids.kmeans.sharded_rows import CHUNK_ROWS
-from sidrec.semantic_ids.pipeline import build_semantic_ids
+from sidrec.semantic_ids.pipeline import build_semantic_ids, fit_ids
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 from sidrec.types import ItemEmbeddings
 from tests.ranks import run_on_ranks
@@ -64,3 +66,14 @@ def test_two_ranks_make_the_bundle_of_one_and_share_errors(tmp_path):
     run_on_ranks(_make_on_rank, tmp_path)
     hashes = {SemanticIdBundle.load(tmp_path / f"rank-{rank}").hash for rank in range(2)}
     assert hashes == {make(ReassignLastLevel()).hash}
+
+
+def test_embeddings_keep_their_encoder_and_corpus():
+    vectors = torch.randn(40, 8)
+    small = replace(QUANTIZER, codebook_sizes=(8, 8))
+    how = {"quantizer": small, "policy": ReassignLastLevel()}
+    bundle = fit_ids(ItemEmbeddings(vectors, "encoder", "corpus"), **how)
+    assert (bundle.embeddings.encoder_hash, bundle.corpus_fingerprint) == ("encoder", "corpus")
+    foreign = fit_ids(vectors, **how)
+    assert foreign.embeddings.encoder_hash == "external"
+    assert torch.equal(foreign.table.codes, bundle.table.codes)
