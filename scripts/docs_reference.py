@@ -7,29 +7,40 @@ import ast
 import contextlib
 import io
 import os
+import sys
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import mkdocs_gen_files
 import yaml
 
 import sidrec
+from sidrec.cli.front import TRAINING_COMMANDS
 from sidrec.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "sidrec").rglob("*.py"))
-LIGHTNING = ("validate", "test", "predict")  # same flags as fit
 
 
-def help_of(words: list[str]) -> str:
-    """Return what a command prints for ``--help``."""
-    from importlib import import_module
+def help_of(name: str) -> str:
+    """Return what a command prints for ``--help``.
 
-    module = import_module(COMMANDS[words[0]][0])
-    arguments = words if COMMANDS[words[0]][0].endswith(".train") else words[1:]
+    Raises:
+        RuntimeError: If it prints nothing.
+    """
+    module = import_module(COMMANDS[name][0])
+    arguments = [name, "--help"] if name in TRAINING_COMMANDS else ["--help"]
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        module.main([*arguments, "--help"])
+    with (
+        mock.patch.object(sys, "argv", ["sidrec"]),  # parsers take their name from it
+        contextlib.redirect_stdout(text),
+        contextlib.suppress(SystemExit),
+    ):
+        module.main(arguments)
+    if not text.getvalue().strip():
+        raise RuntimeError(f"`sidrec {name} --help` printed nothing; see COMMANDS.")
     return text.getvalue().strip()
 
 
@@ -39,8 +50,12 @@ def commands() -> str:
     parts = ["# Commands", "Every command answers `--help`; this page is that output."]
     for name, (_, purpose) in COMMANDS.items():
         parts += [f"## sidrec {name}", f"{purpose[0].upper()}{purpose[1:]}."]
-        if name not in LIGHTNING:
-            parts.append(f"```text\n{help_of([name])}\n```")
+        if name in TRAINING_COMMANDS and name != "fit":
+            parts.append(
+                "It takes the model, data and trainer options of [`sidrec fit`](#sidrec-fit)."
+            )
+        else:
+            parts.append(f"```text\n{help_of(name)}\n```")
     return "\n\n".join(parts)
 
 
