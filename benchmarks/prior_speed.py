@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from sidrec.generator.model.codebook_prior import CodebookPrior
 
 from sidrec.files import read_json, write_json
 from sidrec.generator.decoding.beam_search import Decoded, beam_search
 from sidrec.generator.decoding.trie import SemanticIdTrie
-from sidrec.generator.model.codebook_prior import CodebookPrior
 from sidrec.generator.model.prefix_prior import WeighedSteps
 from sidrec.types import SemanticIdTable
 

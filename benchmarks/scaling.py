@@ -163,6 +163,7 @@ def generator(device: torch.device, options: argparse.Namespace) -> tuple[Callab
         torch.randint(NUM_ITEMS, (options.examples,), device=device),
         nobody[:, None],
         torch.arange(options.examples, device=device),
+        torch.arange(options.examples, device=device),
     )
 
     def loss() -> torch.Tensor:

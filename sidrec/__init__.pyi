@@ -6,8 +6,9 @@ from sidrec.corpus.store import Corpus as Corpus
 from sidrec.encoder.enmf.datamodule import UserDataModule as UserDataModule
 from sidrec.encoder.enmf.module import Enmf as Enmf
 from sidrec.encoder.module import BiEncoder as BiEncoder
-from sidrec.generator.model.generator_settings import PriorSettings as PriorSettings
 from sidrec.generator.retrieval.retriever import Retriever as Retriever
+from sidrec.generator.scorers.prior_settings import NextItemSettings as NextItemSettings
+from sidrec.generator.scorers.prior_settings import PriorSettings as PriorSettings
 from sidrec.generator.training.datamodule import GeneratorDataModule as GeneratorDataModule
 from sidrec.generator.training.module import JointGenerator as JointGenerator
 from sidrec.pairs.datamodule import PairDataModule as PairDataModule

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from sidrec.cli.parser import CommandParser
+from sidrec.comparison.plan.stages import NEEDS_A_RUN, SYSTEM_NAMES
 from sidrec.errors import ConfigError
 
 
@@ -12,12 +13,10 @@ def main(arguments: list[str]) -> None:
     parser = CommandParser(
         prog="sidrec baselines",
         description="Print a generator run beside simple baselines, or write one baseline's run.",
-        source="Run of a generator; for --system dense or enmf, of an encoder.",
+        source=f"Run of a generator; for --system {', '.join(NEEDS_A_RUN)}, of an encoder.",
     )
     parser.add_argument("--corpus", type=str | None, help="Corpus directory, if it has moved.")
-    parser.add_argument(
-        "--system", type=str | None, help="popularity, bm25, neighbors, dense or enmf."
-    )
+    parser.add_argument("--system", type=str | None, help=f"{', '.join(SYSTEM_NAMES)}.")
     parser.add_argument("--run_dir", type=str | None, help="Folder that --system writes.")
     given = parser.parse_args(arguments)
     run, corpus, out = (

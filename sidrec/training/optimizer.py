@@ -1,7 +1,7 @@
 """AdamW and its learning-rate schedule over the whole training, for Lightning modules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,7 +75,11 @@ class OptimizerSettings(Settings):
 
 
 def configure_adamw(
-    weights: Iterable[nn.Parameter], settings: OptimizerSettings, *, total_steps: int | None
+    weights: Iterable[nn.Parameter],
+    settings: OptimizerSettings,
+    *,
+    total_steps: int | None,
+    groups: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return AdamW and its schedule per optimizer step, as ``configure_optimizers`` returns them.
 
@@ -83,11 +87,14 @@ def configure_adamw(
         weights: Weights of the module; frozen ones are left out.
         settings: Settings of optimizer and schedule.
         total_steps: Optimizer steps of the whole training; None without a step limit.
+        groups: Weights with a learning rate or decay of their own, as AdamW takes them.
     """
-    weights = [weight for weight in weights if weight.requires_grad]
-    groups: list[dict[str, Any]] = [
+    apart = {id(weight) for group in groups for weight in group["params"]}
+    weights = [one for one in weights if one.requires_grad and id(one) not in apart]
+    groups = [
         {"params": [weight for weight in weights if weight.ndim >= 2]},
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        *groups,
     ]
     optimizer = torch.optim.AdamW(
         groups, lr=settings.learning_rate, weight_decay=settings.weight_decay

@@ -121,7 +121,16 @@ class StageModule(L.LightningModule, Generic[Data]):
         else:
             estimated = self.trainer.estimated_stepping_batches
             steps = int(estimated) if estimated != float("inf") else None
-        return configure_adamw(self.parameters(), self.optimizer_settings, total_steps=steps)
+        return configure_adamw(
+            self.parameters(),
+            self.optimizer_settings,
+            total_steps=steps,
+            groups=self._weight_groups(),
+        )
+
+    def _weight_groups(self) -> list[dict[str, Any]]:
+        """Return the weights with optimizer settings of their own, as AdamW takes them."""
+        return []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the number of skipped losses."""

@@ -15,7 +15,7 @@ TASKS = ("search", "recommendation")
 
 
 def batch(task):
-    return GeneratorBatch(task, [], ONE, ONE, ONE[None], ONE, ONE[None], ONE)
+    return GeneratorBatch(task, [], ONE, ONE, ONE[None], ONE, ONE[None], ONE, ONE)
 
 
 class ConstantLoss(nn.Module):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from sidrec.encoder.enmf.datamodule import UserDataModule
 from sidrec.encoder.enmf.module import Enmf
 from sidrec.encoder.module import BiEncoder
-from sidrec.generator.model.generator_settings import PriorSettings
+from sidrec.generator.scorers.prior_settings import PriorSettings
 from sidrec.generator.training.datamodule import GeneratorDataModule
 from sidrec.generator.training.module import JointGenerator
 from sidrec.pairs.datamodule import PairDataModule

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from sidrec.comparison.baselines.hybrid import hybrid_baseline
+from sidrec.comparison.baselines.linear import ease_baseline, next_item_baseline
 from sidrec.comparison.baselines.simple import (
     bm25_baseline,
     item_neighbors_baseline,
@@ -22,6 +24,7 @@ from sidrec.types import TASKS, RankedItems, Request, Task
 
 TOP_K = 30
 NUM_HISTORY = 10  # items at the end of a history that the neighbors look at
+EASE_HALF_LIFE_ITEMS = 10.0
 
 Baseline = Callable[..., RankedItems]
 SYSTEMS: dict[str, tuple[Baseline, tuple[Task, ...]]] = {
@@ -31,7 +34,14 @@ SYSTEMS: dict[str, tuple[Baseline, tuple[Task, ...]]] = {
         partial(item_neighbors_baseline, num_history=NUM_HISTORY),
         ("recommendation",),
     ),
+    "ease": (partial(ease_baseline, half_life_items=None), ("recommendation",)),
+    "ease_recency": (
+        partial(ease_baseline, half_life_items=EASE_HALF_LIFE_ITEMS),
+        ("recommendation",),
+    ),
+    "next_item": (next_item_baseline, ("recommendation",)),
     "dense": (dense_baseline, TASKS),
+    "hybrid": (hybrid_baseline, ("search",)),
     "enmf": (enmf_baseline, ("recommendation",)),
 }
 
@@ -42,7 +52,7 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
     Args:
         system: One of ``SYSTEMS``.
         corpus_folder: Corpus directory.
-        run: Encoder run of ``dense`` and ``enmf``; None for the others.
+        run: Encoder run of ``dense``, ``hybrid`` and ``enmf``; None for the others.
         out: Run directory to write.
 
     Raises:
@@ -51,7 +61,7 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
     if system not in SYSTEMS:
         raise ConfigError(f"No baseline '{system}'; choose from {', '.join(SYSTEMS)}.")
     if (run is not None) != (system in NEEDS_A_RUN):
-        raise ConfigError(f"--from belongs to the systems {' and '.join(NEEDS_A_RUN)}.")
+        raise ConfigError(f"--from belongs to the systems {', '.join(NEEDS_A_RUN)}.")
     answer, tasks = SYSTEMS[system]
     if run is not None:
         answer = partial(answer, run=run)

@@ -6,7 +6,6 @@ Ties go to the more popular item, then to the lower item_index.
 
 from collections.abc import Callable, Iterator, Sequence
 
-import bm25s
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sidrec.corpus.store import Corpus, popularity
 from sidrec.generator.decoding.beam_search import best_columns
+from sidrec.generator.scorers.lexical import LexicalScorer
 from sidrec.types import RankedItems, Request
 
 _SCORES_AT_ONCE = 1 << 24  # float32 scores in memory: 64 MiB
@@ -44,14 +44,10 @@ def bm25_baseline(corpus: Corpus, requests: Sequence[Request], *, top_k: int) ->
     Source:
         Robertson et al. 1994, in the form of bm25s (arXiv 2407.03618).
     """
-    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-    index.index(_words(corpus.item_texts()), show_progress=False)
-    nothing = np.zeros(corpus.num_items, np.float32)  # bm25s refuses a query without words
+    lexical = LexicalScorer.of_texts(corpus.item_texts())
 
     def score(chunk: Sequence[Request]) -> Float[np.ndarray, "request item"]:
-        queries = _words([one.query for one in chunk])
-        rows = [index.get_scores(words) if words else nothing for words in queries]
-        return np.stack(rows).astype(np.float32)
+        return lexical.scores([one.query for one in chunk])
 
     counts = popularity(corpus.train_interactions(), corpus.num_items)
     return rank_catalogue(
@@ -131,13 +127,6 @@ def rank_catalogue(
         items[start:stop] = torch.where(found > _LOWEST, chosen, -1)
         best[start:stop] = found
     return RankedItems(items, best)
-
-
-def _words(texts: list[str]) -> list[list[str]]:
-    words: list[list[str]] = bm25s.tokenize(
-        texts, stopwords="en", return_ids=False, show_progress=False
-    )
-    return words
 
 
 def _indicator(rows: list[tuple[int, ...]], num_items: int) -> sp.csr_array:

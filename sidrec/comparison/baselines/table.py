@@ -2,14 +2,18 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sidrec.comparison.baselines.hybrid import hybrid_baseline
+from sidrec.comparison.baselines.linear import next_item_baseline
 from sidrec.comparison.baselines.simple import (
     bm25_baseline,
     item_neighbors_baseline,
     popularity_baseline,
 )
+from sidrec.comparison.baselines.trained import dense_baseline
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus, popularity
 from sidrec.errors import RunError
@@ -36,7 +40,10 @@ class Row(NamedTuple):
 
 
 def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) -> list[Row]:
-    """Print Recall@30 of a tested generator run beside popularity, BM25 and item neighbors.
+    """Print Recall@30 of a tested generator run beside baselines.
+
+    They are popularity, BM25, item neighbors and the next-item regression; and, where the run
+    reads an encoder run, dense and hybrid retrieval with that encoder.
 
     Args:
         run_folder: Generator run that ``sidrec test`` has evaluated.
@@ -55,14 +62,19 @@ def compare_with_baselines(run_folder: Path, corpus_folder: Path | None = None) 
         raise RunError(f"{run.metrics} does not exist; run `sidrec test --from {run_folder}`.")
     config = read_config(run.config) if run.config.exists() else {}
     corpus = Corpus.load(corpus_folder or _corpus_folder(run, config))
-    rows = [_row("sidrec", read_json(run.metrics)), *baseline_rows(corpus)]
+    rows = [_row("sidrec", read_json(run.metrics)), *baseline_rows(corpus, _encoder_run(config))]
     write_table(rows)
     sys.stdout.write("\n" + "\n".join(_places(run, corpus, config)) + "\n")
     return rows
 
 
-def baseline_rows(corpus: Corpus) -> list[Row]:
-    """Return Recall@30 of each baseline on the test split of a corpus."""
+def baseline_rows(corpus: Corpus, encoder_run: Path | None = None) -> list[Row]:
+    """Return Recall@30 of each baseline on the test split of a corpus.
+
+    Args:
+        corpus: Its test split is asked.
+        encoder_run: Finished bi-encoder run of dense and hybrid retrieval; None leaves them out.
+    """
 
     def neighbors(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
         return item_neighbors_baseline(corpus, requests, top_k=_TOP_K, num_history=_NUM_HISTORY)
@@ -73,15 +85,31 @@ def baseline_rows(corpus: Corpus) -> list[Row]:
     def bm25(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
         return bm25_baseline(corpus, requests, top_k=_TOP_K)
 
+    def next_item(corpus: Corpus, requests: Sequence[Request]) -> RankedItems:
+        return next_item_baseline(corpus, requests, top_k=_TOP_K)
+
     search = search_requests(corpus, "test")
     recommendation = recommendation_requests(corpus, "test")
-    return [
+    rows = [
         _row(
             "popularity",
             _figures(most_popular, corpus, search) | _figures(most_popular, corpus, recommendation),
         ),
         _row("BM25", _figures(bm25, corpus, search)),
         _row("item-item neighbors", _figures(neighbors, corpus, recommendation)),
+        _row("next-item regression", _figures(next_item, corpus, recommendation)),
+    ]
+    if encoder_run is None:
+        return rows
+    dense = partial(dense_baseline, run=encoder_run, top_k=_TOP_K)
+    hybrid = partial(hybrid_baseline, run=encoder_run, top_k=_TOP_K)
+    return [
+        *rows,
+        _row(
+            "dense retrieval",
+            _figures(dense, corpus, search) | _figures(dense, corpus, recommendation),
+        ),
+        _row("hybrid (dense + BM25)", _figures(hybrid, corpus, search)),
     ]
 
 
@@ -128,6 +156,14 @@ def _corpus_folder(run: RunDirectory, config: dict[str, Any]) -> Path:
     if folder is None:
         raise RunError(f"{run.config} names no data.corpus; give the corpus's folder.")
     return Path(folder)
+
+
+def _encoder_run(config: dict[str, Any]) -> Path | None:
+    """Return the encoder run that a generator reads, where it is still a finished one."""
+    model = config.get("model") or {}
+    named = model.get("init_args", model).get("encoder_run")
+    run = None if named is None else RunDirectory(Path(named))
+    return None if run is None or run.state() != "finished" else run.root
 
 
 def _places(run: RunDirectory, corpus: Corpus, config: dict[str, Any]) -> list[str]:

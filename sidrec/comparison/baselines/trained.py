@@ -1,6 +1,7 @@
 """Trained baselines: dense retrieval with an encoder run, and ENMF."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,38 @@ class Nearest(NamedTuple):
     items: Int[np.ndarray, "question rank"]
 
 
+class DenseQueries(NamedTuple):
+    """A finished bi-encoder and the item embeddings that it stored.
+
+    Attributes:
+        embed: Returns the L2-normalized embeddings of query texts.
+        items: One embedding per item.
+        history_items: Items at the end of a history whose mean stands for it.
+    """
+
+    embed: Callable[[list[str]], Float[Tensor, "text dim"]]
+    items: Float[Tensor, "item dim"]
+    history_items: int
+
+
+def dense_queries(corpus: Corpus, run: Path) -> DenseQueries:
+    """Load a finished bi-encoder run.
+
+    Raises:
+        DataError: If the run belongs to another corpus.
+    """
+    directory = RunDirectory(run)
+    tower, settings = load_encoder(directory)
+    bundle = SemanticIdBundle.load(directory.semantic_ids, corpus_fingerprint=corpus.fingerprint)
+    embed = partial(
+        encode_texts,
+        tower,
+        max_tokens=_data_settings(directory)["tokens"]["max_query_tokens"],
+        batch_size=settings["validation"]["encode_batch_size"],
+    )
+    return DenseQueries(embed, bundle.embeddings.vectors, settings["validation"]["history_items"])
+
+
 def dense_baseline(
     corpus: Corpus, requests: Sequence[Request], *, run: Path, top_k: int
 ) -> RankedItems:
@@ -54,22 +87,13 @@ def dense_baseline(
     Raises:
         DataError: If the run belongs to another corpus.
     """
-    directory = RunDirectory(run)
-    tower, settings = load_encoder(directory)
-    bundle = SemanticIdBundle.load(directory.semantic_ids, corpus_fingerprint=corpus.fingerprint)
-    items = bundle.embeddings.vectors
+    dense = dense_queries(corpus, run)
     if requests and requests[0].task == "search":
-        questions = encode_texts(
-            tower,
-            [request.query for request in requests],
-            max_tokens=_data_settings(directory)["tokens"]["max_query_tokens"],
-            batch_size=settings["validation"]["encode_batch_size"],
-        )
+        questions = dense.embed([request.query for request in requests])
     else:
         histories = [request.history for request in requests]
-        questions = mean_history(
-            items, histories, most_recent=settings["validation"]["history_items"]
-        )
+        questions = mean_history(dense.items, histories, most_recent=dense.history_items)
+    items = dense.items
     counts = popularity(corpus.train_interactions(), corpus.num_items)
     return retrieve(
         questions, items, requests, counts, top_k=top_k, exclude_history=corpus.exclude_history

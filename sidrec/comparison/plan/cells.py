@@ -107,9 +107,7 @@ class _Maker:
 
     def _run_of(self, name: str, settings: BaselineSettings) -> list[Input]:
         if (settings.system in NEEDS_A_RUN) != (settings.embeddings is not None):
-            raise ConfigError(
-                f"baselines: {name}: embeddings belongs to {' and '.join(NEEDS_A_RUN)}."
-            )
+            raise ConfigError(f"baselines: {name}: embeddings belongs to {', '.join(NEEDS_A_RUN)}.")
         if settings.embeddings is None:
             return []
         return [Input("--from", self._embeddings(settings.embeddings))]

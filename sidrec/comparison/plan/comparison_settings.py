@@ -153,8 +153,8 @@ class BaselineSettings:
     """Settings of one baseline: a system of ``sidrec baselines``, or a model to train.
 
     Attributes:
-        system: ``popularity``, ``bm25``, ``neighbors``, ``dense`` or ``enmf``; None trains a model.
-        embeddings: Run that ``dense`` and ``enmf`` use, by name.
+        system: One of ``stages.SYSTEM_NAMES``; None trains a model.
+        embeddings: Run that ``dense``, ``hybrid`` and ``enmf`` use, by name.
         configs: YAML files of the model to train.
         set: Settings of these files to change.
     """

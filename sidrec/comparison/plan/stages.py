@@ -14,8 +14,18 @@ from sidrec import __version__
 from sidrec.configurations import find_config
 from sidrec.errors import ConfigError
 
-SYSTEM_NAMES = ("popularity", "bm25", "neighbors", "dense", "enmf")
-NEEDS_A_RUN = ("dense", "enmf")
+SYSTEM_NAMES = (
+    "popularity",
+    "bm25",
+    "neighbors",
+    "ease",
+    "ease_recency",
+    "next_item",
+    "dense",
+    "hybrid",
+    "enmf",
+)
+NEEDS_A_RUN = ("dense", "hybrid", "enmf")
 
 
 Kind = Literal["embeddings", "ids", "generator", "baseline", "test"]

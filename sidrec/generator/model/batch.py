@@ -22,6 +22,7 @@ class GeneratorBatch(NamedTuple):
         history: item_index, oldest first, already cut to the model's length; -1 pads at the end.
         target: item_index of the answer; -1 when nobody knows it.
         excluded: item_index that may not be answered; -1 pads.
+        user_index: User of a training example of recommendation; -1 elsewhere.
         request_rows: Row of each request in its sequence, so that ranks can sort them out.
     """
 
@@ -32,6 +33,7 @@ class GeneratorBatch(NamedTuple):
     history: Int[Tensor, "request item"]
     target: Int[Tensor, " request"]
     excluded: Int[Tensor, "request excluded"]
+    user_index: Int[Tensor, " request"]
     request_rows: Int[Tensor, " request"]
 
     @property
@@ -69,5 +71,6 @@ def batch_of_requests(
             [next(iter(request.relevant), -1) for request in requests], dtype=torch.long
         ),
         excluded=pad_items(excluded),
+        user_index=torch.full((len(requests),), -1),
         request_rows=torch.tensor(request_rows, dtype=torch.long),
     )

@@ -1,4 +1,4 @@
-"""The Semantic IDs in which a task answers: tokens, codes, trie and prior."""
+"""The Semantic IDs in which a task answers: tokens, codes and trie."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sidrec.generator.decoding.trie import SemanticIdTrie
-from sidrec.generator.model.codebook_prior import CodebookPrior
+from sidrec.generator.model.prefix_prior import PrefixTree
 from sidrec.types import SemanticIdTable, Task
 
 
@@ -83,7 +83,6 @@ class CodeSpace(nn.Module):
         vocabulary: Tokens of the codes.
         table: Semantic ID of every item.
         popularity: Train interactions of each item: orders items that share a Semantic ID.
-        prior: Adds what the request's vector says; None leaves T5 alone.
     """
 
     codes: Tensor
@@ -93,22 +92,30 @@ class CodeSpace(nn.Module):
         vocabulary: CodeVocabulary,
         table: SemanticIdTable,
         popularity: Int[Tensor, " item"],
-        prior: CodebookPrior | None = None,
     ) -> None:
         super().__init__()
-        self.vocabulary, self.prior = vocabulary, prior
+        self.vocabulary = vocabulary
         codes = table.codes.long()
         self.register_buffer("codes", codes, persistent=False)
         self._trie = SemanticIdTrie.from_table(
             SemanticIdTable(codes, table.codebook_sizes), popularity
         )
+        self._tree: PrefixTree | None = None
 
     @property
     def trie(self) -> SemanticIdTrie:
         """The catalogue, on the device of the weights."""
         if self._trie.items.device != self.codes.device:
-            self._trie = self._trie.to(self.codes.device)
+            self._trie, self._tree = self._trie.to(self.codes.device), None
         return self._trie
+
+    @property
+    def tree(self) -> PrefixTree:
+        """The catalogue's prefixes, on the device of the weights."""
+        trie = self.trie
+        if self._tree is None:
+            self._tree = PrefixTree.of(trie)
+        return self._tree
 
     def tokens_of(self, items: Int[Tensor, "*any"]) -> Int[Tensor, "*any level"]:
         """Return the tokens of the Semantic IDs of items, by item_index."""

@@ -4,18 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from sidrec.distributed import on_rank_zero
 from sidrec.encoder.load_encoder import load_encoder
 from sidrec.encoder.tower import TextTower
-from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary, vocabularies_of
-from sidrec.generator.model.codebook_prior import CodebookPrior, code_means
 from sidrec.generator.model.generator_model import GeneratorModel
-from sidrec.generator.model.generator_settings import PriorSettings, T5Settings
+from sidrec.generator.model.generator_settings import T5Settings
 from sidrec.generator.model.request_embedder import InputSettings
 from sidrec.generator.model.t5 import (
     load_tokenizer_of,
@@ -26,9 +24,10 @@ from sidrec.generator.model.t5 import (
     t5_from_snapshot,
     train_tokenizer,
 )
+from sidrec.generator.scorers.item_prior import ItemPrior
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
-from sidrec.types import TASKS, SemanticIdTable, Task
+from sidrec.types import TASKS, Task
 
 _QUIET_HEAD = 0.1  # factor of the new codes' logits: the prior leads at first, T5 joins in
 
@@ -38,10 +37,10 @@ def new_generator(
     *,
     texts: Callable[[], list[str]],
     inputs: InputSettings,
-    prior: PriorSettings | None,
     ids: TaskBundles,
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
+    prior: ItemPrior | None,
 ) -> GeneratorModel:
     """Return a generator to be trained; all ranks call it and get the same tokenizer.
 
@@ -49,10 +48,10 @@ def new_generator(
         settings: T5, pretrained or from scratch.
         texts: Returns the training texts of a new tokenizer; only called for a T5 from scratch.
         inputs: Encoder input of a request.
-        prior: Initial values of the prior; None: T5 decides alone.
         ids: Semantic IDs of each task, and item embeddings.
         popularity: Train interactions of each item.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
+        prior: Made from the corpus; None leaves T5 alone.
 
     Raises:
         ConfigError: If the T5 cannot be made or loaded, or does not fit ``inputs``.
@@ -78,7 +77,7 @@ def new_generator(
     is_tied = model.lm_head.weight is model.shared.weight
     if prior is not None and not is_tied:
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
-    return _together(model, tokenizer, inputs, prior, ids, popularity, encoder_run)
+    return _together(model, tokenizer, inputs, ids, popularity, encoder_run, prior)
 
 
 def parts_of(model: GeneratorModel) -> dict[str, Any]:
@@ -87,6 +86,7 @@ def parts_of(model: GeneratorModel) -> dict[str, Any]:
         "t5": snapshot_of(model.t5),
         "tokenizer": model.embedder.tokenizer.to_str(),
         "popularity": model.popularity.cpu(),
+        "prior": None if model.prior is None else model.prior.state(),
     }
 
 
@@ -94,7 +94,6 @@ def generator_from(
     parts: dict[str, Any],
     *,
     inputs: InputSettings,
-    prior: PriorSettings | None,
     ids: TaskBundles,
     encoder_run: str | None,
 ) -> GeneratorModel:
@@ -103,26 +102,32 @@ def generator_from(
     Args:
         parts: From ``parts_of``.
         inputs: As in training.
-        prior: As in training.
         ids: As in training.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
 
     Raises:
         RunError: If the encoder run is not a finished one.
+        DataError: If the prior was made from another corpus than the Semantic IDs.
     """
+    prior = parts["prior"]
+    if prior is not None:
+        fingerprint = ids.bundles["search"].corpus_fingerprint
+        prior = ItemPrior.from_state(
+            prior, item_vectors=ids.item_vectors, corpus_fingerprint=fingerprint
+        )
     tokenizer = Tokenizer.from_str(parts["tokenizer"])
     t5 = t5_from_snapshot(parts["t5"])
-    return _together(t5, tokenizer, inputs, prior, ids, parts["popularity"], encoder_run)
+    return _together(t5, tokenizer, inputs, ids, parts["popularity"], encoder_run, prior)
 
 
 def _together(
     t5: Any,  # noqa: ANN401 (transformers is untyped)
     tokenizer: Tokenizer,
     inputs: InputSettings,
-    prior: PriorSettings | None,
     ids: TaskBundles,
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
+    prior: ItemPrior | None,
 ) -> GeneratorModel:
     tower = _frozen_tower(encoder_run) if inputs.text_input == "encoder_states" else None
     spaces: dict[Task, CodeSpace] = {}
@@ -131,9 +136,8 @@ def _together(
             spaces[task] = spaces[TASKS[0]]
             continue
         table = ids.bundles[task].table
-        own = _prior(table, ids.item_vectors, inputs, prior, popularity)
-        spaces[task] = CodeSpace(vocabulary, table, popularity, own)
-    return GeneratorModel(t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower)
+        spaces[task] = CodeSpace(vocabulary, table, popularity)
+    return GeneratorModel(t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower, prior)
 
 
 def _vocabularies(tokenizer: Tokenizer, ids: TaskBundles) -> dict[Task, CodeVocabulary]:
@@ -143,25 +147,6 @@ def _vocabularies(tokenizer: Tokenizer, ids: TaskBundles) -> dict[Task, CodeVoca
         return dict.fromkeys(TASKS, common)
     return vocabularies_of(
         tokenizer.get_vocab_size(), sizes, num_shared_levels=ids.num_shared_levels
-    )
-
-
-def _prior(
-    table: SemanticIdTable,
-    item_vectors: Float[Tensor, "item dim"],
-    inputs: InputSettings,
-    prior: PriorSettings | None,
-    popularity: Int[Tensor, " item"],
-) -> CodebookPrior | None:
-    if prior is None:
-        return None
-    order = SemanticIdTrie.from_table(table, popularity).items
-    return CodebookPrior(
-        code_means(table.codes, item_vectors, table.codebook_sizes),
-        table.codes[order],
-        scale=prior.scale,
-        max_history_items=inputs.max_history_items,
-        half_life_items=prior.half_life_items,
     )
 
 

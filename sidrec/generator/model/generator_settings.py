@@ -6,7 +6,6 @@ from typing import Any
 from sidrec.generator.decoding.search_strategy import Decoding, DecodingMode
 from sidrec.settings import (
     NonNegativeFloat,
-    PositiveFloat,
     PositiveInt,
     Probability,
     Settings,
@@ -67,19 +66,6 @@ class T5Settings(Settings):
     text_vocabulary_size: PositiveInt = 4000
     codes_from_items: bool = True
     torch_compile: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorSettings(Settings):
-    """Initial values of ``CodebookPrior``, the prior over codes from the request embedding.
-
-    Attributes:
-        scale: Factor of the prior's scores, about 1 / temperature of the bi-encoder.
-        half_life_items: A history's item weighs half as much every so many items back.
-    """
-
-    scale: float = 20.0
-    half_life_items: PositiveFloat = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)

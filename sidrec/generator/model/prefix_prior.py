@@ -1,134 +1,124 @@
-"""How much a request expects below each code, without looking at every item for every request."""
+"""Prior over items, summed below every prefix of the trie, and a step that it weighs."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sidrec.generator.decoding.beam_search import LEAST_MASS, NO_ITEM, Step
+from sidrec.generator.decoding.beam_search import LEAST_MASS, NO_ITEM, Decoded, Step, over_children
+from sidrec.generator.decoding.item_filters import AllItemsBut, AllowedItems
 from sidrec.generator.decoding.trie import SemanticIdTrie
-
-EVEN_SHARE = 1e-3  # of the mass, shared out evenly, so that no item is ever ruled out
+from sidrec.types import RankedItems
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """Distinct prefixes of each depth, from 0 (the root) to one level less than an ID has.
+    """Distinct prefixes of each depth, from one code to a whole Semantic ID.
 
     Attributes:
-        prefix_at: Per depth: the prefix to which the item at each position of the trie belongs,
-            and 0 behind the last.
+        node_at: Per depth: the prefix to which the item at each position of the trie belongs, and
+            0 behind the last.
         first_child: Per depth: each prefix's first child, a prefix of the next depth; at the last
             depth the first item.
-        child_codes: Per depth: the last code of every child, in their order.
     """
 
-    prefix_at: tuple[Int[Tensor, " bound"], ...]
+    node_at: tuple[Int[Tensor, " bound"], ...]
     first_child: tuple[Int[Tensor, " _"], ...]
-    child_codes: tuple[Int[Tensor, " _"], ...]
 
     @classmethod
-    def of(cls, codes: Int[Tensor, "item level"]) -> "PrefixTree":
-        """Cut sorted Semantic IDs into prefixes.
-
-        Args:
-            codes: In the order of the trie's positions.
-        """
-        num_items, num_levels = codes.shape
-        begins = torch.zeros(num_items, dtype=torch.bool, device=codes.device)
-        begins[0] = True
-        starts, prefix_at = [begins.nonzero().flatten()], [torch.zeros_like(begins).int()]
-        for level in range(num_levels - 1):
-            begins = begins.clone()
-            begins[1:] |= codes[1:, level] != codes[:-1, level]
-            starts.append(begins.nonzero().flatten())
-            prefix_at.append(begins.cumsum(dim=0, dtype=torch.int32) - 1)
-        behind = prefix_at[0].new_zeros(1)  # where the range behind the last item begins
-        child_codes = [codes[rows, depth] for depth, rows in enumerate(starts[1:])]
-        first_child = [prefix_at[depth + 1][rows] for depth, rows in enumerate(starts[:-1])]
-        return cls(
-            tuple(torch.cat([rows, behind]) for rows in prefix_at),
-            (*(rows.long() for rows in first_child), starts[-1]),
-            (*child_codes, codes[:, -1].contiguous()),
-        )
+    def of(cls, trie: SemanticIdTrie) -> "PrefixTree":
+        """Cut the sorted Semantic IDs of a trie into prefixes."""
+        prefixes = trie.keys
+        starts: list[Tensor] = []
+        node_at: list[Tensor] = []
+        for size in reversed(trie.codebook_sizes):
+            begins = torch.ones_like(prefixes, dtype=torch.bool)
+            begins[1:] = prefixes[1:] != prefixes[:-1]
+            node = begins.cumsum(dim=0, dtype=torch.int32) - 1
+            starts.insert(0, begins.nonzero().flatten())
+            node_at.insert(0, F.pad(node, (0, 1)))
+            prefixes = prefixes // size
+        below = [node_at[depth + 1][rows].long() for depth, rows in enumerate(starts[:-1])]
+        return cls(tuple(node_at), (*below, starts[-1]))
 
 
 class PrefixMass:
-    """The softmax over all items of additive scores, summed below any prefix.
+    """Unnormalized prior of each request, summed over the items below any prefix.
 
-    The score of an item is a sum over the levels, so the sum below a prefix is that over its
-    children of ``exp(score of the child's code) * (sum below the child)``. From the deepest level
-    up this takes one addition per item and request, on numbers that lie side by side for all
-    requests, and keeps one number per prefix. Costs ``prefixes x requests`` float64 of memory.
+    The sum below a prefix is the sum over its children, from the items up: one exponential and at
+    most ``level`` additions per item and request, and ``4 * requests * (items + prefixes)`` bytes.
+    Only non-negative float32 numbers are added, each prefix in the order of its children, so
+    results have float32's relative precision and are the same on every run; a difference of
+    cumulative sums has neither on a GPU.
 
     Args:
         tree: Of the catalogue.
-        logits: Score of each code, per level.
+        scores: Logarithm of the prior, up to a constant of the request, by position of the trie.
+        is_allowed: Items that the request may get, by position; the others have no mass.
     """
 
-    def __init__(self, tree: PrefixTree, logits: list[Float[Tensor, "request _"]]) -> None:
+    def __init__(
+        self,
+        tree: PrefixTree,
+        scores: Float[Tensor, "request item"],
+        is_allowed: Bool[Tensor, "request item"],
+    ) -> None:
         self._tree = tree
-        wide = [of_level.double() for of_level in logits]
-        self._shifted = [of_level - of_level.amax(dim=1, keepdim=True) for of_level in wide]
-        self._weights = [of_level.exp() for of_level in self._shifted]  # [request, code]
-        below: list[Float[Tensor, "prefix request"]] = []
-        for depth in reversed(range(len(logits))):
-            table = self._weights[depth].T.contiguous()  # [code, request]
-            codes, bags = tree.child_codes[depth], tree.first_child[depth]
-            if below:
-                table, codes = table[codes] * below[0], torch.arange(len(codes)).to(codes)
-            below.insert(0, F.embedding_bag(codes, table, bags, mode="sum"))
-        self._below = below
-        self._log_total = below[0][0].clamp(min=torch.finfo(torch.float64).tiny).log()
+        with torch.autocast(scores.device.type, enabled=False):
+            shut = scores.float().masked_fill(~is_allowed, NO_ITEM)
+            mass = (shut - shut.detach().amax(dim=1, keepdim=True)).exp()
+            mass = mass.clamp(min=LEAST_MASS) * is_allowed  # rounding rules no allowed item out
+            below = mass.T.contiguous()  # [item, request]
+            masses: list[Float[Tensor, "_ request"]] = []
+            for first in reversed(tree.first_child):
+                if len(first) < len(below):
+                    children = torch.arange(len(below), device=first.device)
+                    below = F.embedding_bag(children, below, first, mode="sum")
+                masses.insert(0, below)
+        self._masses = masses
 
-    def scores(self, level: int) -> Float[Tensor, "request code"]:
-        """Return the scores of a level's codes, up to a constant of the request."""
-        return self._shifted[level]
-
-    def of_children(
+    def log_softmax(
         self,
         level: int,
-        prefix_scores: Float[Tensor, "request beam"],
+        logits: Float[Tensor, "request beam code"],
         bounds: Int[Tensor, "request beam bound"],
     ) -> Float[Tensor, "request beam code"]:
-        """Return the mass of each child of each beam, in float64; empty ones hold anything.
+        """Return log-probabilities, in nats, of the codes after each beam.
+
+        Equal logits give every child its share of the prior. Children without an allowed item get
+        a very low number (not -inf).
 
         Args:
-            level: Of the children's codes.
-            prefix_scores: Sum of ``scores`` over the beam's codes.
+            level: Of the codes.
+            logits: Of the codes; a constant of the beam may be missing.
             bounds: Children of each beam, from ``SemanticIdTrie.child_bounds``.
         """
-        counts = bounds.diff(dim=-1)
-        if level + 1 < len(self._below):
-            first = bounds[..., :-1].flatten()
-            prefix = self._tree.prefix_at[level + 1].index_select(0, first).view(len(bounds), -1)
-            below = self._below[level + 1].T.gather(1, prefix.long()).view(counts.shape)
-        else:
-            below = counts.double()
-        share = (prefix_scores - self._log_total[:, None]).exp() * (1 - EVEN_SHARE)
-        below.mul_(self._weights[level][:, None]).mul_(share[..., None])
-        return below.add_(counts, alpha=EVEN_SHARE / len(self._tree.child_codes[-1]))
+        child = self._tree.node_at[level].index_select(0, bounds[..., :-1].flatten())
+        child = child.view(len(bounds), -1).long()
+        mass = self._masses[level].T.gather(1, child).view(logits.shape)
+        is_open = (bounds.diff(dim=-1) > 0) & (mass > 0)
+        weighed = logits.float() + torch.where(is_open, mass, 1.0).log()
+        return weighed.masked_fill(~is_open, NO_ITEM).log_softmax(dim=-1)
 
 
-class WeighedSteps:
-    """A model's steps, normalized over the catalogue with a prior; itself a ``beams.Step``.
-
-    What ``beams.over_children`` makes of the prior's mass before every position, from the mass of
-    prefixes alone. The search looks each beam's children up again; that takes some .2 % of its time
-    and spares every search the knowledge of prior and prefixes.
+class PriorSteps:
+    """Steps of a model, weighed by a prior and normalized over the catalogue: a ``beams.Step``.
 
     Args:
         step: The model, set to the batch's sources; its logits may lack a constant.
         trie: The catalogue.
-        mass: What each request expects.
+        mass: Prior of each request.
+        t5_factor: Factor of the model's logits; 0 leaves the prior alone.
     """
 
-    def __init__(self, step: Step, trie: SemanticIdTrie, mass: PrefixMass) -> None:
-        self._step, self._trie, self._mass = step, trie, mass
+    def __init__(
+        self, step: Step, trie: SemanticIdTrie, mass: PrefixMass, *, t5_factor: float
+    ) -> None:
+        self._step, self._trie, self._mass, self._factor = step, trie, mass, t5_factor
         self._bounds: Tensor | None = None
-        self._prefix_scores: Tensor | None = None
 
     def __call__(
         self,
@@ -138,24 +128,127 @@ class WeighedSteps:
     ) -> Float[Tensor, "request beam code"]:
         """Return log-probabilities of the codes of ``level``; very low where no item is."""
         logits = self._step(level, parent, codes)
-        low, high, scores = self._ranges(level, parent, codes)
-        bounds = self._trie.child_bounds(low, high, level=level)
-        self._bounds, self._prefix_scores = bounds, scores
-        mass = self._mass.of_children(level, scores, bounds)
-        weighed = mass.float().clamp_(min=LEAST_MASS).log_().add_(logits)
-        empty = bounds[..., 1:] <= bounds[..., :-1]
-        return weighed.masked_fill_(empty, NO_ITEM).log_softmax(dim=-1)
-
-    def _ranges(
-        self, level: int, parent: Int[Tensor, "request beam"], codes: Int[Tensor, "request beam"]
-    ) -> tuple[
-        Int[Tensor, "request beam"], Int[Tensor, "request beam"], Float[Tensor, "request beam"]
-    ]:
-        """Return each beam's range, and the sum of its codes' scores."""
-        if self._bounds is None or self._prefix_scores is None:
+        if self._bounds is None:
             low = torch.zeros_like(parent, dtype=torch.int32)
-            return low, low + self._trie.num_items, low.double()
-        cell, flat = parent * self._bounds.shape[2] + codes, self._bounds.flatten(1)
-        scores = self._prefix_scores.gather(1, parent)
-        scores = scores + self._mass.scores(level - 1).gather(1, codes)
-        return flat.gather(1, cell), flat.gather(1, cell + 1), scores
+            high = low + self._trie.num_items
+        else:
+            cell, flat = parent * self._bounds.shape[2] + codes, self._bounds.flatten(1)
+            low, high = flat.gather(1, cell), flat.gather(1, cell + 1)
+        self._bounds = self._trie.child_bounds(low, high, level=level)
+        return self._mass.log_softmax(level, self._factor * logits.float(), self._bounds)
+
+
+class TargetPath(NamedTuple):
+    """T5's logits along the Semantic IDs of the targets.
+
+    Attributes:
+        logits: Per level: of all codes of the level, after the target's codes before it.
+        bounds: Per level: children of the target's prefix, from ``SemanticIdTrie.child_bounds``.
+        codes: Semantic ID of each target.
+        num_items: Size of the catalogue.
+    """
+
+    logits: list[Float[Tensor, "request _"]]
+    bounds: list[Int[Tensor, "request _"]]
+    codes: Int[Tensor, "request level"]
+    num_items: int
+
+    @property
+    def has_items(self) -> list[Bool[Tensor, "request _"]]:
+        """Per level: which codes the catalogue goes on with."""
+        return [bounds.diff(dim=-1) > 0 for bounds in self.bounds]
+
+
+def target_log_probabilities(
+    path: TargetPath, mass: PrefixMass | None, *, t5_factor: float | Tensor
+) -> list[Float[Tensor, "request _"]]:
+    """Return the log-probabilities, in nats, of the codes of each level of the targets.
+
+    Args:
+        path: Of the targets.
+        mass: Prior of each request; None holds all items for equal.
+        t5_factor: Factor of T5's logits.
+    """
+    found = []
+    for level, (logits, bounds) in enumerate(zip(path.logits, path.bounds, strict=True)):
+        logits, bounds = logits[:, None], bounds[:, None]
+        if mass is None:
+            before = torch.arange(path.num_items + 1, device=bounds.device).double()
+            found.append(over_children(logits, bounds, before.expand(len(bounds), -1))[:, 0])
+        else:
+            found.append(mass.log_softmax(level, t5_factor * logits, bounds)[:, 0])
+    return found
+
+
+def rank_by_scores(
+    scores: Float[Tensor, "request item"],
+    is_allowed: Bool[Tensor, "request item"],
+    trie: SemanticIdTrie,
+    *,
+    top_k: int,
+) -> Decoded:
+    """Rank allowed items by their scores alone; equal ones by their position in the trie.
+
+    Args:
+        scores: Logarithm of the prior, up to a constant, by position of the trie.
+        is_allowed: By position of the trie.
+        trie: The catalogue.
+        top_k: Length of the lists.
+    """
+    shut = scores.float().masked_fill(~is_allowed, float("-inf"))
+    values, order = shut.log_softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    values, order = values[:, :top_k], order[:, :top_k]
+    return _decoded(trie.items[order], values, trie)
+
+
+def rerank(
+    found: Decoded,
+    scores: Float[Tensor, "request item"],
+    trie: SemanticIdTrie,
+    *,
+    t5_factor: float,
+    top_k: int,
+) -> Decoded:
+    """Rank the items that a search found by ``t5_factor`` times T5's score plus the prior's.
+
+    Args:
+        found: Of a search by T5 alone.
+        scores: Logarithm of the prior, up to a constant, by item_index.
+        trie: The catalogue.
+        t5_factor: Factor of T5's log-probabilities.
+        top_k: Length of the lists.
+    """
+    items, own = found.ranked
+    total = t5_factor * own + scores.gather(1, items.clamp(min=0))
+    total = total.masked_fill(items < 0, float("-inf"))
+    values, order = total.sort(dim=1, descending=True, stable=True)
+    values, order = values[:, :top_k], order[:, :top_k]
+    return _decoded(items.gather(1, order), values, trie)
+
+
+def _decoded(
+    items: Int[Tensor, "request rank"], values: Float[Tensor, "request rank"], trie: SemanticIdTrie
+) -> Decoded:
+    """Return ranked items with their distinct Semantic IDs."""
+    real = values > float("-inf")
+    keys = torch.where(real, trie.keys[trie.position[items.clamp(min=0)]], -1)
+    again = (keys[:, :, None] == keys[:, None, :]).tril(diagonal=-1).any(dim=2) | ~real
+    first = torch.argsort(again.byte(), dim=1, stable=True)  # distinct ones before the others
+    return Decoded(
+        ranked=RankedItems(torch.where(real, items, -1), values),
+        keys=keys.masked_fill(again, -1).gather(1, first),
+        log_probabilities=values.masked_fill(again, float("-inf")).gather(1, first),
+    )
+
+
+def allowed_positions(
+    allowed: AllowedItems, trie: SemanticIdTrie, num_requests: int
+) -> Bool[Tensor, "request item"]:
+    """Return which items each request may get, by position of the trie."""
+    device = trie.items.device
+    if isinstance(allowed, AllItemsBut):
+        width = trie.num_items + allowed.excluded.shape[1] + 1  # padding lies beyond the last
+        mask = torch.ones((num_requests, width), dtype=torch.bool, device=device)
+        return mask.scatter_(1, allowed.excluded.long(), value=False)[:, : trie.num_items]
+    bounds = torch.arange(trie.num_items + 1, dtype=torch.int32, device=device)
+    return allowed.before(bounds.expand(num_requests, -1).contiguous()).diff(dim=1) > 0

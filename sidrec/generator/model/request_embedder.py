@@ -29,8 +29,7 @@ class Reading(NamedTuple):
     Attributes:
         positions: Embeddings; each request's real positions stand together, padding last.
         mask: True on real positions.
-        vector: Query embedding, or weighted mean of the history's item embeddings; None without a
-            prior that asks for it.
+        vector: Query embedding; None for a history, and where no bi-encoder reads the query.
     """
 
     positions: Float[Tensor, "request position dim"]
@@ -100,8 +99,7 @@ class RequestEmbedder(nn.Module):
         settings: How.
         tokens: T5's input embedding, shared with T5.
         tokenizer: T5's tokenizer.
-        space: Semantic IDs in which histories are read; its prior, if it has one, weighs them
-            into one vector.
+        space: Semantic IDs in which histories are read.
         item_vectors: Bi-encoder embedding of every item.
         tower: The bi-encoder's tower, frozen; needed for ``encoder_states``.
 
@@ -210,16 +208,13 @@ class RequestEmbedder(nn.Module):
         items = batch.history.clamp(min=0)
         last = real.sum(dim=1, keepdim=True)
         ago = (last - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
-        space, vector = self._elsewhere.space, None
-        if space.prior is not None:
-            vector = space.prior.history_vector(self.item_vectors[items], ago, real)
-        codes = self._embed(space.tokens_of(items))  # [request, item, level, dim]
+        codes = self._embed(self._elsewhere.space.tokens_of(items))  # [request, item, level, dim]
         if self.settings.history_input == "codes":
             num_levels = codes.shape[2]
-            return Reading(codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1), vector)
+            return Reading(codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1), None)
         vectors = self.item_vectors[items] * self.item_vectors.shape[1] ** 0.5
         inner = self.norm(codes.sum(dim=2) + self.from_item(vectors) + self.recency(ago))
-        return Reading(inner, real, vector)
+        return Reading(inner, real, None)
 
     def _thin(self, mask: Bool[Tensor, "request token"]) -> Bool[Tensor, "request token"]:
         share = self.settings.query_token_dropout

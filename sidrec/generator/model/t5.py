@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sidrec.errors import ConfigError, one_line
 from sidrec.generator.model.code_space import CodeVocabulary
-from sidrec.generator.model.codebook_prior import code_means
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -166,7 +165,7 @@ def start_codes_from_items(
 ) -> None:
     """Give codes of like items like embeddings, in T5's input and in its output head.
 
-    What a code stands for is in ``prior.code_means``. One random projection for all levels takes
+    What a code stands for is in ``code_means``. One random projection for all levels takes
     these means to the width of the model; each level is scaled to the root mean square that its
     rows had. Codes without items keep their random rows.
     """
@@ -181,6 +180,28 @@ def start_codes_from_items(
         used = start + (counts > 0).nonzero().flatten()
         for weight in {id(weight): weight for weight in weights}.values():
             weight[used] = rows[counts > 0].to(weight) * weight[used].pow(2).mean().sqrt()
+
+
+def code_means(
+    codes: Int[Tensor, "item level"],
+    item_vectors: Float[Tensor, "item dim"],
+    codebook_sizes: tuple[int, ...],
+) -> list[Float[Tensor, "_ dim"]]:
+    """Return what each code stands for: the mean of what its items have left after earlier levels.
+
+    For RQ-KMeans these are its centroids, up to the mean of all items and items that a collision
+    policy moved; for any other way of making codes they are the best additive codebooks of this
+    greedy form. Codes without items are 0.
+    """
+    residual = item_vectors.float() - item_vectors.float().mean(dim=0)
+    means = []
+    for level, size in enumerate(codebook_sizes):
+        column = codes[:, level].long()
+        counts = torch.bincount(column, minlength=size).clamp(min=1)
+        sums = residual.new_zeros(size, residual.shape[1]).index_add_(0, column, residual)
+        means.append(sums / counts[:, None])
+        residual = residual - means[-1][column]
+    return means
 
 
 def _cannot_load(name: str, error: Exception) -> ConfigError:

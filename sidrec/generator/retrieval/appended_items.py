@@ -1,12 +1,9 @@
 """Appended items: serve items that are newer than the training of the generator."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 
 from sidrec.errors import DataError
-from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.code_space import CodeSpace
 from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.training.load_generator import TrainedGenerator
@@ -19,7 +16,8 @@ def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> Traine
     """Return the generator over the items of ``ids``; both generators share the T5.
 
     New items have no train interactions, so they come last among items of one Semantic ID. The
-    prior keeps its code means, which are those of the items of training.
+    prior keeps its weights; of a new item it knows the embedding alone, see
+    ``ItemPrior.extended``.
 
     Args:
         generator: Trained generator with its model built.
@@ -38,11 +36,7 @@ def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> Traine
             spaces[task] = spaces[TASKS[0]]
             continue
         old, table = model.space(task), ids.bundles[task].table
-        prior = copy.deepcopy(old.prior)
-        if prior is not None:
-            order = SemanticIdTrie.from_table(table, popularity).items
-            prior.codes = table.codes[order].long()
-        spaces[task] = CodeSpace(old.vocabulary, table, popularity, prior)
+        spaces[task] = CodeSpace(old.vocabulary, table, popularity)
     embedder = model.embedder
     larger = GeneratorModel(
         model.t5,
@@ -52,6 +46,7 @@ def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> Traine
         ids.item_vectors,
         popularity,
         embedder.tower,
+        None if model.prior is None else model.prior.extended(ids.item_vectors),
     )
     larger.load_state_dict(model.state_dict())
     larger.decoding = model.decoding

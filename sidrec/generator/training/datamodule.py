@@ -118,6 +118,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
             "world_size": schedule.world_size,
             "pool_batches": schedule.pool_batches,
             **asdict(self.histories),
+            "exclude_history": self.corpus.exclude_history,
             "seed": schedule.seed,
         }
 
@@ -153,7 +154,9 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
     def _recommendation_examples(self) -> RecommendationExamples:
         train = self.corpus.train_interactions()
         check_train_only(self.corpus, train, "generator training")
-        return RecommendationExamples.of(train, **asdict(self.histories))
+        return RecommendationExamples.of(
+            train, **asdict(self.histories), exclude_history=self.corpus.exclude_history
+        )
 
     def _loaders(self, split: Split, limit: int | None) -> list[DataLoader[GeneratorBatch]]:
         pairs = zip(TASKS, self.requests(split), strict=True)

@@ -7,10 +7,12 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from sidrec.corpus.store import Interactions
 from sidrec.errors import ConfigError
+from sidrec.generator.decoding.item_filters import pad_items
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.training.bucketed_schedule import BucketedSchedule
 from sidrec.pairs.query_item import QueryItemPairs
@@ -73,6 +75,7 @@ class SearchExamples:
             history=none,
             target=torch.from_numpy(target),
             excluded=none,
+            user_index=torch.full((len(rows),), -1),
             request_rows=torch.tensor(rows),
         )
 
@@ -87,6 +90,8 @@ class RecommendationExamples:
         max_history_items: Only the most recent ones are read.
         target_window: The target is drawn from the next so many interactions; 1 is the next one.
         history_dropout: Probability with which an item of a history is left out.
+        exclude_history: Whether the items that a user had before the target are no candidates, as
+            in answering; a target that was among them stays one.
     """
 
     interactions: Interactions
@@ -94,6 +99,7 @@ class RecommendationExamples:
     max_history_items: int
     target_window: int
     history_dropout: float
+    exclude_history: bool = False
 
     @classmethod
     def of(
@@ -104,6 +110,7 @@ class RecommendationExamples:
         target_window: int,
         history_dropout: float,
         targets_per_user: int | None = None,
+        exclude_history: bool = False,
     ) -> "RecommendationExamples":
         """Lay virtual rows over train histories.
 
@@ -114,6 +121,7 @@ class RecommendationExamples:
             history_dropout: See the attribute.
             targets_per_user: Only the last so many interactions of a user are next items, so that
                 users with long histories do not outweigh the others; None takes all.
+            exclude_history: See the attribute.
 
         Raises:
             ConfigError: If a setting is out of range.
@@ -132,7 +140,14 @@ class RecommendationExamples:
                 )
             rows = np.minimum(rows, targets_per_user)
         row_starts = np.concatenate([[0], np.cumsum(rows)])
-        return cls(interactions, row_starts, max_history_items, target_window, history_dropout)
+        return cls(
+            interactions,
+            row_starts,
+            max_history_items,
+            target_window,
+            history_dropout,
+            exclude_history,
+        )
 
     def __len__(self) -> int:
         return int(self.row_starts[-1])
@@ -165,9 +180,22 @@ class RecommendationExamples:
             indexed_item=torch.full((len(rows),), -1),
             history=torch.from_numpy(self._histories(rows, place, seed=seed, turn=turn)),
             target=torch.tensor(target),
-            excluded=torch.full((len(rows), 0), -1),
+            excluded=self._excluded(user, place, target),
+            user_index=torch.tensor(user),
             request_rows=torch.tensor(rows),
         )
+
+    def _excluded(
+        self,
+        user: Int64[np.ndarray, " example"],
+        place: Int64[np.ndarray, " example"],
+        target: Int64[np.ndarray, " example"],
+    ) -> Int64[Tensor, "example excluded"]:
+        if not self.exclude_history:
+            return torch.full((len(user), 0), -1)
+        starts, items = self.interactions.user_starts, self.interactions.item_index
+        before = [items[starts[u] : end] for u, end in zip(user, place, strict=True)]
+        return pad_items([row[row != own] for row, own in zip(before, target, strict=True)])
 
     def _histories(
         self,

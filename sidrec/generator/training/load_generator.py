@@ -8,7 +8,7 @@ import torch
 from sidrec.errors import ConfigError, RunError
 from sidrec.generator.model.factory import generator_from
 from sidrec.generator.model.generator_model import GeneratorModel
-from sidrec.generator.model.generator_settings import PriorSettings, SearchSettings
+from sidrec.generator.model.generator_settings import SearchSettings
 from sidrec.generator.model.request_embedder import InputSettings
 from sidrec.runs.checkpoints import read_checkpoint
 from sidrec.runs.directory import RunDirectory
@@ -47,13 +47,11 @@ def load_generator(run: RunDirectory) -> TrainedGenerator:
     if "bundle_hash" not in checkpoint:
         raise RunError(f"{file} is no generator; give --from the folder of a generator run.")
     settings = checkpoint["hyper_parameters"]
-    prior = settings["prior"]
     ids = TaskBundles.load(Path(settings["semantic_ids"]), corpus_fingerprint=None)
     ids.refuse_other_than(checkpoint["bundle_hash"], settings["semantic_ids"])
     model = generator_from(
         checkpoint["generator"],
         inputs=InputSettings(**settings["inputs"]),
-        prior=None if prior is None else PriorSettings(**prior),
         ids=ids,
         encoder_run=settings["encoder_run"],
     )

@@ -6,23 +6,27 @@ from typing import Any
 
 from torch import Tensor
 
+from sidrec.console import say
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
 from sidrec.distributed import gather_objects
 from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.generator.model.calibrate import calibrate, gain_over_prior
 from sidrec.generator.model.factory import generator_from, new_generator, parts_of
-from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.generator_model import AnswerBy, GeneratorModel
 from sidrec.generator.model.generator_settings import (
     GeneratorLossSettings,
-    PriorSettings,
     SearchSettings,
     T5Settings,
 )
 from sidrec.generator.model.query_state_cache import store_text_states
 from sidrec.generator.model.request_embedder import InputSettings
+from sidrec.generator.scorers.item_prior import ItemPrior
+from sidrec.generator.scorers.prior_settings import PriorSettings
 from sidrec.generator.training.datamodule import GeneratorDataModule
+from sidrec.generator.training.parts_alone import PartsAlone
 from sidrec.generator.training.predictions import predictions_of, write_predictions
 from sidrec.metrics import (
     Prediction,
@@ -38,7 +42,6 @@ from sidrec.training.stage_module import StageModule
 from sidrec.types import TASKS
 
 _ENCODE_BATCH = 128
-_CONSTANTS = ("codes", "prior.codes", *(f"prior.means_{level}" for level in range(16)))
 
 
 class JointGenerator(StageModule[GeneratorDataModule]):
@@ -50,7 +53,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             ``inputs.text_input`` is ``encoder_states``.
         t5: Pretrained T5, or the shape of one that starts from scratch.
         inputs: Encoder input of a request.
-        prior: Prior over codes from the request embedding; None: T5 decides alone.
+        prior: Scorers whose weighted sum is the prior over items; None: T5 answers alone.
         loss: Cross-entropy of the levels, for both tasks.
         optimizer: AdamW, its schedule, and the losses that it may skip.
         search: Search for the answers.
@@ -88,10 +91,10 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             raise ConfigError(
                 "model.inputs.text_input encoder_states needs model.encoder_run; give --from RUN."
             )
-        if prior is not None and inputs.text_input != "encoder_states":
+        if prior is not None and "dense" in prior.search and inputs.text_input != "encoder_states":
             raise ConfigError(
-                "model.prior needs model.inputs.text_input encoder_states: without the bi-encoder "
-                "a query has no vector; set model.prior to null."
+                "model.prior.search names 'dense', which needs model.inputs.text_input "
+                "encoder_states: without the bi-encoder a query has no embedding; leave it out."
             )
         self.semantic_ids, self.encoder_run = semantic_ids, encoder_run
         self.t5_settings, self.inputs, self.prior = t5, inputs, prior
@@ -101,9 +104,11 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             "recommendation": loss.recommendation_weight,
         }
         self._predictions: list[Prediction] = []
+        self._alone = PartsAlone()
+        self._valid_batches: list[tuple[int, GeneratorBatch]] = []
         self._ddp_params_and_buffers_to_ignore = [  # constants: DDP would send them at every step
             "model.embedder.item_vectors",
-            *(f"model.spaces.{task}.{name}" for task in TASKS for name in _CONSTANTS),
+            *(f"model.spaces.{task}.codes" for task in TASKS),
         ]
 
     def setup(self, stage: str) -> None:
@@ -127,12 +132,28 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             self.t5_settings,
             texts=lambda: [*prompts, *data.corpus.item_texts(), *data.train_queries()],
             inputs=self.inputs,
-            prior=self.prior,
             ids=self.ids,
             popularity=popularity(data.corpus.train_interactions(), data.corpus.num_items),
             encoder_run=self.encoder_run,
+            prior=self._new_prior(data),
         )
         self.model.decoding = self.decoding
+        if self.model.prior is not None:  # constants as well
+            self._ddp_params_and_buffers_to_ignore += [
+                f"model.prior.{name}" for name, _ in self.model.prior.named_buffers()
+            ]
+
+    def _new_prior(self, data: GeneratorDataModule) -> ItemPrior | None:
+        """Return the prior of the tasks that are trained, made from the corpus."""
+        if self.prior is None:
+            return None
+        return ItemPrior.of_corpus(
+            data.corpus,
+            self.prior,
+            tasks=data.trained_tasks,
+            item_vectors=self.ids.item_vectors,
+            popularity=popularity(data.corpus.train_interactions(), data.corpus.num_items),
+        )
 
     def on_fit_start(self) -> None:
         """Compile T5, if asked to; encode the training queries once: the encoder is frozen."""
@@ -149,6 +170,16 @@ class JointGenerator(StageModule[GeneratorDataModule]):
                 bf16=str(self.trainer.precision).startswith("bf16"),
             )
 
+    def on_fit_end(self) -> None:
+        """Name the tasks whose prior no validation request calibrated."""
+        prior = self.model.prior
+        for task in () if prior is None else prior.names:
+            if prior is not None and not prior.is_calibrated(task):
+                say(
+                    f"{task}: the prior was not calibrated, for want of validation; its weights "
+                    "are those of training."
+                )
+
     def training_step(self, batch: GeneratorBatch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the levels' losses of one batch of one task."""
         loss: Tensor = self.model(batch, label_smoothing=self.loss_settings.label_smoothing).sum()
@@ -160,16 +191,22 @@ class JointGenerator(StageModule[GeneratorDataModule]):
     def validation_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Answer a batch of validation requests, and add the lists to the task's metrics."""
+        """Keep a batch of validation requests; they are answered with calibrated weights."""
         del batch_idx
-        if answered := self._answer(batch, "valid", dataloader_idx):
-            items, relevant = ranked_lists(answered)
-            self._metrics[batch.task].update(items.to(self.device), relevant.to(self.device))
+        self._valid_batches.append((dataloader_idx, batch))
 
     def test_step(self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Answer a batch of test requests."""
+        """Answer a batch of test requests: with the prior, and each of the two alone."""
         del batch_idx
         self._predictions += self._answer(batch, "test", dataloader_idx)
+        prior = self.model.prior
+        if prior is None or batch.task not in prior.names or batch.num_requests == 0:
+            return
+        self._alone.add(
+            batch,
+            {by: self._answer(batch, "test", dataloader_idx, by=by) for by in ("prior", "t5")},
+            gain_over_prior(self.model, batch),
+        )
 
     def predict_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
@@ -182,13 +219,21 @@ class JointGenerator(StageModule[GeneratorDataModule]):
 
     def on_validation_epoch_start(self) -> None:
         """Start the metrics of both tasks anew."""
+        self._valid_batches = []
         self._metrics = {task: ranking_metrics().to(self.device) for task in TASKS}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of both tasks, and the means by which checkpoints are chosen.
+        """Calibrate the prior, answer, and log the metrics and the means that choose checkpoints.
 
         Those are harmonic means over the tasks that have a share in training.
         """
+        batches, self._valid_batches = self._valid_batches, []
+        with self.trainer.precision_plugin.forward_context():
+            calibrate(self.model, [batch for _, batch in batches])
+            for loader, batch in batches:
+                if answered := self._answer(batch, "valid", loader):
+                    items, relevant = (one.to(self.device) for one in ranked_lists(answered))
+                    self._metrics[batch.task].update(items, relevant)
         found = {
             f"{task}/{name}": value.item()
             for task, metrics in self._metrics.items()
@@ -202,6 +247,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""
         predictions = self._gathered()
         figures = evaluate(predictions, self.model.popularity.cpu()) | self.ids.quality
+        figures |= self._alone.figures(self.model)
         if self.trainer.is_global_zero:
             run = RunDirectory(Path(self.trainer.default_root_dir))
             write_predictions(run.predictions, predictions)
@@ -214,6 +260,12 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         found = self._gathered()
         if self.trainer.is_global_zero:
             write_predictions(RunDirectory(Path(self.trainer.default_root_dir)).predictions, found)
+
+    def _weight_groups(self) -> list[dict[str, Any]]:
+        if self.prior is None or self.model.prior is None:
+            return []
+        own = list(self.model.prior.parameters())
+        return [{"params": own, "lr": self.prior.learning_rate, "weight_decay": 0.0}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put beside the weights what the model is built from, and the bundle's hash."""
@@ -236,7 +288,6 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             self.model = generator_from(
                 checkpoint["generator"],
                 inputs=self.inputs,
-                prior=self.prior,
                 ids=self.ids,
                 encoder_run=self.encoder_run,
             )
@@ -246,12 +297,15 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         fingerprint = None if self._trainer is None else self._data().corpus.fingerprint
         return TaskBundles.load(Path(self.semantic_ids), corpus_fingerprint=fingerprint)
 
-    def _answer(self, batch: GeneratorBatch, split: Split, loader: int) -> list[Prediction]:
+    def _answer(
+        self, batch: GeneratorBatch, split: Split, loader: int, *, by: AnswerBy = "both"
+    ) -> list[Prediction]:
         """Answer a batch of search (loader 0) or recommendation (1)."""
         if batch.num_requests == 0:  # this rank has no share; it waits for the others at the end
             return []
         asked = self._data().requests(split)[loader]
-        decoded = self.model.answer(batch, num_beams=self.search.num_beams, top_k=self.search.top_k)
+        width, top_k = self.search.num_beams, self.search.top_k
+        decoded = self.model.answer(batch, num_beams=width, top_k=top_k, by=by)
         rows = [asked[row] for row in batch.request_rows.tolist()]
         return predictions_of(
             rows,

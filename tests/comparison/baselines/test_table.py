@@ -13,6 +13,7 @@ from sidrec.comparison.baselines.table import (
     compare_with_baselines,
     write_table,
 )
+from sidrec.corpus.store import Corpus
 from sidrec.errors import RunError
 from sidrec.files import write_json
 
@@ -33,7 +34,17 @@ def test_rows_of_the_tiny_corpus(corpus):
         Row("popularity", 1.0, 1.0),  # five items fit in any list
         Row("BM25", 1.0, None),
         Row("item-item neighbors", None, 1.0),
+        Row("next-item regression", None, 1.0),
     ]
+
+
+def test_an_encoder_run_adds_dense_and_hybrid_retrieval(tiny):
+    rows = baseline_rows(Corpus.load(tiny.corpus), tiny.encoder_run)
+    assert [row.system for row in rows[-2:]] == ["dense retrieval", "hybrid (dense + BM25)"]
+    assert rows[-2].search is not None
+    assert rows[-2].recommendation is not None
+    assert rows[-1].search is not None
+    assert rows[-1].recommendation is None
 
 
 def test_plain_text_says_figures_and_places(run, capsys):

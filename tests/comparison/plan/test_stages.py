@@ -121,7 +121,11 @@ def test_another_corpus_changes_every_key(config):
         (("report", "reference"), "mulitask", "did you mean 'multitask'"),
         (("report", "interval"), "wide", "interval must be float, got 'wide'"),
         (("baselines", "BM25", "system"), "bm26", "did you mean 'bm25'"),
-        (("baselines", "BM25", "embeddings"), "search", "embeddings belongs to dense and enmf"),
+        (
+            ("baselines", "BM25", "embeddings"),
+            "search",
+            "embeddings belongs to dense, hybrid, enmf",
+        ),
         (("seeds",), [], "seeds is empty; give at least one"),
         (("seeds",), [1, 1], "give each seed once"),
         (("corpuss",), "x", "did you mean 'corpus'"),

@@ -53,4 +53,4 @@ def test_a_batch_is_a_tuple_that_can_be_changed_whatever_its_size():
     for batch in (searches("a", "b"), histories([1])):
         moved = batch._replace(target=torch.tensor([4]))
         assert moved.num_requests == 1
-        assert len(moved) == 8
+        assert len(moved) == 9

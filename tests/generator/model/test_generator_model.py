@@ -1,11 +1,21 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from sidrec.corpus.store import Interactions
 from sidrec.errors import ConfigError
+from sidrec.generator.decoding.item_filters import AllItemsBut
 from sidrec.generator.decoding.search_strategy import Decoding
-from tests.generator.made import SIZES, histories, searches, tiny_generator
+from sidrec.generator.model.calibrate import calibrate, gain_over_prior, scored_batch
+from sidrec.generator.scorers.dense import DenseScorer
+from sidrec.generator.scorers.item_prior import ItemPrior
+from sidrec.generator.scorers.lexical import LexicalScorer
+from sidrec.generator.scorers.next_item import NextItemScorer
+from sidrec.generator.scorers.prior_settings import NextItemSettings
+from sidrec.generator.scorers.scorer import PopularityScorer
+from tests.generator.made import SIZES, TEXTS, histories, searches, tiny_generator
 
 BATCH = searches("a heist film in paris", "rain", "space opera", answers=[3, 0, 7])
 
@@ -144,3 +154,115 @@ def test_training_learns_both_tasks():
     for batch in asked:
         found = model.answer(batch, num_beams=5, top_k=1).ranked.items[:, 0]
         assert torch.equal(found, batch.target)
+
+
+def with_prior(model, **settings):
+    """Give a tiny generator the prior that search and recommendation have by default."""
+    train = Interactions(
+        np.repeat(np.arange(6), 5),
+        np.random.default_rng(0).integers(0, 20, 30),
+        np.arange(30),
+        np.arange(0, 31, 5),
+    )
+    scorers = {
+        "search": {"lexical": LexicalScorer.of_texts([f"{TEXTS[i % 4]} {i}" for i in range(20)])},
+        "recommendation": {
+            "dense": DenseScorer(model.embedder.item_vectors, half_life_items=2.0),
+            "next_item": NextItemScorer.of_interactions(
+                train, 20, NextItemSettings(ridge=1.0), num_folds=2
+            ),
+            "popularity": PopularityScorer(torch.arange(20)),
+        },
+    }
+    model.prior = ItemPrior(scorers, corpus_fingerprint="", **settings)
+    return model.eval()
+
+
+QUERY, HISTORY = searches("a heist film in paris"), histories([2, 5, 7])
+
+
+@pytest.mark.parametrize("batch", [QUERY, HISTORY])
+def test_the_score_of_an_item_is_minus_its_loss_with_a_prior(batch):
+    model = with_prior(tiny_generator())
+    decoded = model.answer(batch, num_beams=20, top_k=20)
+    items, scores = decoded.ranked.items[0].tolist(), decoded.ranked.scores[0]
+    excluded = set(batch.excluded[0].tolist())
+    assert set(items) - {-1} == set(range(20)) - excluded
+    assert scores[: 20 - len(excluded)].exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+    for item, score in zip(items, scores, strict=True):
+        if item >= 0:
+            asked = batch._replace(target=torch.tensor([item]))
+            loss = model(asked, label_smoothing=0.0).sum()
+            torch.testing.assert_close(score, -loss, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [QUERY, HISTORY])
+def test_without_t5s_factor_the_prior_itself_ranks(batch):
+    model = with_prior(tiny_generator())
+    task = batch.task
+    weights = model.prior.log_weights[task].exp().detach()
+    model.prior.set_calibrated(task, scalars=torch.cat([weights, torch.zeros(1)]), alone=weights)
+    scores = model.scorer_scores(batch, model.embedder(batch))
+    total = torch.tensordot(weights, scores, dims=1)[0]
+    total[batch.excluded[0]] = -torch.inf
+    expected = total.log_softmax(dim=0)
+    for by in ("both", "prior"):
+        found = model.answer(batch, num_beams=9, top_k=9, by=by).ranked
+        torch.testing.assert_close(found.scores[0], expected[found.items[0]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.scores[0], expected.topk(9).values, atol=1e-5, rtol=1e-5)
+    reading, allowed = model.embedder(batch), AllItemsBut.of(model.space(task).trie, batch.excluded)
+    mass = model._mass(batch, reading, allowed)
+    beams = model._t5_search(batch, reading, allowed, 20, 9, mass=mass)
+    torch.testing.assert_close(beams.ranked.scores[0], found.scores[0], atol=1e-4, rtol=1e-4)
+
+
+def test_training_reaches_the_weights_of_the_task_alone():
+    model = with_prior(tiny_generator()).train()
+    batch = histories([2, 5, 7], answers=[3])._replace(user_index=torch.tensor([1]))
+    model(batch, label_smoothing=0.0).sum().backward()
+    assert (model.prior.log_weights["recommendation"].grad != 0).all()
+    assert (model.prior.log_weights["search"].grad == 0).all()  # DDP waits for every gradient
+
+
+def test_an_example_whose_prior_is_dropped_counts_allowed_items_alike():
+    model = with_prior(tiny_generator(), dropout=0.999).train()
+    model.t5.lm_head.weight.data.zero_()
+    loss = model(histories([2, 5, 7], answers=[3]), label_smoothing=0.0).sum()
+    assert loss.item() == pytest.approx(np.log(17), abs=1e-4)
+
+
+def test_a_catalogue_above_the_limit_is_searched_by_t5_and_reranked():
+    model = with_prior(tiny_generator(), max_exact_items=19)
+    found = model.answer(HISTORY, num_beams=6, top_k=3).ranked
+    alone = model.answer(HISTORY, num_beams=6, top_k=6, by="t5").ranked
+    scores = model.scorer_scores(HISTORY, model.embedder(HISTORY))
+    total = torch.tensordot(model.prior.weights("recommendation"), scores, dims=1)
+    total = alone.scores + total.gather(1, alone.items)
+    torch.testing.assert_close(found.scores, total.topk(3).values)
+    assert torch.equal(found.items, alone.items.gather(1, total.topk(3).indices))
+    assert model(HISTORY, label_smoothing=0.0).isfinite().all()  # T5 trains alone
+
+
+def test_calibration_never_leaves_a_generator_below_its_prior():
+    model = with_prior(tiny_generator())
+    batches = [
+        searches(*TEXTS[:3], answers=[4, 9, 6]),
+        histories([2, 5, 7], [1, 3], answers=[3, 8]),
+    ]
+    calibrate(model, batches)
+    for batch in batches:
+        assert model.prior.is_calibrated(batch.task)
+        assert gain_over_prior(model, batch).mean().item() >= -1e-6
+        part, factor = scored_batch(model, batch), [model.prior.t5_factor(batch.task)]
+        found = torch.cat([model.prior.weights(batch.task), torch.tensor(factor)])
+        start = torch.cat([model.prior.log_weights[batch.task].exp(), torch.ones(1)])
+        assert part.log_likelihood(found).sum() >= part.log_likelihood(start).sum() - 1e-4
+
+
+def test_requests_that_cannot_be_answered_take_no_part_in_calibration(capsys):
+    model = with_prior(tiny_generator())
+    calibrate(model, [histories([2, 5], answers=[5])])
+    assert not model.prior.is_calibrated("recommendation")
+    said = capsys.readouterr().err
+    assert "recommendation: no validation request; the prior keeps its weights" in said
+    assert gain_over_prior(model, histories([2, 5], answers=[5])).isnan().all()

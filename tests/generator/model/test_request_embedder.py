@@ -22,9 +22,21 @@ def one_of(batch, row):
         history=batch.history[row : row + 1, : int((batch.history[row] >= 0).sum())],
         **{
             name: getattr(batch, name)[row : row + 1]
-            for name in ("text_rows", "indexed_item", "target", "excluded", "request_rows")
+            for name in (
+                "text_rows",
+                "indexed_item",
+                "target",
+                "excluded",
+                "user_index",
+                "request_rows",
+            )
         },
     )
+
+
+def encoded(model, batch):
+    reading = model.embedder(batch)
+    return model.encode(reading), reading.mask
 
 
 def ids_of(model, text):
@@ -78,9 +90,9 @@ def test_codes_stand_level_by_level_item_by_item():
 def test_a_request_reads_the_same_in_any_batch(tower, text_input, history_input):
     model = tiny_generator(text_input=text_input, history_input=history_input, tower=tower)
     for batch in (searches(LONG, SHORT, "space opera"), histories([1, 2, 3, 4], [5], [])):
-        source, mask, _ = model.read(batch)
+        source, mask = encoded(model, batch)
         for row in range(3):
-            alone, own, _ = model.read(one_of(batch, row))
+            alone, own = encoded(model, one_of(batch, row))
             assert own.all()
             assert mask[row].sum() == alone.shape[1]
             torch.testing.assert_close(source[row, mask[row]], alone[0], atol=1e-5, rtol=1e-4)
@@ -101,8 +113,8 @@ def test_items_know_how_long_ago_they_were_whatever_the_padding():
 def test_order_of_a_history_matters():
     for history_input in ("codes", "items"):
         model = tiny_generator(history_input=history_input)
-        first, _, _ = model.read(histories([1, 2, 3]))
-        other, _, _ = model.read(histories([3, 2, 1]))
+        first, _ = encoded(model, histories([1, 2, 3]))
+        other, _ = encoded(model, histories([3, 2, 1]))
         assert not torch.allclose(first, other, atol=1e-3)
 
 
@@ -147,7 +159,7 @@ def test_dropout_hides_query_tokens_in_training_only(tower):
 def test_an_empty_request_still_has_a_position():
     model = tiny_generator(search_prompt="{query}", recommendation_prompt="{history}")
     for batch in (searches(""), histories([])):
-        source, mask, _ = model.read(batch)
+        source, mask = encoded(model, batch)
         assert mask.tolist() == [[True]]
         assert source.isfinite().all()
 

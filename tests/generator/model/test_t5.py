@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from sidrec.errors import ConfigError
 from sidrec.generator.model.code_space import CodeVocabulary
 from sidrec.generator.model.t5 import (
+    code_means,
     is_tied,
     load_tokenizer_of,
     snapshot_of,
@@ -157,3 +158,16 @@ def test_codes_of_like_items_start_alike(tied):
     again = t5_from_config(wide, vocabulary=VOCABULARY)
     start_codes_from_items(again, VOCABULARY, codes, vectors, seed=1)
     assert not torch.allclose(again.shared.weight[WORDS], model.shared.weight[WORDS], atol=0.05)
+
+
+def test_means_of_codes_by_hand():
+    codes = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 1]])
+    vectors = torch.tensor([[0.0], [2.0], [4.0], [6.0]])  # mean 3: -3, -1, 1, 3
+    first, second = code_means(codes, vectors, (2, 2))
+    assert first.flatten().tolist() == [-1.0, 3.0]  # left: -2, 0, 2 | 0
+    torch.testing.assert_close(second.flatten(), torch.tensor([-2.0, 2 / 3]))
+
+
+def test_a_code_without_items_means_zero():
+    means = code_means(torch.tensor([[0], [0]]), torch.randn(2, 3), (2,))
+    assert means[0][1].tolist() == [0.0, 0.0, 0.0]

@@ -162,7 +162,9 @@ def test_only_allowed_items_are_answered(retriever, item_ids):
         for answer, every in zip(by_mask, everything, strict=True):
             expected = [one for one in every if one.item_id in stock]
             assert [one.item_id for one in answer] == [one.item_id for one in expected]
-            assert [one.score for one in answer] == pytest.approx([one.score for one in expected])
+            # a score is a log-probability among the items that may be answered
+            pairs = zip(answer, expected, strict=True)
+            assert all(one.score >= two.score - 1e-5 for one, two in pairs)
     (answer,) = retriever.recommend([item_ids[12:14]], allowed=stock)
     assert {one.item_id for one in answer} == set(item_ids[10:25]) - set(item_ids[12:14])
 
@@ -223,6 +225,7 @@ def test_lists_that_the_search_left_short_are_filled_up(tiny, item_ids, monkeypa
         return decoded
 
     monkeypatch.setattr(model, "decoding", SimpleNamespace(search=two_items))
+    monkeypatch.setattr(model, "prior", None)  # a prior alone would not search
     (found,) = collapsed.recommend([item_ids[:5]], top_k=30)
     assert [one.score is None for one in found] == [False] * 2 + [True] * 28
     order = sorted(range(60), key=lambda item: (-int(model.popularity[item]), item))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError, RunError
-from sidrec.generator.model.generator_settings import PriorSettings
 from sidrec.generator.retrieval.retriever import Retriever
+from sidrec.generator.scorers.next_item import NextItemScorer
+from sidrec.generator.scorers.prior_settings import NextItemSettings, PriorSettings
 from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.generator.training.module import JointGenerator
 from tests.generator.made import make_bundle
@@ -150,7 +151,7 @@ def test_nan_is_refused_with_the_step(corpus, semantic_ids, tmp_path):
         ({"num_beams": 3}, {}, r"num_beams \(3\) must be at least model\.search\.top_k \(10\)"),
         ({"decoding": "diverse", "num_groups": 4}, {}, r"num_groups \(4\) must divide num_beams"),
         ({"num_groups": 5}, {}, r"need decoding: diverse, got 'beam'"),
-        ({"prior": PriorSettings()}, {}, r"model\.prior needs model\.inputs\.text_input"),
+        ({"prior": PriorSettings()}, {}, r"names 'dense', which needs model\.inputs\.text_input"),
         ({"text_input": "encoder_states"}, {}, r"needs model\.encoder_run; give --from RUN"),
         ({}, {"max_history_items": 9}, r"data\.histories\.max_history_items \(9\) exceeds"),
     ],
@@ -163,3 +164,70 @@ def test_refusals(corpus, semantic_ids, tmp_path, model, data, message):
 def test_buffers_that_never_change_are_not_sent_by_ddp():
     model = made(JointGenerator, semantic_ids="", **MODEL)
     assert "model.embedder.item_vectors" in model._ddp_params_and_buffers_to_ignore
+
+
+WORDS = PriorSettings(search=("lexical",), next_item=NextItemSettings(num_folds=2, ridge=1.0))
+
+
+def test_a_prior_is_trained_calibrated_stored_and_reported(corpus, semantic_ids, tmp_path, capsys):
+    settings = {"model": {"prior": WORDS}, "max_steps": 4, "limit_val_batches": 1.0}
+    trainer, trained = train(str(corpus.folder), semantic_ids, tmp_path, every=4, **settings)
+    trainer.validate(trained, datamodule=trainer.datamodule, verbose=False)
+    prior = trained.model.prior
+    start = torch.tensor([NextItemScorer.initial_weight]).log()
+    assert abs(prior.log_weights["recommendation"][1].detach() - start) > 1e-4
+    assert prior.is_calibrated("search")
+    trainer.save_checkpoint(tmp_path / "calibrated.ckpt")
+    model, data = make(str(corpus.folder), semantic_ids, model={"prior": WORDS})
+    trainer_for(tmp_path).test(
+        model,
+        datamodule=data,
+        ckpt_path=str(tmp_path / "calibrated.ckpt"),
+        weights_only=True,
+        verbose=False,
+    )
+    stored = model.model.prior.eval()
+    assert torch.equal(stored.weights("search"), prior.eval().weights("search"))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for task in ("search", "recommendation"):
+        assert metrics[f"{task}/has_prior"] == 1
+        assert metrics[f"{task}/t5_factor"] == pytest.approx(stored.t5_factor(task))
+        for alone in ("prior", "t5"):
+            assert 0 <= metrics[f"{task}/{alone}_recall@30"] <= 1
+        assert math.isfinite(metrics[f"{task}/t5_gain_nats"])
+    if stored.t5_factor("search") == 0:
+        assert metrics["search/t5_gain_nats"] == pytest.approx(0, abs=1e-5)
+    answering = TrainedGenerator(model.model, model.ids, model.search.num_beams)
+    retriever = Retriever(
+        answering, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
+    )
+    asked = list(data.requests("test")[1][:3])
+    rows = pl.read_parquet(tmp_path / "predictions.parquet").iter_rows(named=True)
+    stored_rows = {(row["task"], row["request_id"]): row["items"] for row in rows}
+    for request, answer in zip(asked, retriever.answer(asked, top_k=10), strict=True):
+        expected = [model.ids.item_ids[i] for i in stored_rows[request.task, request.request_id]]
+        assert [item.item_id for item in answer] == expected
+
+
+def test_a_prior_without_validation_requests_says_so(corpus, semantic_ids, tmp_path, capsys):
+    settings = {"model": {"prior": WORDS}, "max_steps": 1}
+    train(str(corpus.folder), semantic_ids, tmp_path, **settings)
+    assert "search: the prior was not calibrated" in capsys.readouterr().err
+
+
+def test_scorers_of_another_corpus_are_refused(corpus, semantic_ids, tmp_path):
+    settings = {"model": {"prior": WORDS}, "max_steps": 1}
+    trainer, _ = train(str(corpus.folder), semantic_ids, tmp_path, **settings)
+    file = tmp_path / "foreign.ckpt"
+    trainer.save_checkpoint(file)
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["generator"]["prior"]["corpus_fingerprint"] = "f" * 64
+    torch.save(checkpoint, file)
+    model, data = make(str(corpus.folder), semantic_ids, model={"prior": WORDS})
+    with pytest.raises(DataError, match=r"scorers were made from corpus f{12}, but its Semantic"):
+        trainer_for(tmp_path).test(model, datamodule=data, ckpt_path=str(file), weights_only=True)
+
+
+def test_dense_search_needs_the_bi_encoder():
+    with pytest.raises(ConfigError, match=r"names 'dense', which needs model.inputs.text_input"):
+        made(JointGenerator, semantic_ids="", **MODEL | {"prior": PriorSettings()})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
-from sidrec.generator.model.generator_settings import PriorSettings
+from sidrec.generator.scorers.prior_settings import PriorSettings
 from tests.generator.trained import PLAIN, equal, make, train, trainer_for
 from tests.ranks import run_on_ranks
 

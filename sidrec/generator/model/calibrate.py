@@ -1,0 +1,169 @@
+"""Calibration of prior and T5 on validation requests, and what T5 adds to the prior."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sidrec.console import say
+from sidrec.distributed import gather_objects
+from sidrec.generator.decoding.item_filters import AllItemsBut
+from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.generator.model.generator_model import GeneratorModel
+from sidrec.generator.model.prefix_prior import (
+    PrefixMass,
+    PrefixTree,
+    TargetPath,
+    allowed_positions,
+    target_log_probabilities,
+)
+from sidrec.generator.scorers.calibration import Scalars, fit_scalars
+from sidrec.types import Task
+
+_MOST_SCORES = 1 << 27  # float32 scores of one task in memory, on each rank: 512 MiB
+
+
+class ScoredBatch(NamedTuple):
+    """All that the likelihood of a batch's targets depends on, besides the scalars.
+
+    Attributes:
+        scores: Exact scores of each scorer, by position of the trie.
+        is_allowed: Items that the request may get, by position.
+        path: T5's logits along each target.
+        tree: Of the catalogue.
+        rows: Which requests of the batch have a known target that they may get; the others are
+            left out.
+    """
+
+    scores: Float[Tensor, "scorer request item"]
+    is_allowed: Bool[Tensor, "request item"]
+    path: TargetPath
+    tree: PrefixTree
+    rows: Bool[Tensor, " asked"]
+
+    def log_likelihood(self, scalars: Scalars) -> Float[Tensor, " request"]:
+        """Return the log-probability of each target, in nats.
+
+        Args:
+            scalars: Weight of each scorer, then the factor of T5's logits.
+        """
+        scalars = scalars.to(self.scores)
+        total = torch.tensordot(scalars[:-1], self.scores, dims=1)
+        mass = PrefixMass(self.tree, total, self.is_allowed)
+        levels = target_log_probabilities(self.path, mass, t5_factor=scalars[-1])
+        codes = self.path.codes.chunk(self.path.codes.shape[1], dim=1)
+        picked = [one.gather(1, code) for one, code in zip(levels, codes, strict=True)]
+        return torch.cat(picked, dim=1).double().sum(dim=1)
+
+
+@torch.no_grad()
+def scored_batch(model: GeneratorModel, batch: GeneratorBatch) -> ScoredBatch | None:
+    """Return what the likelihood of a batch depends on; None where no target can be answered."""
+    space = model.space(batch.task)
+    trie = space.trie
+    allowed = AllItemsBut.of(trie, batch.excluded)
+    is_allowed = allowed_positions(allowed, trie, batch.num_requests)
+    position = trie.position[batch.target.clamp(min=0)]
+    rows = (batch.target >= 0) & is_allowed.gather(1, position[:, None])[:, 0]
+    if not bool(rows.any()):
+        return None
+    reading = model.embedder(batch)
+    scores = model.scorer_scores(batch, reading)
+    if scores is None:
+        return None
+    path = model.target_path(batch._replace(target=batch.target.clamp(min=0)), reading)
+    return ScoredBatch(
+        scores[:, rows][:, :, trie.items],
+        is_allowed[rows],
+        TargetPath(
+            [logits[rows].float() for logits in path.logits],
+            [bounds[rows] for bounds in path.bounds],
+            path.codes[rows],
+            path.num_items,
+        ),
+        space.tree,
+        rows,
+    )
+
+
+@torch.inference_mode(mode=False)  # scores made in inference mode cannot take part in a gradient
+def calibrate(model: GeneratorModel, batches: Sequence[GeneratorBatch]) -> None:
+    """Fit the prior's weights and T5's factor of each task to the targets' likelihood.
+
+    At most four scalars a task. The weights of the prior alone are fitted first; where no factor
+    of T5 gives the targets a higher likelihood, it is 0 and the prior answers alone. All ranks
+    call it with their own batches and get the same scalars.
+
+    Args:
+        model: In evaluation mode; nothing happens to one without an exact prior.
+        batches: Validation requests of both tasks, of this rank.
+    """
+    prior = model.prior
+    if prior is None:
+        return
+    for task in prior.names:
+        if not prior.is_exact(model.space(task).trie.num_items):
+            continue
+        parts = _parts(model, task, batches)
+        if not sum(gather_objects(len(parts))):
+            say(f"{task}: no validation request; the prior keeps its weights, uncalibrated.")
+            continue
+        weights = prior.log_weights[task].detach().exp().double().cpu()
+        one, zero = weights.new_ones(1), weights.new_zeros(1)
+        alone, loss_alone = fit_scalars(
+            {n: partial(_loss_alone, part) for n, part in parts.items()}, weights, unit=weights
+        )
+        both, loss = fit_scalars(
+            {n: partial(_loss, part) for n, part in parts.items()},
+            torch.cat([alone, one]),
+            unit=torch.cat([weights, one]),
+        )
+        if loss >= loss_alone:
+            both = torch.cat([alone, zero])
+        prior.set_calibrated(task, scalars=both, alone=alone)
+
+
+@torch.no_grad()
+def gain_over_prior(model: GeneratorModel, batch: GeneratorBatch) -> Float[Tensor, " request"]:
+    """Return how much higher the log-probability of each target is with T5 than without, in nats.
+
+    Prior alone and both each have their own calibrated weights. Where several items answer a
+    request, its first one counts; NaN where the target is unknown or not allowed.
+    """
+    gains = torch.full((batch.num_requests,), torch.nan, dtype=torch.float64)
+    prior, part = model.prior, scored_batch(model, batch)
+    if prior is None or part is None or not prior.is_exact(part.path.num_items):
+        return gains
+    alone, weights = prior.weights_alone(batch.task), prior.weights(batch.task)
+    factor = weights.new_tensor([prior.t5_factor(batch.task)])
+    both = part.log_likelihood(torch.cat([weights, factor]))
+    only = part.log_likelihood(torch.cat([alone, torch.zeros_like(factor)]))
+    gains[part.rows.cpu()] = (both - only).cpu()
+    return gains
+
+
+def _parts(
+    model: GeneratorModel, task: Task, batches: Sequence[GeneratorBatch]
+) -> dict[int, ScoredBatch]:
+    """Return the batches of a task, by their first request, as far as memory allows."""
+    parts: dict[int, ScoredBatch] = {}
+    held = 0
+    for batch in batches:
+        if batch.task != task or batch.num_requests == 0 or held > _MOST_SCORES:
+            continue
+        part = scored_batch(model, batch)
+        if part is not None:
+            parts[int(batch.request_rows[0])] = part
+            held += part.scores.numel()
+    return parts
+
+
+def _loss(part: ScoredBatch, scalars: Scalars) -> Float[Tensor, ""]:
+    return -part.log_likelihood(scalars).sum()
+
+
+def _loss_alone(part: ScoredBatch, weights: Scalars) -> Float[Tensor, ""]:
+    return _loss(part, torch.cat([weights, weights.new_zeros(1)]))

@@ -1,0 +1,1 @@
+"""Exact item scores, and the prior over items that is their weighted sum."""

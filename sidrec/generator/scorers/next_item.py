@@ -1,0 +1,220 @@
+"""Next-item scorer: ridge regression from a recency-weighted history to the item that follows."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Int64
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+from sidrec.console import say
+from sidrec.corpus.store import Interactions
+from sidrec.errors import DataError
+from sidrec.generator.scorers.prior_settings import NextItemSettings
+from sidrec.generator.scorers.scorer import Scorer, ScorerQuery, recency_weights, weighted_rows
+
+
+class NextItemExamples(NamedTuple):
+    """Every train interaction that has one before it.
+
+    Attributes:
+        histories: Recency-weighted items before each interaction, examples by items.
+        targets: item_index that followed.
+        user_index: Whose it was.
+    """
+
+    histories: sp.csr_array
+    targets: Int64[np.ndarray, " example"]
+    user_index: Int64[np.ndarray, " example"]
+
+
+class Linear(NamedTuple):
+    """A linear map from weighted histories to item scores, in one or two factors.
+
+    Attributes:
+        rows: One row per history item; all items wide, or as wide as the rank.
+        head: From the rank to all items; None where ``rows`` are as wide as the catalogue.
+    """
+
+    rows: Float[Tensor, "item width"]
+    head: Float[Tensor, "rank item"] | None
+
+    def scores(self, history: Tensor, *, half_life_items: float) -> Float[Tensor, "request item"]:
+        """Return float32 scores of all items for each history (-1 pads at the end)."""
+        weights = recency_weights(history, half_life_items=half_life_items)
+        found = weighted_rows(self.rows, history, weights)
+        return found if self.head is None else found @ self.head
+
+
+class NextItemScorer(Scorer):
+    """Linear scores of the item that follows a history.
+
+    A training example is scored by a map that was fitted without its user: the map of all users
+    has seen the answer. Answers come from the map of all users. One request costs
+    ``history * width`` multiplications, and ``rank * item`` more with a low-rank head.
+
+    Args:
+        everyone: Map of all users.
+        half_life_items: Items of a history over which a weight halves.
+        folds: Map without the users whose index is ``fold`` modulo their number; empty outside
+            training.
+    """
+
+    initial_weight = 150.0
+
+    def __init__(
+        self, everyone: Linear, *, half_life_items: float, folds: tuple[Linear, ...] = ()
+    ) -> None:
+        super().__init__()
+        self.half_life_items, self._num_folds = half_life_items, len(folds)
+        for number, linear in enumerate((*folds, everyone)):
+            self.register_buffer(f"rows_{number}", linear.rows, persistent=False)
+            self.register_buffer(f"head_{number}", linear.head, persistent=False)
+
+    @classmethod
+    def of_interactions(
+        cls, train: Interactions, num_items: int, settings: NextItemSettings, *, num_folds: int
+    ) -> "NextItemScorer":
+        """Fit the maps of all users and of all users but each fold's.
+
+        Args:
+            train: Train interactions only.
+            num_items: Size of the catalogue.
+            settings: Of the regression.
+            num_folds: Of the cross-fit; 0 outside training.
+
+        Raises:
+            DataError: If no user has two train interactions.
+        """
+        examples = next_item_examples(
+            train,
+            num_items,
+            half_life_items=settings.half_life_items,
+            max_history_items=settings.max_history_items,
+        )
+        if not len(examples.targets):
+            raise DataError(
+                "Scorer 'next_item' needs users with two train interactions and the corpus has "
+                "none; leave it out of model.prior.recommendation."
+            )
+        if num_items > settings.max_dense_items:
+            say(
+                f"next_item: {num_items:,} items are above prior.next_item.max_dense_items "
+                f"({settings.max_dense_items:,}); a head of rank {settings.rank} takes the place "
+                "of the dense matrix."
+            )
+        fold = examples.user_index % max(num_folds, 1)
+        kept = [fold != number for number in range(num_folds)] if num_folds > 1 else []
+        return cls(
+            fit_next_item(examples, settings),
+            half_life_items=settings.half_life_items,
+            folds=tuple(fit_next_item(_subset(examples, rows), settings) for rows in kept),
+        )
+
+    @property
+    def everyone(self) -> Linear:
+        """Map of all users."""
+        return self._map(self._num_folds)
+
+    def forward(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
+        """Return the scores of the map that has not seen the request's user."""
+        if not self._num_folds or not bool((query.user_index >= 0).any()):
+            return self._map(self._num_folds).scores(
+                query.history, half_life_items=self.half_life_items
+            )
+        number = torch.where(
+            query.user_index >= 0, query.user_index % self._num_folds, self._num_folds
+        )
+        parts, rows = [], []
+        for fold in range(self._num_folds + 1):
+            rows.append((number == fold).nonzero().flatten())
+            parts.append(
+                self._map(fold).scores(
+                    query.history[rows[-1]], half_life_items=self.half_life_items
+                )
+            )
+        return torch.cat(parts)[torch.argsort(torch.cat(rows))]
+
+    def state(self) -> dict[str, Any]:
+        """Return the map of all users in half precision: its scores rank alike."""
+        rows, head = self.everyone
+        return {
+            "rows": rows.half().cpu(),
+            "head": None if head is None else head.half().cpu(),
+            "half_life_items": self.half_life_items,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "NextItemScorer":
+        """Return the scorer that ``state`` described, for answering."""
+        head = state["head"]
+        everyone = Linear(state["rows"].float(), None if head is None else head.float())
+        return cls(everyone, half_life_items=state["half_life_items"])
+
+    def _map(self, number: int) -> Linear:
+        return Linear(getattr(self, f"rows_{number}"), getattr(self, f"head_{number}"))
+
+
+def next_item_examples(
+    train: Interactions, num_items: int, *, half_life_items: float, max_history_items: int
+) -> NextItemExamples:
+    """Return weighted histories and what followed them.
+
+    Args:
+        train: Train interactions only.
+        num_items: Size of the catalogue.
+        half_life_items: Items over which a weight halves.
+        max_history_items: Only the most recent ones count.
+    """
+    starts, items = train.user_starts[:-1], train.item_index
+    first = np.repeat(starts, np.diff(train.user_starts))  # first interaction of the same user
+    ends = np.flatnonzero(np.arange(len(items)) > first)
+    rows, columns, weights = [], [], []
+    for ago in range(max_history_items):
+        place = ends - 1 - ago
+        real = np.flatnonzero(place >= first[ends])
+        if not len(real):
+            break
+        rows.append(real)
+        columns.append(items[place[real]])
+        weights.append(np.full(len(real), 2.0 ** (-ago / half_life_items)))
+    none = np.empty(0, np.int64)
+    cells = (np.concatenate([none, *rows]), np.concatenate([none, *columns]))
+    values = np.concatenate([np.empty(0), *weights])
+    histories = sp.csr_array((values, cells), shape=(len(ends), num_items), dtype=np.float64)
+    return NextItemExamples(histories, items[ends].copy(), train.user_index[ends].copy())
+
+
+def fit_next_item(examples: NextItemExamples, settings: NextItemSettings) -> Linear:
+    """Solve the ridge regression of one-hot next items on weighted histories in closed form.
+
+    With histories ``X`` and targets ``Y``, the map is ``(X'X + ridge I)^-1 X'Y``: ``2 n^3``
+    operations and ``24 n^2`` bytes for ``n`` items. Above ``settings.max_dense_items`` it is
+    restricted to the ``rank`` largest singular directions of ``X``, and neither ``X'X`` nor the
+    map is ever formed.
+    """
+    x, num_items = examples.histories, examples.histories.shape[1]
+    shape = (len(examples.targets), num_items)
+    cells = (np.arange(shape[0]), examples.targets)
+    followed = x.T @ sp.csr_array((np.ones(shape[0]), cells), shape=shape)  # [item, item], sparse
+    if num_items <= settings.max_dense_items:
+        gram = (x.T @ x).toarray()
+        gram[np.diag_indices(num_items)] += settings.ridge
+        solved = scipy.linalg.solve(gram, followed.toarray(), assume_a="pos", overwrite_b=True)
+        return Linear(torch.tensor(solved, dtype=torch.float32), None)
+    rank = min(settings.rank, min(x.shape) - 1)
+    _, sizes, directions = svds(x, k=rank, v0=np.ones(min(x.shape)))
+    rows = directions.T / (sizes**2 + settings.ridge)
+    return Linear(
+        torch.tensor(rows, dtype=torch.float32),
+        torch.tensor(directions @ followed, dtype=torch.float32),
+    )
+
+
+def _subset(examples: NextItemExamples, kept: np.ndarray) -> NextItemExamples:
+    return NextItemExamples(
+        examples.histories[kept], examples.targets[kept], examples.user_index[kept]
+    )

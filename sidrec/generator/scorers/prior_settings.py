@@ -1,0 +1,67 @@
+"""Settings of the prior over items."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Interval
+
+from sidrec.errors import ConfigError
+from sidrec.settings import PositiveFloat, PositiveInt, Probability, Settings
+
+SearchScorer: TypeAlias = Literal["dense", "lexical"]
+RecommendationScorer: TypeAlias = Literal["dense", "next_item", "popularity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextItemSettings(Settings):
+    """Ridge regression from a history to the item that follows.
+
+    Attributes:
+        half_life_items: Items of a history over which a weight halves, ``> 0``.
+        max_history_items: Only the most recent ones count, at least 1.
+        ridge: Penalty on the squared weights, in squared history weights, ``> 0``.
+        num_folds: Groups of users of the cross-fit in training, at least 2; each takes one more
+            fit, and one more matrix of the catalogue's size squared in memory.
+        max_dense_items: Larger catalogues get a head of low rank.
+        rank: Of that head, at least 1.
+    """
+
+    half_life_items: PositiveFloat = 10.0
+    max_history_items: PositiveInt = 30
+    ridge: PositiveFloat = 1000.0
+    num_folds: Annotated[int, Interval(ge=2)] = 4
+    max_dense_items: PositiveInt = 30_000
+    rank: PositiveInt = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings(Settings):
+    """Which scorers make up the prior over items, and how their weights move.
+
+    Attributes:
+        search: Scorers of queries: ``dense``, ``lexical``; empty: T5 alone answers.
+        recommendation: Scorers of histories: ``dense``, ``next_item``, ``popularity``; empty: T5
+            alone answers.
+        learning_rate: Peak of AdamW for the logarithms of the weights, ``> 0``.
+        dropout: Probability in training that an example has no prior, in [0, 1), so that T5
+            learns to answer alone. Indexing examples never have one.
+        dense_half_life_items: Items of a history over which the dense scorer halves a weight.
+        next_item: Regression of the scorer ``next_item``.
+        max_exact_items: Larger catalogues are searched by T5 alone, and the prior re-ranks the
+            finished beams: the exact prior takes ``4 * requests * items`` bytes per scorer.
+    """
+
+    search: tuple[SearchScorer, ...] = ("dense", "lexical")
+    recommendation: tuple[RecommendationScorer, ...] = ("dense", "next_item", "popularity")
+    learning_rate: PositiveFloat = 0.02
+    dropout: Probability = 0.0
+    dense_half_life_items: PositiveFloat = 3.0
+    next_item: NextItemSettings = NextItemSettings()
+    max_exact_items: PositiveInt = 1_000_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for task in ("search", "recommendation"):
+            names = getattr(self, task)
+            if len(set(names)) < len(names):
+                raise ConfigError(f"prior.{task} names a scorer twice: {', '.join(names)}.")

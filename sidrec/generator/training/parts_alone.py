@@ -1,0 +1,72 @@
+"""Figures of the prior, and of what prior and T5 do alone, for ``metrics.json``."""
+
+import math
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sidrec.distributed import gather_objects
+from sidrec.generator.model.batch import GeneratorBatch
+from sidrec.generator.model.generator_model import AnswerBy, GeneratorModel
+from sidrec.metrics import Prediction, evaluate
+from sidrec.types import TASKS, Task
+
+
+class PartsAlone:
+    """Collect the answers of prior and T5 alone during a test, then report them.
+
+    Ranks collect their own requests; ``figures`` gathers them, so all ranks call it.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[AnswerBy, list[Prediction]] = {"prior": [], "t5": []}
+        self._gains: list[tuple[Task, int, float]] = []
+
+    def add(
+        self,
+        batch: GeneratorBatch,
+        answers: Mapping[AnswerBy, list[Prediction]],
+        gains: Float[Tensor, " request"],
+    ) -> None:
+        """Keep the answers of one batch.
+
+        Args:
+            batch: The requests.
+            answers: Ranked lists of ``prior`` and ``t5``.
+            gains: Log-probability of each target with T5 above that without, in nats; NaN where
+                the target is unknown.
+        """
+        for by, own in self._answers.items():
+            own += answers[by]
+        rows = batch.request_rows.tolist()
+        self._gains += [
+            (batch.task, row, gain) for row, gain in zip(rows, gains.tolist(), strict=True)
+        ]
+
+    def figures(self, model: GeneratorModel) -> dict[str, int | float]:
+        """Return whether each task has a prior, its weights, and what each part does alone.
+
+        ``TASK/t5_gain_nats`` is the mean log-probability of the right item above that of the
+        prior alone, each with its own calibrated weights. What was collected is forgotten.
+        """
+        names = () if model.prior is None else tuple(model.prior.names)
+        found: dict[str, int | float] = {f"{task}/has_prior": int(task in names) for task in TASKS}
+        if model.prior is None:
+            return found
+        found |= model.prior.figures()
+        for by, own in self._answers.items():
+            gathered = [one for rank in gather_objects(own) for one in rank]
+            alone = evaluate(gathered, model.popularity.cpu())
+            found |= {
+                f"{task}/{by}_recall@30": alone[key]
+                for task in names
+                if (key := f"{task}/recall@30") in alone
+            }
+        gains = sorted({one for rank in gather_objects(self._gains) for one in rank})
+        for task in names:
+            own_gains = [gain for of, _, gain in gains if of == task and not math.isnan(gain)]
+            if own_gains:
+                found[f"{task}/t5_gain_nats"] = math.fsum(own_gains) / len(own_gains)
+        self._answers, self._gains = {"prior": [], "t5": []}, []
+        return found
