@@ -93,7 +93,7 @@ def test_nothing_to_ask_is_refused(retriever, item_ids):
 def test_other_runs_are_refused(tiny, tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         Retriever.load(tmp_path / "gone")
-    with pytest.raises(RunError, match="is no generator; give --from"):
+    with pytest.raises(RunError, match="is not a generator checkpoint; give --from"):
         Retriever.load(tiny.encoder_run)
     with pytest.raises(RunError, match="not a finished run"):
         Retriever.load(tmp_path)
