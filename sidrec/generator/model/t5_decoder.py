@@ -1,7 +1,7 @@
 """T5 decoding steps for many short beams over one source, without copying the source per beam."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from sidrec.generator.decoding.beam_search import Step
 NormalizeOver = Literal["level", "vocabulary"]
 
 
-class StepDecoder(ABC):
+class StepDecoder:
     """Decoder of Semantic IDs on a model of transformers; ``start`` returns the steps of a batch.
 
     Args:
@@ -27,6 +27,8 @@ class StepDecoder(ABC):
     Raises:
         ConfigError: If the model has no ``decoder_start_token_id``.
     """
+
+    steps: ClassVar[type["CachedSteps"]]
 
     def __init__(
         self,
@@ -65,55 +67,53 @@ class StepDecoder(ABC):
         if self.model.training:
             name = type(self).__name__
             raise RuntimeError(f"{name} needs model.eval(): dropout is on in training mode.")
-        return self._steps(source, source_mask, level_token_ids or self.level_token_ids)
-
-    @abstractmethod
-    def _steps(
-        self,
-        source: Float[Tensor, "request token dim"],
-        source_mask: Bool[Tensor, "request token"],
-        level_token_ids: list[Int[Tensor, " _"]],
-    ) -> Step:
-        """Return the steps of one batch."""
+        return self.steps(self, source, source_mask, level_token_ids or self.level_token_ids)
 
 
-class T5Decoder(StepDecoder):
-    """Step-wise decoding with the weights of transformers' ``T5ForConditionalGeneration``.
-
-    Computes the same numbers as the model's own forward:
-
-    - cross-attention makes keys and values once per request; the beams of a request are its
-      queries;
-    - self-attention keeps the keys of all earlier beams and masks all but each beam's ancestors,
-      so no cache is reordered;
-    - the output head is cut to the tokens of the level.
-
-    ``model`` is a ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
-    """
-
-    def _steps(
-        self,
-        source: Float[Tensor, "request token dim"],
-        source_mask: Bool[Tensor, "request token"],
-        level_token_ids: list[Int[Tensor, " _"]],
-    ) -> "T5Steps":
-        return T5Steps(self, source, source_mask, level_token_ids)
-
-
-class T5Steps:
+class CachedSteps(ABC):
     """Cache of one batch; a :class:`sidrec.generator.decoding.beam_search.Step`."""
 
     def __init__(
         self,
-        decoder: T5Decoder,
+        decoder: StepDecoder,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
         level_token_ids: list[Int[Tensor, " _"]],
     ) -> None:
-        model = decoder.model
-        self._model, self._normalize_over = model, decoder.normalize_over
+        del source_mask
+        self._model, self._normalize_over = decoder.model, decoder.normalize_over
         self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
-        self._blocks = list(model.decoder.block)
+
+    @abstractmethod
+    def __call__(
+        self,
+        level: int,
+        parent: Int[Tensor, "request beam"],
+        codes: Int[Tensor, "request beam"],
+    ) -> Float[Tensor, "request beam code"]:
+        """Return float32 log-probabilities of the codes of ``level``, see ``Step``."""
+
+    def _tokens(
+        self, level: int, codes: Int[Tensor, "request beam"]
+    ) -> Int[Tensor, "request beam"]:
+        """Return the decoder's input tokens: the start token, or those of the last codes."""
+        if level == 0:
+            return torch.full_like(codes, self._model.config.decoder_start_token_id)
+        return self._level_token_ids[level - 1][codes]
+
+
+class T5Steps(CachedSteps):
+    """Cache of one batch for :class:`T5Decoder`."""
+
+    def __init__(
+        self,
+        decoder: StepDecoder,
+        source: Float[Tensor, "request token dim"],
+        source_mask: Bool[Tensor, "request token"],
+        level_token_ids: list[Int[Tensor, " _"]],
+    ) -> None:
+        super().__init__(decoder, source, source_mask, level_token_ids)
+        self._blocks = list(self._model.decoder.block)
         self._heads = self._blocks[0].layer[0].SelfAttention.n_heads
         self._source_mask = source_mask[:, None, None, :]  # [request, 1, 1, token]
         self._source_cache = [
@@ -144,13 +144,6 @@ class T5Steps:
         if self._model.config.scale_decoder_outputs:
             hidden = hidden * self._model.model_dim**-0.5
         return self._log_probabilities(level, hidden)
-
-    def _tokens(
-        self, level: int, codes: Int[Tensor, "request beam"]
-    ) -> Int[Tensor, "request beam"]:
-        if level == 0:
-            return torch.full_like(codes, self._model.config.decoder_start_token_id)
-        return self._level_token_ids[level - 1][codes]
 
     def _tree_bias(
         self, level: int, parent: Int[Tensor, "request beam"]
@@ -218,3 +211,20 @@ class T5Steps:
             logits = F.linear(hidden, weight).float()
             return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
         return F.linear(hidden, weight[ids]).float().log_softmax(dim=-1)
+
+
+class T5Decoder(StepDecoder):
+    """Step-wise decoding with the weights of transformers' ``T5ForConditionalGeneration``.
+
+    Computes the same numbers as the model's own forward:
+
+    - cross-attention makes keys and values once per request; the beams of a request are its
+      queries;
+    - self-attention keeps the keys of all earlier beams and masks all but each beam's ancestors,
+      so no cache is reordered;
+    - the output head is cut to the tokens of the level.
+
+    ``model`` is a ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
+    """
+
+    steps = T5Steps
