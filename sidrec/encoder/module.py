@@ -11,8 +11,7 @@ from sidrec.distributed import rank_and_world_size
 from sidrec.encoder.dense_retrieval import dense_recall, mean_history, own_slice
 from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings, ValidationSettings
-from sidrec.encoder.grad_cache import embed_in_chunks
-from sidrec.encoder.loss import contrastive_loss
+from sidrec.encoder.loss import contrastive_loss, embed_in_chunks
 from sidrec.encoder.tower import EncoderView, TextTower
 from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
