@@ -117,5 +117,5 @@ def _broken(name: str, error: Exception) -> ConfigError:
     reason = " ".join(str(error).split())
     return ConfigError(
         f"The plug-in {name} cannot be imported: {type(error).__name__}: {reason}; "
-        "repair or uninstall it."
+        "fix or uninstall it."
     )

@@ -167,7 +167,7 @@ def make_ids(
             "`sidrec ids` takes only one of --from and --embeddings, got both; leave one out."
         )
     if corpus is not None and embeddings is None:
-        raise ConfigError("--corpus belongs to --embeddings; a run knows its corpus.")
+        raise ConfigError("--corpus belongs to --embeddings; a run names its corpus itself.")
     known: list[Attribute] = []
     if run is not None:
         stored = stored_bundle(Path(run))

@@ -105,7 +105,7 @@ def _full_disk(error: OSError) -> Exception:
         return error
     file = error.filename or "The output"
     return SidrecError(
-        f"{file} cannot be written: {error.strerror}; make room and run the same command again."
+        f"{file} cannot be written: {error.strerror}; free space and run the same command again."
     )
 
 

@@ -35,7 +35,9 @@ def load_encoder(run: RunDirectory) -> TrainedEncoder:
     file = run.finished_checkpoint()
     checkpoint = read_checkpoint(file)
     if "text_tower" not in checkpoint:
-        raise RunError(f"{file} is no bi-encoder; give --from the folder of an encoder run.")
+        raise RunError(
+            f"{file} is not a bi-encoder checkpoint; give --from the folder of an encoder run."
+        )
     settings = dict(checkpoint["hyper_parameters"])
     if checkpoint["class_path"] != _OWN_CLASS:
         return _load_subclass(checkpoint, settings)

@@ -66,7 +66,10 @@ class TextTower(nn.Module):
         with tempfile.TemporaryDirectory() as name:
             for file, text in snapshot.items():
                 if Path(file).name != file:  # a checkpoint is not trusted
-                    raise DataError(f"The checkpoint names a file '{file}'; it is no encoder's.")
+                    raise DataError(
+                        f"The checkpoint names a file '{file}'; give the checkpoint of an encoder "
+                        "run."
+                    )
                 (Path(name) / file).write_text(text)
             model = _model_class().from_config(_load_config(name, None, None))
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

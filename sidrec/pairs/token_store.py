@@ -100,7 +100,7 @@ class TokenStore:
         starts = np.load(folder / "starts.npy", mmap_mode="r")
         num_tokens = (folder / "ids.bin").stat().st_size // 4
         if len(starts) != facts["num_texts"] + 1 or num_tokens != starts[-1]:
-            raise DataError(f"{folder} is damaged; delete it, it is written again by itself.")
+            raise DataError(f"{folder} is damaged; delete it and run the same command again.")
         ids = (
             np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
             if num_tokens

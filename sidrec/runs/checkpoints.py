@@ -65,7 +65,7 @@ def newest_whole_checkpoint(run: RunDirectory) -> Path | None:
         problem = damage_of(file)
         if problem is None:
             for name, why in damaged.items():
-                say(f"{name} is left out ({why}); going on from the one before")
+                say(f"{name} cannot be read ({why}); using the previous checkpoint")
             return file
         damaged[str(file)] = problem
     if damaged:
@@ -150,7 +150,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
         free_gb = _free_gb(target)
         raise RunError(
             f"{target} cannot be written ({_first_line(error)}; {free_gb:.1f} GB free); "
-            "the checkpoint before it is whole. Make room or mend the rights, then run the same "
+            "the previous one is intact. Free space or fix the permissions, then run the same "
             "command again."
         ) from error
 

@@ -88,7 +88,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise RunError(f"{path} cannot be read ({type(error).__name__}); train again.") from None
     if not isinstance(content, dict):
-        raise RunError(f"{path} is no mapping; train again in a new run directory.")
+        raise RunError(f"{path} is not a mapping; train again in a new run directory.")
     return content
 
 

@@ -62,13 +62,13 @@ def explained(error: BaseException) -> BaseException:
     text = str(error)
     if died := _WORKER_DIED.search(text):
         return RunError(
-            f"A process that makes batches (pid {died[1].strip()}) died, often for want of memory; "
-            "run the same command again, or lower data.num_workers."
+            f"A process that makes batches (pid {died[1].strip()}) died, often from lack of "
+            "memory; run the same command again, or lower data.num_workers."
         )
     if came := _NOT_ALL_CAME.search(text):
         return RunError(
-            f"Only {came[1]} of {came[2]} ranks came in time; look at how the others ended, and "
-            "start as many processes as trainer.devices x trainer.num_nodes."
+            f"Only {came[1]} of {came[2]} ranks connected in time; check the logs of the others, "
+            "and start as many processes as trainer.devices x trainer.num_nodes."
         )
     rank, world_size = rank_and_world_size()
     if world_size == 1:

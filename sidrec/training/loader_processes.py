@@ -131,8 +131,8 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
         self._kill()
         raise RunError(
             f"Loader process {number} of {len(self._workers)} (pid {process.pid}) has made no "
-            f"batch for {timeout:.0f} s; its traceback is above. Does the disk of the corpus "
-            "respond? Run the same command again to resume, or set data.num_workers to 0."
+            f"batch for {timeout:.0f} s; its traceback is above. Check the disk of the corpus, "
+            "then run the same command again to resume, or set data.num_workers to 0."
         )
 
     def _kill(self) -> None:

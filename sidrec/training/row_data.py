@@ -41,10 +41,11 @@ class RowSchedule:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.world_size < 1:
             raise ConfigError(
-                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be 1 or more"
+                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be at least "
+                "1."
             )
         if self.num_rows < 1:
-            raise ConfigError("Nothing to train on: no user has train interactions.")
+            raise ConfigError("No user has train interactions to train on; check the corpus.")
 
     def __len__(self) -> int:
         return math.ceil(self.num_rows / (self.batch_size * self.world_size))

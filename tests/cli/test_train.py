@@ -248,10 +248,10 @@ def test_wrong_usage_is_one_line(config, tmp_path, monkeypatch, capsys, argument
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"model:\n  class_path: [a\n b: c\n", "line 3: no valid YAML (expected ',' or ']'"),
+        (b"model:\n  class_path: [a\n b: c\n", "line 3: not valid YAML (expected ',' or ']'"),
         (b"only words", "expected keys with values, found a str"),
         (b"- 1", "expected keys with values, found a list"),
-        (b"\xff\xfe\x00", "no valid YAML ('utf-8' codec can't decode byte 0xff"),
+        (b"\xff\xfe\x00", "not valid YAML ('utf-8' codec can't decode byte 0xff"),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "ids", "retrieve", "prepare synthetic"])

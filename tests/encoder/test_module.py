@@ -262,7 +262,7 @@ def test_a_bad_batch_can_be_skipped_and_is_remembered(corpus, encoder, tmp_path,
     assert all(value.isfinite().all() for value in stored["state_dict"].values())
     bad.add(1)
     with pytest.raises(
-        RunError, match=r"step 3 .*let model\.optimizer\.skip_bad_losses .*\(now 1\)"
+        RunError, match=r"step 3 .*raise model\.optimizer\.skip_bad_losses .*\(now 1\)"
     ):
         train(str(corpus.folder), encoder, **settings)
 
@@ -290,7 +290,7 @@ def test_a_finished_run_loads_without_its_encoder(corpus, encoder, tmp_path, mon
         again, model.eval().tower(model.tower.tokenize(texts, max_tokens=12))
     )
     torch.save({"hyper_parameters": {}, "global_step": 0}, run.last_checkpoint)
-    with pytest.raises(RunError, match="is no bi-encoder"):
+    with pytest.raises(RunError, match="is not a bi-encoder"):
         load_encoder(run)
 
 

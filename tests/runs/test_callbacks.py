@@ -231,6 +231,6 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path):
     with files_up_to(10_000), pytest.raises(SidrecError) as caught:
         CheckpointFiles().save_checkpoint({"global_step": 2, "x": torch.zeros(9_000)}, str(file))
     assert str(caught.value).startswith(f"{file} cannot be written (")
-    assert "the checkpoint before it is whole. Make room" in str(caught.value)
+    assert "the previous one is intact. Free space" in str(caught.value)
     assert torch.load(file, weights_only=True) == {"global_step": 1}
     assert list(file.parent.iterdir()) == [file]

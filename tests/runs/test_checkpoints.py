@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(run):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"last\.ckpt cannot be written .*GB free.*Make room"):
+        with pytest.raises(RunError, match=r"last\.ckpt cannot be written .*GB free.*Free space"):
             write_checkpoint(CONTENT | {"global_step": 9}, run.last_checkpoint)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -115,7 +115,7 @@ def enmf_baseline(
     model = load_enmf(directory)
     SemanticIdBundle.load(directory.semantic_ids, corpus_fingerprint=corpus.fingerprint)
     if len(model.tower.items.weight) != corpus.num_items:
-        raise DataError(f"{run} was trained on another catalogue than {corpus.folder}.")
+        raise DataError(f"{run} was trained on a different catalogue than {corpus.folder}.")
     questions = model.tower.questions(users_of(corpus, requests))
     counts = popularity(corpus.train_interactions(), corpus.num_items)
     items = model.tower.items.weight.detach()

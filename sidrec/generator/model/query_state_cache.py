@@ -64,8 +64,8 @@ class TextStates:
         )
         if zlib.crc32(states.data) != self.checksums[row]:
             raise DataError(
-                f"{self.paths[number]} is damaged at text {row}; run the same command again, it "
-                "is written anew."
+                f"{self.paths[number]} is damaged at text {row}; run the same command again to "
+                "write it anew."
             )
         return states
 
@@ -155,7 +155,7 @@ def _remove_old(folder: Path) -> None:
 def _reserve(file: Path, *, num_bytes: int) -> SidrecError | None:
     """Allocate the file at its full size, so that a full disk fails early; return the error."""
     try:
-        with disk_errors(file, "make room and run again; what was trained so far is kept."):
+        with disk_errors(file, "free space and run the same command again to resume."):
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb") as opened:
                 os.posix_fallocate(opened.fileno(), 0, max(1, num_bytes))

@@ -251,8 +251,8 @@ def _check_tower(tower: TextTower | None, dim: int) -> None:
         raise ConfigError("text_input encoder_states needs model.encoder_run; give --from RUN.")
     if tower.dim != dim:
         raise ConfigError(
-            f"text_input encoder_states needs Semantic IDs from the encoder that reads the "
-            f"queries: its states are {tower.dim} wide, the item embeddings {dim}; give the "
+            "text_input encoder_states needs Semantic IDs from the encoder that reads the "
+            f"queries: its states have width {tower.dim}, the item embeddings {dim}; give the "
             "encoder run that made them, or text_input tokens."
         )
 

@@ -113,8 +113,8 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
     unknown = sorted(set(settings) - set(T5Config().to_dict()) | set(settings) & set(own))
     if unknown:
         raise ConfigError(
-            "model.t5.shape has settings that T5Config does not know or sidrec makes itself: "
-            f"{unknown}."
+            "model.t5.shape has settings that T5Config does not know or sidrec sets itself; leave "
+            f"them out: {unknown}."
         )
     try:
         config = T5Config(**own, **settings)

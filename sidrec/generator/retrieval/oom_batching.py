@@ -74,7 +74,7 @@ class FittingBatches:
             )
         if self._fits == math.inf:
             say(
-                f"{self.device} is out of memory with {num_rows} requests at once; going on with "
-                "half as many. A smaller --batch_size would spare the attempts."
+                f"{self.device} is out of memory with {num_rows} requests at once; continuing with "
+                "half as many; a lower --batch_size avoids these attempts."
             )
         self._fits = num_rows // 2

@@ -86,7 +86,9 @@ class Retriever:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise RunError(f"{device} has no room for the model; use --device cpu.") from None
+            raise RunError(
+                f"{device} has too little memory for the model; use --device cpu."
+            ) from None
         self.generator, self.bf16, self.device = generator, bf16, device
         self.max_history_items, self.exclude_history = max_history_items, exclude_history
         self._rows = {item_id: row for row, item_id in enumerate(generator.ids.item_ids)}

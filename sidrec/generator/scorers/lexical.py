@@ -54,7 +54,7 @@ class LexicalScorer(Scorer):
         documents = words_of(texts)
         if not any(documents):
             raise DataError(
-                "Scorer 'lexical' needs words and no item text has one; leave it out of "
+                "Scorer 'lexical' needs words, but no item text has any; leave it out of "
                 "model.prior.search."
             )
         index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)

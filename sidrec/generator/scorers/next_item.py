@@ -103,8 +103,8 @@ class NextItemScorer(Scorer):
         if num_items > settings.max_dense_items:
             say(
                 f"next_item: {num_items:,} items are above prior.next_item.max_dense_items "
-                f"({settings.max_dense_items:,}); a head of rank {settings.rank} takes the place "
-                "of the dense matrix."
+                f"({settings.max_dense_items:,}); a map of rank {settings.rank} replaces "
+                "the dense one."
             )
         fold = examples.user_index % max(num_folds, 1)
         kept = [fold != number for number in range(num_folds)] if num_folds > 1 else []

@@ -46,7 +46,9 @@ def load_generator(run: RunDirectory) -> TrainedGenerator:
     file = run.finished_checkpoint()
     checkpoint = read_checkpoint(file)
     if "bundle_hash" not in checkpoint:
-        raise RunError(f"{file} is no generator; give --from the folder of a generator run.")
+        raise RunError(
+            f"{file} is not a generator checkpoint; give --from the folder of a generator run."
+        )
     settings = checkpoint["hyper_parameters"]
     ids = TaskBundles.load(Path(settings["semantic_ids"]), corpus_fingerprint=None)
     ids.refuse_other_than(checkpoint["bundle_hash"], settings["semantic_ids"])

@@ -176,8 +176,8 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         for task in () if prior is None else prior.names:
             if prior is not None and not prior.is_calibrated(task):
                 say(
-                    f"{task}: the prior was not calibrated, for want of validation; its weights "
-                    "are those of training."
+                    f"{task}: the prior was not calibrated because no validation request was "
+                    "scored; it keeps its trained weights."
                 )
 
     def training_step(self, batch: GeneratorBatch, batch_idx: int) -> Tensor:

@@ -81,7 +81,7 @@ def test_a_baseline_answers_its_own_task(corpus, tmp_path, system, tasks):
 
 
 def test_enmf_needs_a_run_of_enmf(tiny, tmp_path):
-    with pytest.raises(RunError, match="is no ENMF"):
+    with pytest.raises(RunError, match="is not an ENMF"):
         run_baseline("enmf", tiny.corpus, run=tiny.encoder_run, out=tmp_path)
 
 

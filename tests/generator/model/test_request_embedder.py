@@ -201,7 +201,7 @@ def test_refusals(wrong, message):
 def test_encoder_states_need_the_encoder_that_made_the_ids(tower):
     with pytest.raises(ConfigError, match=r"needs model\.encoder_run"):
         tiny_generator(text_input="encoder_states")
-    with pytest.raises(ConfigError, match="its states are 16 wide, the item embeddings 8"):
+    with pytest.raises(ConfigError, match="its states have width 16, the item embeddings 8"):
         tiny_generator(text_input="encoder_states", tower=tower, dim=8)
 
 

@@ -96,7 +96,7 @@ def test_configuration_refusals():
         t5_from_config(T5 | {"num_leyers": 2}, vocabulary=VOCABULARY)
     with pytest.raises(ConfigError, match=r"model\.t5: .*d_ff"):
         t5_from_config({"d_ff": {"a": 1}}, vocabulary=VOCABULARY)
-    with pytest.raises(ConfigError, match=r"sidrec makes itself: \['vocab_size'\]"):
+    with pytest.raises(ConfigError, match=r"sidrec sets itself; leave them out: \['vocab_size'\]"):
         t5_from_config(T5 | {"vocab_size": 9}, vocabulary=VOCABULARY)
 
 
