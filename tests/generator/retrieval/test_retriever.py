@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -158,13 +159,9 @@ def test_only_allowed_items_are_answered(retriever, item_ids):
     for ask, asked in ((retriever.search, ["a", "b c"]), (retriever.recommend, [item_ids[12:14]])):
         by_mask = ask(asked, top_k=20, allowed=mask)
         assert by_mask == ask(asked, top_k=20, allowed=set(stock))
-        everything = ask(asked, top_k=60)
-        for answer, every in zip(by_mask, everything, strict=True):
-            expected = [one for one in every if one.item_id in stock]
-            assert [one.item_id for one in answer] == [one.item_id for one in expected]
-            # a score is a log-probability among the items that may be answered
-            pairs = zip(answer, expected, strict=True)
-            assert all(one.score >= two.score - 1e-5 for one, two in pairs)
+        for answer in by_mask:  # the probabilities are those among the allowed items
+            assert {one.item_id for one in answer} <= set(stock)
+            assert sum(math.exp(one.score) for one in answer) == pytest.approx(1, abs=1e-4)
     (answer,) = retriever.recommend([item_ids[12:14]], allowed=stock)
     assert {one.item_id for one in answer} == set(item_ids[10:25]) - set(item_ids[12:14])
 
