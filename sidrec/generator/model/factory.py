@@ -1,4 +1,4 @@
-"""Factory of joint generators: new for training, or from a checkpoint."""
+"""Construction of joint generators: new for training, or from a checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,20 +42,20 @@ def new_generator(
     encoder_run: str | None,
     prior: ItemPrior | None,
 ) -> GeneratorModel:
-    """Return a generator to be trained; all ranks call it and get the same tokenizer.
+    """Build a generator for training; all ranks call this and get the same tokenizer.
 
     Args:
         settings: T5, pretrained or from scratch.
-        texts: Returns the training texts of a new tokenizer; only called for a T5 from scratch.
+        texts: Returns the texts to train a new tokenizer on; only called for a T5 from scratch.
         inputs: Encoder input of a request.
         ids: Semantic IDs of each task, and item embeddings.
         popularity: Train interactions of each item.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
-        prior: Made from the corpus; None leaves T5 alone.
+        prior: Prior over items, made from the corpus; None: T5 alone.
 
     Raises:
         ConfigError: If the T5 cannot be made or loaded, or does not fit ``inputs``.
-        RunError: If the encoder run is not a finished one.
+        RunError: If the encoder run has not finished.
     """
     name, revision = settings.pretrained, settings.revision
     if name is not None:
@@ -81,7 +81,7 @@ def new_generator(
 
 
 def parts_of(model: GeneratorModel) -> dict[str, Any]:
-    """Return what ``generator_from`` needs besides the weights, for a checkpoint."""
+    """Return what a checkpoint must hold besides the weights, for ``generator_from``."""
     return {
         "t5": snapshot_of(model.t5),
         "tokenizer": model.embedder.tokenizer.to_str(),
@@ -97,7 +97,7 @@ def generator_from(
     ids: TaskBundles,
     encoder_run: str | None,
 ) -> GeneratorModel:
-    """Return a generator whose weights are still to be loaded; needs no hub and no corpus.
+    """Build a generator without weights from a checkpoint's parts; needs no hub and no corpus.
 
     Args:
         parts: From ``parts_of``.

@@ -1,4 +1,4 @@
-"""A trained joint generator, from its run directories alone; imports no training code."""
+"""Loading of a trained joint generator from its run directories, without training code."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ _PREFIX = "model."  # of the weights in the checkpoint of a JointGenerator
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """Generator with its weights, and the Semantic IDs that it answers in.
+    """Trained generator and its Semantic IDs.
 
     Attributes:
-        model: In evaluation mode.
+        model: Generator in evaluation mode.
         ids: Semantic IDs that it was trained on.
-        num_beams: Width of the search that its run was configured with.
+        num_beams: Beam width that its run was configured with.
     """
 
     model: GeneratorModel
@@ -33,14 +33,15 @@ class TrainedGenerator:
 
 
 def load_generator(run: RunDirectory) -> TrainedGenerator:
-    """Return the best generator of a finished run, on the CPU.
+    """Load the best generator of a finished run, on the CPU.
 
-    Needs the Semantic IDs it was trained on and, where it reads queries through one, its encoder
-    run; no corpus, no hub, no Trainer.
+    Needs the Semantic IDs of its training and, where a bi-encoder reads its queries, the encoder
+    run; needs no corpus, hub or Trainer.
 
     Raises:
-        RunError: If the run has not finished, is no generator run, or its checkpoint is damaged.
-        DataError: If its Semantic IDs are gone, or are not those it was trained on.
+        RunError: If the run has not finished, is not a generator run, or its checkpoint is
+            damaged.
+        DataError: If its Semantic IDs are missing or differ from those of its training.
     """
     file = run.finished_checkpoint()
     checkpoint = read_checkpoint(file)
@@ -72,7 +73,7 @@ def device_named(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu`` or ``cuda`` names.
 
     Raises:
-        ConfigError: If there is no such device, or no GPU to be seen.
+        ConfigError: If the name is unknown, or no GPU is visible.
     """
     has_cuda = torch.cuda.is_available()
     if name == "auto":
