@@ -75,7 +75,10 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
         for task in tasks
         if len(asked[task])
         for one in predictions_of_ranked(
-            asked[task], answer(corpus, asked[task], top_k=TOP_K), split="test"
+            asked[task],
+            answer(corpus, asked[task], top_k=TOP_K),
+            split="test",
+            exclude_history=corpus.exclude_history,
         )
     ]
     figures = evaluate(predictions, popularity(corpus.train_interactions(), corpus.num_items))
