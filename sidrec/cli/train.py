@@ -48,7 +48,7 @@ from sidrec.runs.from_run import (
     refuse_missed_validation,
     refuse_missing_ids,
 )
-from sidrec.runs.lock import locked
+from sidrec.runs.lock import has_lost_run, locked, refuse_if_lost
 from sidrec.runs.preemption import Preempted
 from sidrec.runs.rank_failures import end_launched_ranks, explained, take_charge_of
 from sidrec.runs.tracking import Tracking
@@ -250,6 +250,7 @@ class SidrecCLI(LightningCLI):
     def _leave(self, error: BaseException, *, is_new: bool) -> None:
         """Clean up run directory and launched ranks; raise the error to report."""
         end_launched_ranks(self.trainer)
+        self.owns = self.owns and not has_lost_run()
         if self.owns and is_new and not self.run.manifest.exists():  # before the first step
             shutil.rmtree(self.run.root, ignore_errors=True)
         told = explained(error)
@@ -281,6 +282,7 @@ class SidrecCLI(LightningCLI):
             return
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             refuse_missing_ids(self.run, self.resolved["trainer"])
+            refuse_if_lost()
             self.run.write_manifest(state="finished")
             say(f"finished: {self.run.root}")
 

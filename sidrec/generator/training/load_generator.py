@@ -26,11 +26,13 @@ class TrainedGenerator:
         model: Generator in evaluation mode.
         ids: Semantic IDs that it was trained on.
         num_beams: Beam width that its run was configured with.
+        exclude_history: Whether a user's own items were left out of its lists in training.
     """
 
     model: GeneratorModel
     ids: TaskBundles
     num_beams: int
+    exclude_history: bool
 
 
 def load_generator(run: RunDirectory) -> TrainedGenerator:
@@ -71,7 +73,7 @@ def load_generator(run: RunDirectory) -> TrainedGenerator:
             "another version of sidrec: use that version, or train again."
         ) from None
     merge_lora(model.t5)
-    return TrainedGenerator(model.eval(), ids, search.num_beams)
+    return TrainedGenerator(model.eval(), ids, search.num_beams, checkpoint["exclude_history"])
 
 
 def device_named(name: str) -> torch.device:

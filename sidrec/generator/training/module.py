@@ -278,6 +278,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         if self.model.base is not None:
             keep_adapters_only(checkpoint, self)
         checkpoint["bundle_hash"] = self.ids.hash
+        checkpoint["exclude_history"] = self._data().corpus.exclude_history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model from the checkpoint; refuse another bundle.

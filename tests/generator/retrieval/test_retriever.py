@@ -13,6 +13,7 @@ from sidrec.encoder.load_encoder import load_encoder
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.decoding.item_filters import Restriction
 from sidrec.generator.retrieval.retriever import Retriever
+from sidrec.generator.training import load_generator
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.types import Request
@@ -238,3 +239,11 @@ def test_long_queries_and_histories_are_cut(retriever, item_ids):
     (answer,) = retriever.recommend([long])
     recent = (item_ids[:5] * 2)[-8:]
     assert answer == retriever.recommend([recent])[0]
+
+
+def test_histories_are_excluded_as_in_training(tiny, item_ids, monkeypatch):
+    read = load_generator.read_checkpoint
+    changed = lambda file: read(file) | {"exclude_history": False}  # noqa: E731
+    monkeypatch.setattr(load_generator, "read_checkpoint", changed)
+    (answer,) = Retriever.load(tiny.generator_run).recommend([item_ids[:5]], top_k=60)
+    assert set(item_ids[:5]) < {one.item_id for one in answer}
