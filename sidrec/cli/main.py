@@ -30,6 +30,7 @@ COMMANDS = {
 }
 EXTRAS = {  # optional packages by their import names
     "faiss": "cpu",
+    "peft": "peft",
     "sklearn": "dictionary",
     "vector_quantize_pytorch": "learned",
     "wandb": "wandb",

@@ -47,6 +47,7 @@ from sidrec.runs.from_run import (
     refuse_contradictions,
     refuse_missed_validation,
     refuse_missing_ids,
+    refuse_sharded_weights,
 )
 from sidrec.runs.lock import has_lost_run, locked, refuse_if_lost
 from sidrec.runs.preemption import Preempted
@@ -164,6 +165,7 @@ class SidrecCLI(LightningCLI):
         refuse_secrets(self.resolved)
         refuse_traversal(self.resolved)
         refuse_missed_validation(self.resolved["trainer"])
+        refuse_sharded_weights(self.resolved["trainer"])
         if self.subcommand == "fit":
             refuse_contradictions(self.run, self.resolved)
             if is_finished_with(self.run, self.resolved):

@@ -95,6 +95,7 @@ class BiEncoder(StageModule[PairDataModule]):
     def on_fit_start(self) -> None:
         """Set up activation checkpointing and ``torch.compile``, as the settings say."""
         if self.tower_settings.activation_checkpointing:
+            self.tower.model.config.use_cache = False  # transformers warns of it, even in encoders
             checkpoint_activations(self.tower.model)
         if self.tower_settings.torch_compile:
             self.tower.compile_encoder()

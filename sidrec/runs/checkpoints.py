@@ -94,7 +94,21 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         RunError: If it is not an intact checkpoint.
     """
-    content: dict[str, Any] = torch.load(checked(file), map_location="cpu", weights_only=True)
+    return load_file(checked(file), map_location="cpu")
+
+
+def load_file(file: Path, *, map_location: Any) -> dict[str, Any]:  # noqa: ANN401 (torch's)
+    """Return the content of a checkpoint file; executes no code.
+
+    Raises:
+        RunError: If it is a folder of shards, as a strategy that shards weights writes it.
+    """
+    if file.is_dir():
+        raise RunError(
+            f"{file} is a folder of shards; make one file of it with `python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {file}`, and put that there."
+        )
+    content: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
     return content
 
 

@@ -16,6 +16,7 @@ from sidrec.runs.directory import RunDirectory
 _FLAG = "--from"
 _ID_CALLBACKS = ("SemanticIdCallback", "LearnedIdsCallback")
 _FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name a folder
+_SHARDING = ("fsdp", "deepspeed", "modelparallel")
 _GROUPS = ("tower", "tokens", "t5")  # settings that hold such a name
 
 
@@ -153,6 +154,24 @@ def refuse_missed_validation(trainer: dict[str, Any]) -> None:
         raise ConfigError(
             f"trainer.limit_train_batches ({limit}) is below trainer.val_check_interval "
             f"({interval}), so validation would never run; lower the interval."
+        )
+
+
+def refuse_sharded_weights(trainer: dict[str, Any]) -> None:
+    """Refuse strategies that shard the weights of a model.
+
+    Validation, decoding and the encoding of items read whole weights outside of the training step.
+
+    Raises:
+        ConfigError: Names the strategy and what to use instead.
+    """
+    strategy = trainer.get("strategy")
+    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
+    if any(kind in name.lower() for kind in _SHARDING):
+        raise ConfigError(
+            f"trainer.strategy {name} shards weights, but validation and decoding read them whole; "
+            "use ddp, with model.t5.lora or model.tower.lora and activation_checkpointing for "
+            "large models."
         )
 
 

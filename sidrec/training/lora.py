@@ -108,10 +108,13 @@ def merge_lora(model: Any) -> None:  # noqa: ANN401
             module.merge()
             model.set_submodule(name, module.get_base_layer())
     for tied in _tied_embeddings(model):
-        for module in tied:
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
-            module.weight = tied[0].weight
+        if not parametrize.is_parametrized(tied[0], "weight"):
+            continue
+        weight = nn.Parameter(tied[0].weight.detach())
+        for module in tied:  # torch's own removal would also change copies, which share the class
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            module.weight = weight
     del model.peft_config
 
 
@@ -120,7 +123,10 @@ def keep_adapters_only(checkpoint: dict[str, Any], module: nn.Module) -> None:
     frozen = dict(_frozen(module))
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {name: state[name] for name in state if name not in frozen}
-    checkpoint[_BASE_HASH] = _hash_of(frozen)
+    known = vars(module)
+    if _BASE_HASH not in known:  # once: it reads every byte
+        known[_BASE_HASH] = _hash_of(frozen)
+    checkpoint[_BASE_HASH] = known[_BASE_HASH]
 
 
 def restore_base(

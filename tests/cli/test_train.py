@@ -233,6 +233,16 @@ def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
             2,
             "did you mean 'sidrec.BiEncoder'?",
         ),
+        (
+            ["fit", "--config", "CONFIG", "--run_dir", "r", "--trainer.strategy", "fsdp"],
+            2,
+            "trainer.strategy fsdp shards weights",
+        ),
+        (
+            ["fit", "--config", "CONFIG", "--run_dir", "r", "--trainer.strategy", "FSDPStrategy"],
+            2,
+            "FSDPStrategy shards weights",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(config, tmp_path, monkeypatch, capsys, arguments, code, text):
