@@ -119,7 +119,10 @@ def page(tiny):
     """The page in headless Chromium, with what its console said."""
     playwright = pytest.importorskip("playwright.sync_api", reason="PAGE NOT TESTED: playwright")
     program = shutil.which("chromium") or shutil.which("google-chrome")
-    with served(tiny.generator_run, "--top_k", "10") as (_, address), playwright.sync_playwright() as p:
+    with (
+        served(tiny.generator_run, "--top_k", "10") as (_, address),
+        playwright.sync_playwright() as p,
+    ):
         try:
             browser = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
         except playwright.Error:

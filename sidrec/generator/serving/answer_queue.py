@@ -80,7 +80,7 @@ class AnswerQueue:
             asked = [job for job in jobs if job.function is None]
             try:
                 self._answer(asked)
-            except Exception as error:  # noqa: BLE001 (the thread must go on)
+            except Exception as error:
                 for job in asked:
                     job.result.set_exception(error)
             for job in jobs:
@@ -114,5 +114,5 @@ class AnswerQueue:
 def _call(function: Callable[[], Any], result: "Future[Any]") -> None:
     try:
         result.set_result(function())
-    except Exception as error:  # noqa: BLE001 (the thread must go on)
+    except Exception as error:
         result.set_exception(error)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -118,7 +119,7 @@ def _levels_before_last(
     """Repeat the steps of the search along the beams that it chose."""
     beams = Beams.at_root(trie, len(calls[0].parent))
     chosen: list[tuple[int, ...]] = [()]
-    for level, (call, after) in enumerate(zip(calls, calls[1:], strict=False)):
+    for level, (call, after) in enumerate(pairwise(calls)):
         bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
         scores = call.log_probabilities.float()
         if mass_before is not None:

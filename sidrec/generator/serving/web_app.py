@@ -103,7 +103,7 @@ class _Pages:
         return JSONResponse(self._catalogue.matching(request.query_params.get("title", "")))
 
     async def prefix(self, request: Request) -> Response:
-        """Return items whose Semantic ID begins with ``?codes=12,200``, in the IDs of ``?task=``."""
+        """Return items whose Semantic ID begins with ``?codes=12,200``, of the ``?task=``."""
         given = request.query_params.get("codes", "")
         try:
             codes = [int(code) for code in given.split(",")]
@@ -143,7 +143,9 @@ class _Pages:
         answer = json.loads(answers[0])
         return {
             "answer": answer,
-            "titles": self._catalogue.titles_of([one["item_id"] for one in answer.get("items", ())]),
+            "titles": self._catalogue.titles_of(
+                [one["item_id"] for one in answer.get("items", ())]
+            ),
             "levels": as_json(paths[-1], most=_MOST_PREFIXES) if paths else [],
         }
 
@@ -165,7 +167,9 @@ async def _lines_of(request: Request) -> list[bytes]:
         raise RefusedError(413, f"body is longer than {limit}; use `sidrec retrieve` for files")
     lines = [line for line in b"".join(parts).split(b"\n") if line.strip()]
     if not lines:
-        raise RefusedError(400, 'body is empty; send lines such as {"id": "a", "task": "search", …}')
+        raise RefusedError(
+            400, 'body is empty; send lines such as {"id": "a", "task": "search", …}'
+        )
     if len(lines) > MAX_LINES:
         raise RefusedError(413, f"body has more than {MAX_LINES:,} lines; use `sidrec retrieve`")
     return lines

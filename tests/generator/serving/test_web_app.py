@@ -51,7 +51,8 @@ def refused(response, status):
 def test_the_endpoint_gives_the_bytes_of_retrieve(client, tiny, tmp_path, item_ids):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked = [
-        {"id": str(row), "task": "search", "query": f"item {row} {'word ' * row}"} for row in range(9)
+        {"id": str(row), "task": "search", "query": f"item {row} {'word ' * row}"}
+        for row in range(9)
     ]
     asked += [{"id": "r", "task": "recommendation", "history": item_ids[:3]}, BAD]
     source.write_text("\n" + lines_of(*asked))
@@ -141,7 +142,7 @@ def test_no_prefix(client, task, codes, text):
 @pytest.mark.parametrize("task", ["search", "recommendation"])
 def test_the_path_is_that_of_the_search(client, queue, item_ids, monkeypatch, task):
     if task == "recommendation":  # T5 alone; with the prior this tiny run has no beams
-        monkeypatch.setattr(queue.retriever.generator.model, "prior", None)
+        monkeypatch.setitem(queue.retriever.generator.model._modules, "prior", None)
     request = {"id": "a", "task": task, "query": "item 3", "history": item_ids[:2]}
     found = client.post("/explain", content=lines_of(request)).json()
     line = client.post("/retrieve", content=lines_of(request)).text
@@ -152,7 +153,11 @@ def test_the_path_is_that_of_the_search(client, queue, item_ids, monkeypatch, ta
     assert len(levels) == len(table.codebook_sizes)
     scores = {tuple(one["codes"]): one["score"] for level in levels for one in level}
     for depth, level in enumerate(levels, start=1):
-        assert found["levels"][depth - 1]["num_kept"] == len(level) <= queue.retriever.generator.num_beams
+        assert (
+            found["levels"][depth - 1]["num_kept"]
+            == len(level)
+            <= queue.retriever.generator.num_beams
+        )
         assert [one["score"] for one in level] == sorted((s["score"] for s in level), reverse=True)
         for one in level:
             assert len(one["codes"]) == depth
