@@ -33,6 +33,8 @@ def main(args: list[str]) -> None:
     given = parser.parse_args(args)
     if min(given.top_k, given.batch_size) < 1:
         raise ConfigError("--top_k and --batch_size must be at least 1.")
+    if not 0 <= given.port < 1 << 16:
+        raise ConfigError(f"--port must be 0 to 65535, got {given.port}.")
     from uvicorn import Config, Server
 
     with _listening(given.host, given.port) as listener:  # before the slow part
@@ -63,8 +65,8 @@ def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        reason = one_line(getattr(error, "strerror", None) or str(error))
+    except OSError as error:
+        reason = one_line(error.strerror or str(error))
         raise ConfigError(
             f"--host {host} --port {port}: {reason}; give another --port, or 0 for a free one."
         ) from None
@@ -72,11 +74,18 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def _serve(server: "Server", listener: socket.socket) -> None:
     """Serve until a signal comes, then until every request in flight is answered."""
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
+    ended = threading.Event()  # Python 3.11's join takes a thread for ended after an interruption
+
+    def run() -> None:
+        try:
+            server.run([listener])
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        thread.join()
+        ended.wait()
     except (Preempted, KeyboardInterrupt):
         STOP.wait_for_step()  # a long answer is no stuck process
         server.should_exit = True
-        thread.join()
+        ended.wait()

@@ -18,6 +18,12 @@ from tests.tiny import sidrec
 
 WORDS = ("serve", "--device", "cpu", "--from")
 START_S = 120.0
+WITH_BEAMS = """
+from sidrec.cli.main import main
+from sidrec.generator.scorers.item_prior import ItemPrior
+ItemPrior.t5_factor = lambda prior, task: 1.0  # whatever this tiny run's calibration has found
+main()
+"""
 SLOW_ANSWERS = """
 import pathlib, sys, time
 from sidrec.cli.main import main
@@ -43,7 +49,7 @@ def test_a_used_port_is_one_line_before_anything_is_loaded(tiny, capsys):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["--port", "99999"], "--port 99999"),
+        (["--port", "99999"], "--port must be 0 to 65535, got 99999"),
         (["--host", "192.0.2.1", "--port", "0"], "--host 192.0.2.1"),
         (["--top_k", "0"], "must be at least 1"),
         (["--prot", "1"], "did you mean 'port'"),
@@ -67,9 +73,9 @@ def test_without_the_extra(tmp_path, monkeypatch, capsys, package):
 
 
 @contextmanager
-def served(run, *more, code="from sidrec.cli.main import main; main()", last=()):
+def served(run, *more, code="from sidrec.cli.main import main; main()"):
     """Yield the process and its address; end it if the test has not."""
-    words = [sys.executable, "-c", code, *map(str, WORDS), str(run), "--port", "0", *more, *last]
+    words = [sys.executable, "-c", code, *map(str, WORDS), str(run), "--port", "0", *more]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
     watch = threading.Timer(patient(START_S), process.kill)
@@ -85,6 +91,7 @@ def served(run, *more, code="from sidrec.cli.main import main; main()", last=())
         watch.cancel()
         process.kill()
         process.wait()
+        process.stderr.close()
 
 
 @pytest.mark.slow
@@ -120,7 +127,7 @@ def page(tiny):
     playwright = pytest.importorskip("playwright.sync_api", reason="PAGE NOT TESTED: playwright")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with (
-        served(tiny.generator_run, "--top_k", "10") as (_, address),
+        served(tiny.generator_run, "--top_k", "10", code=WITH_BEAMS) as (_, address),
         playwright.sync_playwright() as p,
     ):
         try:
