@@ -22,6 +22,7 @@ from sidrec.comparison.plan.stages import (
     read_yaml,
 )
 from sidrec.errors import ConfigError
+from sidrec.plugins import plugin_names
 
 
 def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
@@ -91,7 +92,9 @@ class _Maker:
         if settings.system is None:
             part = Part(configs=settings.configs, set=settings.set)
             return self._test(self._fit("baseline", f"baseline {name}", part))
-        known(f"baselines: {name}: system", settings.system, SYSTEM_NAMES)
+        if "." not in settings.system:  # a path is checked by the stage, which imports it
+            systems = (*SYSTEM_NAMES, *plugin_names("baselines"))
+            known(f"baselines: {name}: system", settings.system, systems)
         inputs = self._run_of(name, settings)
         options = [("--system", settings.system)]
         return self._stage(
@@ -106,7 +109,8 @@ class _Maker:
         )
 
     def _run_of(self, name: str, settings: BaselineSettings) -> list[Input]:
-        if (settings.system in NEEDS_A_RUN) != (settings.embeddings is not None):
+        has_run = settings.embeddings is not None
+        if settings.system in SYSTEM_NAMES and (settings.system in NEEDS_A_RUN) != has_run:
             raise ConfigError(f"baselines: {name}: embeddings belongs to {', '.join(NEEDS_A_RUN)}.")
         if settings.embeddings is None:
             return []

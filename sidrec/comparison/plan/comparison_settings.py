@@ -153,7 +153,7 @@ class BaselineSettings:
     """Settings of one baseline: a system of ``sidrec baselines``, or a model to train.
 
     Attributes:
-        system: One of ``stages.SYSTEM_NAMES``; None trains a model.
+        system: One of ``stages.SYSTEM_NAMES``, or a plug-in; None trains a model.
         embeddings: Run that ``dense``, ``hybrid`` and ``enmf`` use, by name.
         configs: YAML files of the model to train.
         set: Settings of these files to change.

@@ -14,6 +14,7 @@ from sidrec.generator.decoding.beam_search import Decoded
 from sidrec.generator.decoding.item_filters import Restriction, SharedSet, allowed_items
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.batch import batch_of_requests
+from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.retrieval.appended_items import with_appended_items
 from sidrec.generator.retrieval.oom_batching import FittingBatches, is_out_of_memory
 from sidrec.generator.retrieval.parse_request import beginning_of
@@ -134,6 +135,12 @@ class Retriever:
         retriever = cls(larger, **how)
         retriever._trained = cls(generator, **how)
         return retriever
+
+    @property
+    def models(self) -> list[GeneratorModel]:
+        """Models that answer: over all items, and over those of training if others came later."""
+        own: GeneratorModel = self.generator.model
+        return [own] if self._trained is None else [own, *self._trained.models]
 
     def search(
         self, texts: Sequence[str], top_k: int = 30, *, allowed: AllowedSet | None = None
