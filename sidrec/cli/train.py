@@ -33,6 +33,7 @@ from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
 from sidrec.runs.callbacks import LastCheckpoint, LineProgress, RunManifest, csv_logger, name_curve
 from sidrec.runs.checkpoints import (
+    BestSettings,
     checked,
     newest_whole_checkpoint,
     set_aside_damaged,
@@ -145,6 +146,7 @@ class SidrecCLI(LightningCLI):
             help="Seconds between checkpoints; by default 60 or more, so that saving takes at most "
             "5 % of the time.",
         )
+        parser.add_argument("--best", type=BestSettings, default=BestSettings())
         parser.add_argument(
             "--upload",
             type=bool,
@@ -212,7 +214,8 @@ class SidrecCLI(LightningCLI):
     def _checkpoints(self, config: dict[str, Any]) -> list[L.Callback]:
         if config.get("enable_checkpointing") is False:
             return []
-        monitor = getattr(self.model, "monitor", MONITOR)
+        chosen = BestSettings(**self.resolved["best"])
+        monitor = chosen.monitor or getattr(self.model, "monitor", MONITOR)
         last = LastCheckpoint(self.run, every_s=self.config.fit.checkpoint_every_s)
         if monitor is None:
             return [last]
@@ -220,7 +223,7 @@ class SidrecCLI(LightningCLI):
             dirpath=self.run.best_checkpoint.parent,
             filename="best",
             monitor=monitor,
-            mode="max",
+            mode=chosen.mode,
             enable_version_counter=False,
         )
         return [best, last]
@@ -230,7 +233,8 @@ class SidrecCLI(LightningCLI):
         parser = self._parser(self.subcommand)
         text = parser.dump(self.config[self.subcommand], skip_none=False)
         resolved: dict[str, Any] = yaml.safe_load(text)
-        return {key: resolved[key] for key in ("seed_everything", "trainer", "model", "data")}
+        kept = ("seed_everything", "trainer", "model", "data", "best")
+        return {key: resolved[key] for key in kept}
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; restore exit code and Ctrl-C handling, which Lightning changes."""

@@ -3,8 +3,9 @@
 import os
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,8 +14,23 @@ from sidrec.errors import RunError
 from sidrec.files import atomic_file
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.lock import refuse_if_lost
+from sidrec.settings import Settings
 
 _SHARDED_FACTS = "meta.pt"  # Lightning writes it into the folder after all shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestSettings(Settings):
+    """Metric whose best validation chooses ``checkpoints/best.ckpt``.
+
+    Attributes:
+        monitor: Metric as the log names it, such as ``val/recommendation/ndcg@10``; None takes the
+            stage's own: ``val/recall_harmonic_mean``, and the last weights of a quantizer.
+        mode: Whether ``max`` or ``min`` is best.
+    """
+
+    monitor: str | None = None
+    mode: Literal["max", "min"] = "max"
 
 
 def damage_of(file: Path) -> str | None:

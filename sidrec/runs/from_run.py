@@ -112,7 +112,7 @@ def absolute_paths(config: Any) -> Any:  # noqa: ANN401
 
 
 def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
-    """Refuse to resume a run whose model, data or seed settings differ from its first start.
+    """Refuse to resume a run whose model, data, seed or best metric differ from its first start.
 
     Trainer settings (devices, steps, precision, logging) may change on resume.
 
@@ -122,7 +122,7 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
     if not (run.last_checkpoint.exists() and run.config.exists()):
         return
     stored = _as_of_now(absolute_paths(read_config(run.config)), resolved)
-    kept = ("seed_everything", "model", "data")
+    kept = ("seed_everything", "model", "data", "best")
     before = dict(_leaves({key: stored.get(key) for key in kept}))
     now = dict(_leaves({key: resolved.get(key) for key in kept}))
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

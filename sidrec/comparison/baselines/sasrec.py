@@ -202,9 +202,9 @@ class SasRec(StageModule[WindowDataModule]):
     def validation_step(self, split: Split) -> None:
         """Rank the whole catalogue for the validation requests."""
         figures, _ = self._answer(split)
-        recalls = {k: v for k, v in figures.items() if k.startswith("recommendation/recall@")}
-        chosen = recalls.get("recommendation/recall@30", 0.0)
-        wanted = {k: v for k, v in recalls.items() if "_" not in k}
+        own = {k: v for k, v in figures.items() if k.startswith("recommendation/") and "@" in k}
+        wanted = {k: v for k, v in own.items() if "_" not in k}  # not of parts of the requests
+        chosen = own.get("recommendation/recall@30", 0.0)
         wanted["recall_harmonic_mean"] = chosen  # SASRec answers recommendation only
         self.log_dict({f"val/{k}": float(v) for k, v in wanted.items()}, batch_size=1)
 
