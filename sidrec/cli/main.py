@@ -23,6 +23,7 @@ COMMANDS = {
     "test": ("sidrec.cli.train", "decode the test split: metrics.json and predictions.parquet"),
     "predict": ("sidrec.cli.train", "ranked items of the test split, without figures"),
     "retrieve": ("sidrec.cli.retrieve", "batch inference on your own requests"),
+    "serve": ("sidrec.cli.serve", "a page and an endpoint on localhost, for trying and showing"),
     "baselines": ("sidrec.cli.baselines", "a generator run beside simple baselines"),
     "compare": ("sidrec.cli.compare", "strategies x seeds -> table, tests, report"),
     "configs": ("sidrec.cli.configs", "the packaged configurations: list, or copy one"),
@@ -30,7 +31,10 @@ COMMANDS = {
 }
 EXTRAS = {  # optional packages by their import names
     "faiss": "cpu",
+    "peft": "peft",
     "sklearn": "dictionary",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "vector_quantize_pytorch": "learned",
     "wandb": "wandb",
 }

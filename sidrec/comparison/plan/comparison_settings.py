@@ -11,6 +11,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from sidrec.configurations import find_config
 from sidrec.errors import ConfigError, nearest
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
@@ -81,7 +82,7 @@ class BaselineSettings:
     """Settings of one baseline: a system of ``sidrec baselines``, or a model to train.
 
     Attributes:
-        system: One of ``stages.SYSTEM_NAMES``; None trains a model.
+        system: One of ``stages.SYSTEM_NAMES``, or a plug-in; None trains a model.
         embeddings: Run that ``dense``, ``hybrid`` and ``enmf`` use, by name.
         configs: YAML files of the model to train.
         set: Settings of these files to change.
@@ -188,19 +189,41 @@ class Comparison:
 def read_comparison(path: Path) -> Comparison:
     """Read and check a comparison's YAML.
 
+    Its key ``base`` may name another comparison, as ``--config`` does, whose settings it changes.
+
     Raises:
         ConfigError: If it cannot be read, a key is unknown or missing, or a name does not exist.
     """
+    content = json.dumps(_read(path), default=_refuse)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    try:
-        comparison = TypeAdapter(Comparison).validate_json(json.dumps(content, default=_refuse))
+        comparison = TypeAdapter(Comparison).validate_json(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_mistake(error.errors())}") from None
     _check(comparison, str(path))
     return comparison
+
+
+def merged_settings(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings in which the values of ``above`` win."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged_settings(merged[key], value) if both else value
+    return merged
+
+
+def _read(path: Path, *above: Path) -> Any:  # noqa: ANN401
+    """Return the content of a comparison's YAML over that of its base."""
+    if path in above:
+        raise ConfigError(f"{path} is the base of itself; name another one.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = find_config(str(content.pop("base")))
+    return merged_settings(_read(base, path, *above), content)
 
 
 def _refuse(value: object) -> NoReturn:

@@ -1,7 +1,5 @@
 """HTML form of the report: one self-contained page."""
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ from sidrec.comparison.report.markdown import (
     paper_rows,
     tests_table,
 )
-from sidrec.comparison.report.pareto_plot import pareto_svg
-from sidrec.comparison.report.plots import bars_svg, curves_svg, usage_svg
+from sidrec.comparison.report.plots import as_svg
+from sidrec.comparison.report.report_figures import report_figures
 from sidrec.types import TASKS
 
 _TEMPLATE = "page.html.j2"
@@ -34,6 +32,7 @@ def to_html(report: dict[str, Any]) -> str:
     rows = report["systems"]
     with_ids = [row for row in rows if row.get("usage")]
     ablation = [row for row in rows if row["name"] in report["ablation"]]
+    drawings = {name: as_svg(one, name) for name, one in report_figures(report).items()}
     one_task = [
         row["name"]
         for row in rows
@@ -52,47 +51,9 @@ def to_html(report: dict[str, Any]) -> str:
         with_ids=with_ids,
         learned=[row for row in rows if row.get("curve")],
         ablation=ablation,
-        figures=_figures(rows, with_ids, ablation),
+        figures={name: Markup(one) for name, one in drawings.items()},  # noqa: S704 (our own)
     )
-
-
-def _figures(
-    rows: Sequence[dict[str, Any]],
-    with_ids: Sequence[dict[str, Any]],
-    ablation: Sequence[dict[str, Any]],
-) -> dict[str, Markup]:
-    drawings = {"pareto": pareto_svg(rows)}
-    if len(ablation) > 1:
-        series = {
-            f"{task}, {level}": [_mean(row, f"{task}/{key}") for row in ablation]
-            for task in TASKS
-            for level, key in (("item level", "recall@30"), ("by ID", "sid_recall@30"))
-        }
-        drawings["quantizers"] = bars_svg(_names(ablation), series, title="Recall@30")
-    if with_ids:
-        drawings["usage"] = usage_svg(_names(with_ids), [row["usage"] for row in with_ids])
-        keys = {"before resolution": "_before", "after it": ""}
-        shares = {
-            label: [row["ids"].get(f"ids/collision_rate{key}", math.nan) for row in with_ids]
-            for label, key in keys.items()
-        }
-        drawings["collisions"] = bars_svg(
-            _names(with_ids), shares, title="share of the items that share their ID"
-        )
-    learned = [row for row in rows if row.get("curve")]
-    if learned:
-        drawings["curves"] = curves_svg(_names(learned), [row["curve"] for row in learned])
-    return {name: Markup(drawing) for name, drawing in drawings.items()}  # noqa: S704 (our own)
 
 
 def _classes(row: dict[str, Any]) -> list[str]:
     return [row["kind"], *(["front"] if row["on_front"] else [])]
-
-
-def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [row["name"] for row in rows]
-
-
-def _mean(row: dict[str, Any], key: str) -> float:
-    figure = row["figures"].get(key)
-    return math.nan if figure is None or figure["mean"] is None else float(figure["mean"])

@@ -1,10 +1,9 @@
 """Joint generator as a plain torch module: requests to log-probabilities or ranked items."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -26,10 +25,19 @@ from sidrec.generator.model.prefix_prior import (
     target_log_probabilities,
 )
 from sidrec.generator.model.request_embedder import InputSettings, Reading, RequestEmbedder
-from sidrec.generator.model.t5_decoder import T5Decoder
+from sidrec.generator.model.seq2seq import Seq2SeqDecoder
+from sidrec.generator.model.t5_decoder import StepDecoder, T5Decoder
 from sidrec.generator.scorers.item_prior import ItemPrior
 from sidrec.generator.scorers.scorer import ScorerQuery
-from sidrec.kernels.t5_forward import read_positions, write_tokens
+from sidrec.kernels.t5_forward import (
+    code_logits,
+    has_wrapped_decoder,
+    is_wrapped,
+    plain_read_positions,
+    plain_write_tokens,
+    read_positions,
+    write_tokens,
+)
 from sidrec.types import TASKS, Task
 
 AnswerBy: TypeAlias = Literal["both", "t5", "prior"]
@@ -42,7 +50,8 @@ class GeneratorModel(nn.Module):
     weighted by the prior mass of the items below it, in training and in decoding, so the
     probabilities of all Semantic IDs sum to one. Without a prior all items have equal mass.
     TIGER instead normalizes over the whole vocabulary. The attribute ``decoding`` is the search
-    strategy, beam search by default.
+    strategy, beam search by default. ``base`` holds name, revision and LoRA settings of a T5 with
+    adapters.
 
     Args:
         t5: ``T5ForConditionalGeneration`` whose vocabulary holds the codes.
@@ -75,7 +84,8 @@ class GeneratorModel(nn.Module):
         self.prior = prior
         self._fill_order = popular_first(popularity)
         self.spaces = nn.ModuleDict({task: spaces[task] for task in TASKS})
-        self._read_positions, self._write_tokens = read_positions, write_tokens
+        self.base: dict[str, Any] | None = None
+        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
         self.embedder = RequestEmbedder(
             inputs,
             t5.get_input_embeddings(),
@@ -85,7 +95,10 @@ class GeneratorModel(nn.Module):
             tower,
         )
         tokens = spaces["search"].vocabulary.level_token_ids()
-        self.decoder = T5Decoder(t5, tokens, normalize_over="level")
+        self._decoders = (
+            T5Decoder(t5, tokens, normalize_over="level"),
+            Seq2SeqDecoder(t5, tokens, normalize_over="level"),
+        )
 
     def space(self, task: Task) -> CodeSpace:
         """Return the Semantic IDs of a task."""
@@ -93,8 +106,22 @@ class GeneratorModel(nn.Module):
 
     def compile_t5(self) -> None:
         """Compile T5's training forward with ``torch.compile``."""
-        self._read_positions = torch.compile(read_positions, dynamic=True)
-        self._write_tokens = torch.compile(write_tokens, dynamic=True)
+        self._compiled = {one: torch.compile(one, dynamic=True) for one in self._forward_of_t5()}
+
+    def _forward_of_t5(self) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        """Return T5's encoder and decoder: transformers' own where anything wraps the model."""
+        if is_wrapped(self.t5):
+            read, write = plain_read_positions, plain_write_tokens
+        else:
+            read, write = read_positions, write_tokens
+        compiled = self._compiled if self.training else {}
+        return compiled.get(read, read), compiled.get(write, write)
+
+    @property
+    def decoder(self) -> StepDecoder:
+        """Step-wise decoder: transformers' own forward where anything wraps the decoder."""
+        fast, general = self._decoders
+        return general if has_wrapped_decoder(self.t5) else fast
 
     def forward(self, batch: GeneratorBatch, *, label_smoothing: float) -> Float[Tensor, " level"]:
         """Return the mean cross-entropy of each level's code over the batch, in nats.
@@ -132,11 +159,12 @@ class GeneratorModel(nn.Module):
         codes = space.codes[batch.target]  # [request, level]
         hidden = self._decode(self.encode(reading), reading.mask, vocabulary.tokens_of(codes))
         low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
-        high, weight = low + trie.num_items, self.t5.lm_head.weight
+        high = low + trie.num_items
         logits, bounds = [], []
         levels = zip(vocabulary.level_starts, vocabulary.codebook_sizes, strict=True)
         for level, (first, size) in enumerate(levels):
-            logits.append(F.linear(hidden[:, level], weight[first : first + size]).float())
+            tokens = slice(first, first + size)
+            logits.append(code_logits(self.t5, hidden[:, level], tokens).float())
             bounds.append(trie.child_bounds(low, high, level=level)[:, 0])  # [request, code + 1]
             code = codes[:, level, None]
             low, high = bounds[-1].gather(1, code), bounds[-1].gather(1, code + 1)
@@ -144,14 +172,13 @@ class GeneratorModel(nn.Module):
 
     def _decode(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         start = torch.full_like(target[:, :1], self.t5.config.decoder_start_token_id)
-        write = self._write_tokens if self.training else write_tokens
+        _, write = self._forward_of_t5()
         return write(self.t5, torch.cat([start, target[:, :-1]], dim=1), source, mask)
 
     def encode(self, reading: Reading) -> Float[Tensor, "request position dim"]:
         """Return the output of T5's encoder."""
-        read = self._read_positions if self.training else read_positions
-        encoded: Tensor = read(self.t5, reading.positions, reading.mask)
-        return encoded
+        read, _ = self._forward_of_t5()
+        return read(self.t5, reading.positions, reading.mask)
 
     def _untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of the weights that only one task uses, for DDP."""

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sidrec.errors import ConfigError
 from sidrec.generator.decoding.search_strategy import Decoding, DecodingMode
 from sidrec.settings import (
     NonNegativeFloat,
@@ -10,6 +11,7 @@ from sidrec.settings import (
     Probability,
     Settings,
 )
+from sidrec.training.lora import LoraSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,13 @@ class T5Settings(Settings):
         text_vocabulary_size: Maximum number of text tokens of a T5 from scratch.
         codes_from_items: Initialize the codes' embeddings from the item embeddings, not at random.
         torch_compile: Compile the training forward; changes results by rounding only.
+        activation_checkpointing: Keep only the inputs of each block and compute the block again in
+            the backward pass: less memory, slower.
+        lora: Adapters of a pretrained T5, whose own weights stay frozen. Trained are the adapters,
+            the embeddings of the codes, and all that is not T5. None trains all weights.
+
+    Raises:
+        ConfigError: If ``lora`` is given without ``pretrained``.
     """
 
     pretrained: str | None = None
@@ -66,6 +75,16 @@ class T5Settings(Settings):
     text_vocabulary_size: PositiveInt = 4000
     codes_from_items: bool = True
     torch_compile: bool = False
+    activation_checkpointing: bool = False
+    lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora is not None and self.pretrained is None:
+            raise ConfigError(
+                "t5.lora adapts a pretrained T5, but t5.pretrained is missing; name one, or leave "
+                "lora out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) 
         if is_own:  # v1.1 and flan have an untied head, which resizing ties
             untie(model, std=float(head[text].std()))
             model.lm_head.weight[text] = head[text]
-    return model
+    return model.train()  # transformers loads in evaluation mode: without dropout
 
 
 def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> Any:  # noqa: ANN401

@@ -74,6 +74,22 @@ def answer_lines(
         )
 
 
+def answers_of(
+    retriever: "Retriever", lines: Iterable[bytes], *, top_k: int, batch_size: int
+) -> list[str]:
+    """Answer lines in memory, none of them blank; return one line for each, in order.
+
+    Args:
+        retriever: Retriever that answers.
+        lines: Lines, see ``parse_request.understand``.
+        top_k: Items per answer.
+        batch_size: Requests decoded together.
+    """
+    understood = [understand(line, retriever) for line in lines]
+    text = _answers(retriever, understood, top_k=top_k, batch_size=batch_size)
+    return text.splitlines(keepends=True)
+
+
 def _answers(
     retriever: "Retriever", understood: Sequence[Understood], *, top_k: int, batch_size: int
 ) -> str:

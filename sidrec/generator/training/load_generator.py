@@ -13,6 +13,7 @@ from sidrec.generator.model.request_embedder import InputSettings
 from sidrec.runs.checkpoints import read_checkpoint
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from sidrec.training.lora import merge_lora, restore_base
 
 _PREFIX = "model."  # of the weights in the checkpoint of a JointGenerator
 
@@ -25,18 +26,21 @@ class TrainedGenerator:
         model: Generator in evaluation mode.
         ids: Semantic IDs that it was trained on.
         num_beams: Beam width that its run was configured with.
+        exclude_history: Whether a user's own items were left out of its lists in training.
     """
 
     model: GeneratorModel
     ids: TaskBundles
     num_beams: int
+    exclude_history: bool
 
 
 def load_generator(run: RunDirectory) -> TrainedGenerator:
     """Load the best generator of a finished run, on the CPU.
 
     Needs the Semantic IDs of its training and, where a bi-encoder reads its queries, the encoder
-    run; needs no corpus, hub or Trainer.
+    run; needs no corpus, hub or Trainer. Adapters are merged into the T5 of their training, which
+    is read from the hub or its folder.
 
     Raises:
         RunError: If the run has not finished, is not a generator run, or its checkpoint is
@@ -60,6 +64,8 @@ def load_generator(run: RunDirectory) -> TrainedGenerator:
     )
     search = SearchSettings(**settings["search"])
     model.decoding = search.strategy()
+    if model.base is not None:
+        restore_base(checkpoint, model, base=model.base["name"], prefix=_PREFIX)
     weights = checkpoint["state_dict"].items()
     try:
         model.load_state_dict({name.removeprefix(_PREFIX): value for name, value in weights})
@@ -68,7 +74,8 @@ def load_generator(run: RunDirectory) -> TrainedGenerator:
             f"{file} does not fit the model that its own settings describe; it was written by "
             "another version of sidrec: use that version, or train again."
         ) from None
-    return TrainedGenerator(model.eval(), ids, search.num_beams)
+    merge_lora(model.t5)
+    return TrainedGenerator(model.eval(), ids, search.num_beams, checkpoint["exclude_history"])
 
 
 def device_named(name: str) -> torch.device:

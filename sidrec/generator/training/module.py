@@ -37,6 +37,8 @@ from sidrec.metrics import (
 )
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from sidrec.training.activation_checkpointing import checkpoint_activations
+from sidrec.training.lora import keep_adapters_only, restore_base
 from sidrec.training.optimizer import OptimizerSettings
 from sidrec.training.stage_module import StageModule
 from sidrec.types import TASKS
@@ -156,7 +158,9 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         )
 
     def on_fit_start(self) -> None:
-        """Compile T5 if configured; cache the frozen encoder's states of the training queries."""
+        """Prepare T5's forward; cache the frozen encoder's states of the training queries."""
+        if self.t5_settings.activation_checkpointing:
+            checkpoint_activations(self.model.t5)
         if self.t5_settings.torch_compile:
             self.model.compile_t5()
         embedder = self.model.embedder
@@ -271,7 +275,10 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         """Add the parts of the model and the bundle's hash to the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["generator"] = parts_of(self.model)
+        if self.model.base is not None:
+            keep_adapters_only(checkpoint, self)
         checkpoint["bundle_hash"] = self.ids.hash
+        checkpoint["exclude_history"] = self._data().corpus.exclude_history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model from the checkpoint; refuse another bundle.
@@ -279,6 +286,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         Raises:
             DataError: If the Semantic IDs differ from those of the training, or belong to another
                 corpus than the data.
+            RunError: If the pretrained T5 of the adapters has changed.
         """
         super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "ids"):
@@ -291,6 +299,8 @@ class JointGenerator(StageModule[GeneratorDataModule]):
                 ids=self.ids,
                 encoder_run=self.encoder_run,
             )
+        if self.model.base is not None:
+            restore_base(checkpoint, self, base=self.model.base["name"])
         self.model.decoding = self.decoding
 
     def _load_ids(self) -> TaskBundles:
