@@ -34,6 +34,7 @@ COMMANDS = {
 }
 EXTRAS = {  # optional packages by their import names
     "faiss": "cpu",
+    "peft": "peft",
     "sklearn": "dictionary",
     "starlette": "serve",
     "uvicorn": "serve",

@@ -9,6 +9,7 @@ from sidrec.settings import (
     Probability,
     Settings,
 )
+from sidrec.training.lora import LoraSettings
 from sidrec.types import Task
 
 
@@ -24,6 +25,9 @@ class TowerSettings(Settings):
         grad_cache_chunk: Texts whose activations are in memory at a time; None for all. Memory
             only: the gradient is that of the whole batch.
         torch_compile: Compile the encoder when training begins; speed only, rounding aside.
+        activation_checkpointing: Keep only the inputs of each block and compute the block again in
+            the backward pass: less memory, slower.
+        lora: Adapters, which alone are trained; None trains all weights.
     """
 
     encoder: str = "sentence-transformers/all-mpnet-base-v2"
@@ -32,6 +36,8 @@ class TowerSettings(Settings):
     length_groups: PositiveInt = 4
     grad_cache_chunk: PositiveInt | None = None
     torch_compile: bool = False
+    activation_checkpointing: bool = False
+    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

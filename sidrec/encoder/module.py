@@ -17,6 +17,8 @@ from sidrec.encoder.tower import EncoderView, TextTower
 from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
+from sidrec.training.activation_checkpointing import checkpoint_activations
+from sidrec.training.lora import apply_lora, keep_adapters_only, restore_base
 from sidrec.training.optimizer import OptimizerSettings
 from sidrec.training.stage_module import StageModule
 from sidrec.types import TASKS, PairBatch, TextTokens
@@ -62,7 +64,7 @@ class BiEncoder(StageModule[PairDataModule]):
         }
 
     def configure_model(self) -> None:
-        """Load the pretrained encoder, unless the tower exists."""
+        """Load the pretrained encoder, with its adapters, unless the tower exists."""
         if not hasattr(self, "tower"):
             self.tower = TextTower(
                 self.tower_settings.encoder,
@@ -70,6 +72,8 @@ class BiEncoder(StageModule[PairDataModule]):
                 dropout=self.tower_settings.dropout,
                 length_groups=self.tower_settings.length_groups,
             )
+            if self.tower_settings.lora is not None:
+                apply_lora(self.tower.model, self.tower_settings.lora)
 
     def setup(self, stage: str) -> None:
         """Refuse batches without negatives, and pairs tokenized for another encoder."""
@@ -89,7 +93,10 @@ class BiEncoder(StageModule[PairDataModule]):
             )
 
     def on_fit_start(self) -> None:
-        """Compile the encoder if ``tower.torch_compile`` is set."""
+        """Set up activation checkpointing and ``torch.compile``, as the settings say."""
+        if self.tower_settings.activation_checkpointing:
+            self.tower.model.config.use_cache = False  # transformers warns of it, even in encoders
+            checkpoint_activations(self.tower.model)
         if self.tower_settings.torch_compile:
             self.tower.compile_encoder()
 
@@ -176,11 +183,20 @@ class BiEncoder(StageModule[PairDataModule]):
         super().on_save_checkpoint(checkpoint)
         checkpoint["text_tower"] = self.tower.snapshot()
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self.tower_settings.lora is not None:
+            keep_adapters_only(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the tower from the checkpoint alone if it does not exist."""
+        """Build the tower if it does not exist; from the checkpoint alone, unless it has adapters.
+
+        Raises:
+            RunError: If the pretrained encoder of the adapters has changed.
+        """
         super().on_load_checkpoint(checkpoint)
-        if not hasattr(self, "tower"):
+        if self.tower_settings.lora is not None:
+            self.configure_model()
+            restore_base(checkpoint, self, base=self.tower_settings.encoder)
+        elif not hasattr(self, "tower"):
             self.tower = TextTower.from_snapshot(
                 checkpoint["text_tower"], length_groups=self.tower_settings.length_groups
             )

@@ -152,12 +152,8 @@ def tokenize_once(
     key = _key(tokenizer_fingerprint(tokenizer), str(max_tokens), what, corpus_fingerprint)
     folder = cache / f"{what.replace(' ', '-')}-{key}"
     if not (folder / "tokens.json").exists():
-        try:
-            with atomic_folder(folder) as temporary:
-                _write(temporary, texts, num_texts, tokenizer, max_tokens, what)
-        except OSError:
-            if not (folder / "tokens.json").exists():  # no process wrote it: a real error
-                raise
+        with atomic_folder(folder, first_wins=True) as temporary:
+            _write(temporary, texts, num_texts, tokenizer, max_tokens, what)
     return TokenStore.open(folder)
 
 

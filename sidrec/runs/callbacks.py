@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from sidrec.console import say
 from sidrec.distributed import rank_and_world_size, sum_over_ranks
 from sidrec.files import atomic_file
-from sidrec.runs.checkpoints import keep_previous, write_checkpoint
+from sidrec.runs.checkpoints import keep_previous, load_file, write_checkpoint
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.lock import refuse_if_lost
 from sidrec.runs.preemption import STOP, Preempted
@@ -227,8 +227,7 @@ class CheckpointFiles(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read only tensors and plain types, whatever the caller asks for."""
         del weights_only
-        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        return loaded
+        return load_file(Path(path), map_location=map_location)
 
 
 class LineProgress(L.Callback):

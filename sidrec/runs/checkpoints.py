@@ -3,8 +3,9 @@
 import os
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,8 +14,23 @@ from sidrec.errors import RunError
 from sidrec.files import atomic_file
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.lock import refuse_if_lost
+from sidrec.settings import Settings
 
 _SHARDED_FACTS = "meta.pt"  # Lightning writes it into the folder after all shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestSettings(Settings):
+    """Metric whose best validation chooses ``checkpoints/best.ckpt``.
+
+    Attributes:
+        monitor: Metric as the log names it, such as ``val/recommendation/ndcg@10``; None takes the
+            stage's own: ``val/recall_harmonic_mean``, and the last weights of a quantizer.
+        mode: Whether ``max`` or ``min`` is best.
+    """
+
+    monitor: str | None = None
+    mode: Literal["max", "min"] = "max"
 
 
 def damage_of(file: Path) -> str | None:
@@ -94,7 +110,21 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         RunError: If it is not an intact checkpoint.
     """
-    content: dict[str, Any] = torch.load(checked(file), map_location="cpu", weights_only=True)
+    return load_file(checked(file), map_location="cpu")
+
+
+def load_file(file: Path, *, map_location: Any) -> dict[str, Any]:  # noqa: ANN401 (torch's)
+    """Return the content of a checkpoint file; executes no code.
+
+    Raises:
+        RunError: If it is a folder of shards, as a strategy that shards weights writes it.
+    """
+    if file.is_dir():
+        raise RunError(
+            f"{file} is a folder of shards; make one file of it with `python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {file}`, and put that there."
+        )
+    content: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
     return content
 
 

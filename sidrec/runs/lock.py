@@ -106,6 +106,15 @@ def refuse_if_lost() -> None:
             raise RunError(_lost(lock, other))
 
 
+def has_lost_run() -> bool:
+    """Return whether another process has taken this process's run over, or its folder is gone."""
+    try:
+        refuse_if_lost()
+    except (RunError, OSError):
+        return True
+    return False
+
+
 def read_owner(lock: Path) -> Owner | None:
     """Return the owner of the lock; None without a lock, or when it cannot be read."""
     try:

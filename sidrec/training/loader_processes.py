@@ -127,7 +127,7 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
         process = self._workers[number]
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, _TRACEBACK)
-        time.sleep(0.2)  # time for the traceback to be written
+        time.sleep(1.0)  # time for the traceback to be written
         self._kill()
         raise RunError(
             f"Loader process {number} of {len(self._workers)} (pid {process.pid}) has made no "

@@ -21,7 +21,8 @@ ENCODER = CONFIGS / "multitask.yaml"
 GENERATOR = CONFIGS / "generator.yaml"
 FROM_RUN = ["--data.corpus=c", "--model.semantic_ids=s", "--model.encoder_run=e"]  # as --from does
 IDS = [*sorted((CONFIGS / "ids").glob("*.yaml")), CONFIGS / "paper" / "ids.yaml"]
-COMPARE = sorted((CONFIGS / "compare").glob("*.yaml"))
+TABLES = [CONFIGS / "benchmarks" / f"{name}.yaml" for name in ("beauty", "sports", "toys")]
+COMPARE = [*sorted((CONFIGS / "compare").glob("*.yaml")), *TABLES]
 SWEEP = CONFIGS / "sweep.yaml"
 OWN_IDS = sorted((CONFIGS / "ids" / "task").glob("*.yaml"))  # IDs of each task's own
 TRAINING = sorted(set(CONFIGS.rglob("*.yaml")) - {*IDS, *OWN_IDS, *COMPARE, SWEEP})
@@ -181,9 +182,10 @@ def test_typo_is_refused_and_the_nearest_key_named(
 def test_comparison_plans_stages_that_parse(config, capsys, monkeypatch):
     """Every training of the plan, with the flags that the comparison adds, parses whole."""
     monkeypatch.chdir(ROOT)
-    cells = cells_of(read_comparison(config), fingerprint="f" * 64)
-    stages = in_order(cells)
-    assert {cell.seed for cell in cells if cell.system == "multitask"} == {1234, 1235, 1236}
+    comparison = read_comparison(config)
+    cells = cells_of(comparison, fingerprint="f" * 64)
+    stages, reference = in_order(cells), comparison.report.reference
+    assert {cell.seed for cell in cells if cell.system == reference} == {1234, 1235, 1236}
     kinds = {}
     for stage in stages:
         if stage.command == "fit":

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from sidrec.errors import RunError
 from sidrec.runs import lock
 from sidrec.runs.checkpoints import step_of, write_checkpoint
 from sidrec.runs.directory import RunDirectory
-from sidrec.runs.lock import Owner, locked, read_owner
+from sidrec.runs.lock import Owner, has_lost_run, locked, read_owner
 from tests.patience import patient
 
 
@@ -129,6 +130,16 @@ def test_an_owner_that_lost_the_run_writes_nothing_more(run):
             write_checkpoint({"global_step": 2}, checkpoint)
     assert step_of(checkpoint) == 1
     assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_is_lost_to_another_owner_or_with_its_folder(run):
+    with locked(run):
+        assert not has_lost_run()
+        leave_lock(run, machine="m2", host="node7")
+        assert has_lost_run()
+        shutil.rmtree(run.root)
+        assert has_lost_run()
+    assert not has_lost_run()
 
 
 def test_a_lock_that_somebody_deleted_is_written_anew(run):

@@ -74,7 +74,10 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
         for task in tasks
         if len(asked[task])
         for one in predictions_of_ranked(
-            asked[task], _answered(system, answer, corpus, asked[task]), split="test"
+            asked[task],
+            _answered(system, answer, corpus, asked[task]),
+            split="test",
+            exclude_history=corpus.exclude_history,
         )
     ]
     figures = evaluate(predictions, popularity(corpus.train_interactions(), corpus.num_items))

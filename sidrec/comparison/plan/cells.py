@@ -11,6 +11,7 @@ from sidrec.comparison.plan.comparison_settings import (
     Part,
     Strategy,
     known,
+    merged_settings,
 )
 from sidrec.comparison.plan.stages import (
     NEEDS_A_RUN,
@@ -142,7 +143,7 @@ class _Maker:
         """Set every seed of the configurations, whether written there or a default."""
         merged: dict[str, Any] = {}
         for config in part.configs:
-            merged = _over(merged, read_yaml(config) or {})
+            merged = merged_settings(merged, read_yaml(config) or {})
         places = (
             ("--seed_everything", ("seed_everything",)),
             ("--data.seed", ("data", "init_args", "seed")),
@@ -179,14 +180,6 @@ class _Maker:
             corpus=self.comparison.corpus,
             fingerprint=self.fingerprint,
         )
-
-
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
-    return merged
 
 
 def _is_ours(part: Any) -> bool:  # noqa: ANN401

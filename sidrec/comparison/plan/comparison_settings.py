@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
+from sidrec.configurations import find_config
 from sidrec.errors import ConfigError, nearest
 
 Section = TypeVar("Section")
@@ -260,16 +261,37 @@ class Comparison:
 def read_comparison(path: Path) -> Comparison:
     """Read and check a comparison's YAML.
 
+    Its key ``base`` may name another comparison, as ``--config`` does, whose settings it changes.
+
     Raises:
         ConfigError: If it cannot be read, a key is unknown or missing, or a name does not exist.
     """
+    comparison = section_of(Comparison, _read(path), str(path))
+    _check(comparison, str(path))
+    return comparison
+
+
+def merged_settings(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings in which the values of ``above`` win."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged_settings(merged[key], value) if both else value
+    return merged
+
+
+def _read(path: Path, *above: Path) -> Any:  # noqa: ANN401
+    """Return the content of a comparison's YAML over that of its base."""
+    if path in above:
+        raise ConfigError(f"{path} is the base of itself; name another one.")
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    comparison = section_of(Comparison, content, str(path))
-    _check(comparison, str(path))
-    return comparison
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = find_config(str(content.pop("base")))
+    return merged_settings(_read(base, path, *above), content)
 
 
 def _check(comparison: Comparison, where: str) -> None:

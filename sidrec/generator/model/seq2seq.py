@@ -1,4 +1,4 @@
-"""Steps over any encoder-decoder of transformers, with its own forward and its own cache."""
+"""Decoding steps of any encoder-decoder of transformers, with its own forward and cache."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from sidrec.generator.model.t5_decoder import NormalizeOver, StepDecoder
 class Seq2SeqDecoder(StepDecoder):
     """Step-wise decoding with any ``AutoModelForSeq2SeqLM``, such as BART, mT5 or Pegasus.
 
-    The model's own forward runs once a step, on every beam as a row of the batch, with its
-    ``EncoderDecoderCache`` reordered as beams change places. So the source is copied for every
-    beam: general, and slower than ``T5Decoder``, which is the one to take for a T5.
+    The model's own forward runs once per step, with each beam as a row of the batch and its
+    ``EncoderDecoderCache`` reordered after every step. The source is copied for every beam, so
+    this is slower than ``T5Decoder``; use that for a T5.
 
     Raises:
-        ConfigError: If the model is no encoder-decoder, or names no ``decoder_start_token_id``.
+        ConfigError: If the model is not an encoder-decoder or has no ``decoder_start_token_id``.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Seq2SeqSteps:
         self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
         self._source, self._mask = source, source_mask.long()
         self._cache: Any = None
-        self._num_beams = 1  # of the call before
+        self._num_beams = 1  # of the previous call
 
     @torch.no_grad()
     def __call__(

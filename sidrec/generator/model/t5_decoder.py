@@ -1,4 +1,4 @@
-"""T5's decoder for many short beams over one source: nothing of the source is copied per beam."""
+"""T5 decoding steps for many short beams over one source, without copying the source per beam."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal
@@ -15,17 +15,17 @@ NormalizeOver = Literal["level", "vocabulary"]
 
 
 class StepDecoder(ABC):
-    """A model of transformers and the tokens of its codes; ``start`` gives the steps of a batch.
+    """Decoder of Semantic IDs on a model of transformers; ``start`` returns the steps of a batch.
 
     Args:
-        model: An encoder-decoder in eval mode; the rows of its head for the codes must exist.
+        model: Encoder-decoder in eval mode whose head has rows for the codes.
         level_token_ids: Token of each code, one tensor per level.
-        normalize_over: What the probabilities of a step sum to one over: ``level``, all codes of
-            the level, allowed or not (every token that can stand there); or ``vocabulary``, all
-            tokens, which is what transformers' ``generate`` does and costs the whole head.
+        normalize_over: Tokens over which the probabilities of a step sum to one: ``level``, all
+            codes of the level, allowed or not; or ``vocabulary``, all tokens, as transformers'
+            ``generate`` does, at the cost of the whole head.
 
     Raises:
-        ConfigError: If the model names no ``decoder_start_token_id``.
+        ConfigError: If the model has no ``decoder_start_token_id``.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class StepDecoder(ABC):
         *,
         level_token_ids: list[Int[Tensor, " _"]] | None = None,
     ) -> Step:
-        """Read the encoder's output of a batch and return its first step.
+        """Return the steps of a batch, given its encoder output.
 
         Args:
-            source: Last hidden states of the encoder, as ``model.get_encoder()`` gives them.
+            source: Last hidden states of ``model.get_encoder()``.
             source_mask: True on tokens, False on padding; at least one True in each row.
-            level_token_ids: Tokens of this batch's own code space, where tasks have codes of their
-                own, as long as the trie that is searched has levels; None takes the decoder's.
+            level_token_ids: Tokens of the batch's code space where each task has its own, one
+                tensor per level of the trie; None takes the decoder's.
 
         Raises:
-            RuntimeError: If the model is in training mode: dropout would be on.
+            RuntimeError: If the model is in training mode, where dropout is on.
         """
         if self.model.training:
             name = type(self).__name__
@@ -80,12 +80,12 @@ class StepDecoder(ABC):
 class T5Decoder(StepDecoder):
     """Step-wise decoding with the weights of transformers' ``T5ForConditionalGeneration``.
 
-    Gives the numbers of the model's own forward, in another arrangement:
+    Computes the same numbers as the model's own forward:
 
-    - cross-attention reads keys and values that are made once per request; the beams of a request
-      stand where a text's tokens would, as queries;
-    - self-attention keeps the keys of all earlier beams and lets each beam see its own ancestors
-      only, so nothing is reordered when beams change places;
+    - cross-attention makes keys and values once per request; the beams of a request are its
+      queries;
+    - self-attention keeps the keys of all earlier beams and masks all but each beam's ancestors,
+      so no cache is reordered;
     - the output head is cut to the tokens of the level.
 
     ``model`` is a ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
@@ -155,7 +155,7 @@ class T5Steps:
     def _tree_bias(
         self, level: int, parent: Int[Tensor, "request beam"]
     ) -> Float[Tensor, "request head beam earlier"]:
-        """Let each beam see its ancestors and itself; add T5's bias of their distance."""
+        """Return T5's position bias to each beam's ancestors and itself; -inf to other beams."""
         num_requests, num_beams = parent.shape
         earlier = self._ancestors.shape[2]
         inherited = self._ancestors.gather(1, parent[..., None].expand(-1, -1, earlier))

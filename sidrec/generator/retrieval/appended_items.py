@@ -1,5 +1,7 @@
 """Appended items: serve items that are newer than the training of the generator."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -50,7 +52,7 @@ def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> Traine
     )
     larger.load_state_dict(model.state_dict())
     larger.decoding = model.decoding
-    return TrainedGenerator(larger.eval(), ids, generator.num_beams)
+    return replace(generator, model=larger.eval(), ids=ids)
 
 
 def check_extends(trained: TaskBundles, ids: TaskBundles) -> None:

@@ -10,7 +10,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sidrec.errors import ConfigError, DataError, RunError
-from sidrec.files import read_json
 from sidrec.generator.decoding.beam_search import Decoded
 from sidrec.generator.decoding.item_filters import Restriction, SharedSet, allowed_items
 from sidrec.generator.decoding.trie import SemanticIdTrie
@@ -128,7 +127,7 @@ class Retriever:
             "device": device_named(device),
             "bf16": bf16,
             "max_history_items": data["histories"]["max_history_items"],
-            "exclude_history": _exclude_history(Path(data["corpus"])),
+            "exclude_history": generator.exclude_history,
         }
         if semantic_ids is None:
             return cls(generator, **how)
@@ -359,9 +358,3 @@ def _alike(requests: Sequence[Request], restrictions: Sequence[Restriction]) -> 
     for rows in groups.values():
         rows.sort(key=lambda row: (len(requests[row].query), len(requests[row].history)))
     return [groups[key] for key in sorted(groups, reverse=True)]
-
-
-def _exclude_history(corpus: Path) -> bool:
-    """Return the setting of the run's corpus; its default where the corpus is missing."""
-    file = corpus / "corpus.json"
-    return bool(read_json(file)["settings"]["exclude_history"]) if file.exists() else True

@@ -118,7 +118,7 @@ def test_metrics_count_the_lists_that_retrieve_returns(corpus, semantic_ids, tmp
     assert metrics["decoding/valid_fraction"] == 1.0
     rows = pl.read_parquet(tmp_path / "predictions.parquet").iter_rows(named=True)
     stored = {(row["task"], row["request_id"]): row for row in rows}
-    trained = TrainedGenerator(model.model, model.ids, model.search.num_beams)
+    trained = TrainedGenerator(model.model, model.ids, model.search.num_beams, True)
     retriever = Retriever(
         trained, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )
@@ -197,7 +197,9 @@ def test_a_prior_is_trained_calibrated_stored_and_reported(corpus, semantic_ids,
         assert math.isfinite(metrics[f"{task}/t5_gain_nats"])
     if stored.t5_factor("search") == 0:
         assert metrics["search/t5_gain_nats"] == pytest.approx(0, abs=1e-5)
-    answering = TrainedGenerator(model.model, model.ids, model.search.num_beams)
+    answering = TrainedGenerator(
+        model.model, model.ids, model.search.num_beams, exclude_history=True
+    )
     retriever = Retriever(
         answering, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )
