@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -14,10 +14,16 @@ from sidrec import plugins
 from sidrec.cli.fuse import main as fuse
 from sidrec.cli.ids import main
 from sidrec.comparison.plan.cells import cells_of
-from sidrec.comparison.plan.comparison_settings import BaselineSettings, Part
+from sidrec.comparison.plan.comparison_settings import (
+    BaselineSettings,
+    Comparison,
+    Part,
+    ReportSettings,
+)
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import read_json
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from tests.comparison.made import REPORT
 from tests.pairs.made import make_corpus
 from tests.tiny import sidrec
 
@@ -224,7 +230,7 @@ def test_a_baseline_of_a_package_becomes_a_run(baselines, tmp_path):
 @pytest.mark.parametrize(
     ("system", "text"),
     [
-        ("with_run", "needs run of an encoder: give --from"),
+        ("with_run", "needs a run of an encoder: give --from"),
         ("wrong", "must return sidrec.types.RankedItems"),
         ("frist", "baselines 'frist' is unknown, expected one of popularity, bm25"),
     ],
@@ -239,12 +245,15 @@ def test_a_baseline_that_cannot_be_used_is_one_line(baselines, tmp_path, capsys,
 
 
 def test_a_comparison_plans_it_without_importing_it(baselines):
-    comparison = SimpleNamespace(
+    comparison = Comparison(
         corpus="c",
+        out="o",
+        report=ReportSettings(**REPORT),
+        ids={},
+        generators={},
         strategies={},
         seeds=[1],
         embeddings={"text": Part(configs=[])},
-        machine=[],
         baselines={
             "a": BaselineSettings(system="first"),
             "b": BaselineSettings(system="with_run", embeddings="text"),
@@ -259,6 +268,6 @@ def test_a_comparison_plans_it_without_importing_it(baselines):
     ]
     assert [one.flag for one in stages[1].inputs] == ["--from"]
     assert "signpack" not in sys.modules
-    comparison.baselines = {"d": BaselineSettings(system="frist")}
+    comparison = replace(comparison, baselines={"d": BaselineSettings(system="frist")})
     with pytest.raises(ConfigError, match="frist"):
         cells_of(comparison, fingerprint="f")

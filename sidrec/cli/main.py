@@ -12,7 +12,10 @@ from sidrec.errors import MAX_CHARACTERS, ConfigError, SidrecError, one_line
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, Preempted
 
 COMMANDS = {
-    "prepare": ("sidrec.cli.prepare", "raw files -> corpus: prepare movielens|table|amazon|…"),
+    "prepare": (
+        "sidrec.cli.preparing.prepare",
+        "raw files -> corpus: prepare movielens|table|amazon|…",
+    ),
     "fit": (
         "sidrec.cli.train",
         "train the bi-encoder (then make Semantic IDs) or the joint generator",

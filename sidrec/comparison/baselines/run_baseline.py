@@ -101,7 +101,7 @@ def _system(system: str, run: Path | None) -> tuple[Baseline, tuple[Task, ...]]:
             raise ConfigError(f"The tasks of baseline '{system}' must be among {', '.join(TASKS)}.")
     if needs_run != (run is not None):
         raise ConfigError(
-            f"Baseline '{system}' needs {'' if needs_run else 'no '}run of an encoder: "
+            f"Baseline '{system}' needs {'a' if needs_run else 'no'} run of an encoder: "
             f"{'give' if needs_run else 'leave out'} --from."
         )
     return (partial(answer, run=run) if needs_run else answer), tasks

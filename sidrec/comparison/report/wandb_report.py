@@ -5,8 +5,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sidrec.comparison.plan.comparison_settings import WandbSettings
+from sidrec.comparison.report.html_page import report_figures
 from sidrec.comparison.report.markdown import main_table, tests_table
-from sidrec.comparison.report.report_figures import report_figures
 from sidrec.console import say
 
 _GROUP = "sidrec-compare"

@@ -1,6 +1,6 @@
 """Catalogue as the page shows it: items by title, and items below a prefix."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -48,7 +48,7 @@ class ShownCatalogue:
         """
         if task not in TASKS:
             raise DataError(f"task must be one of {', '.join(TASKS)}, got '{task}'.")
-        known = cast("Task", task)
+        known: Task = task
         trie = self._generator.model.space(known).trie
         sizes = trie.codebook_sizes
         if not 1 <= len(codes) <= len(sizes) or any(

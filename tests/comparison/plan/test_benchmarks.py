@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sidrec.cli import compare as compare_command
-from sidrec.cli.prepare import main as prepare
+from sidrec.cli.preparing.prepare import main as prepare
 from sidrec.comparison.plan.comparison_settings import read_comparison
 from sidrec.configurations import find_config
 from sidrec.corpus.store import Corpus

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from sidrec.cli import prepare as command
+from sidrec.cli.preparing import prepare as command
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError

@@ -43,7 +43,7 @@ def amazon(
         writer: How a writer writes.
         build: How to split and filter.
     """
-    from sidrec.cli.prepare import build_with_queries
+    from sidrec.cli.preparing.prepare import build_with_queries
     from sidrec.corpus.reading.download import default_cache_folder
     from sidrec.corpus.sources.amazon import read_amazon
     from sidrec.corpus.sources.amazon_files import locate_amazon
@@ -86,7 +86,7 @@ def recbole(
         writer: How a writer writes.
         build: How to split and filter.
     """
-    from sidrec.cli.prepare import build_with_queries
+    from sidrec.cli.preparing.prepare import build_with_queries
     from sidrec.corpus.sources.recbole import read_recbole
 
     settings = BuildSettings(**build)
@@ -117,7 +117,7 @@ def beir(
             qrels/dev.tsv or the splits are not kept.
         unknown_items: What to do with judgments of documents or queries that are not listed.
     """
-    from sidrec.cli.prepare import build_and_report
+    from sidrec.cli.preparing.prepare import build_and_report
     from sidrec.corpus.sources.beir import read_beir
 
     raw, queries = read_beir(source, keep_splits=keep_splits, unknown_items=unknown_items)
@@ -165,7 +165,7 @@ def clicks(
         valid_query_fraction: Share of the train queries that is valid; for leave_last_out.
         unknown_items: What to do with events of items that are not listed.
     """
-    from sidrec.cli.prepare import build_and_report
+    from sidrec.cli.preparing.prepare import build_and_report
     from sidrec.corpus.reading.shards import local_shards
     from sidrec.corpus.sources.clicks import ClickSettings, read_clicks
 

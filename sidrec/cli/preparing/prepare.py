@@ -158,8 +158,8 @@ def main(args: Sequence[str]) -> None:
     """
     from jsonargparse import auto_cli
 
-    from sidrec.cli import prepare_sources as more
     from sidrec.cli.parser import CommandParser
+    from sidrec.cli.preparing import prepare_sources as more
 
     auto_cli(
         {
