@@ -10,10 +10,11 @@ import yaml
 
 from sidrec.cli.fuse import main as fuse
 from sidrec.cli.ids import main as make_ids
-from sidrec.cli.train import MONITOR, SidrecCLI
+from sidrec.cli.train import MONITOR, SidrecCLI, lightning_classes
 from sidrec.comparison.plan.cells import cells_of
 from sidrec.comparison.plan.comparison_settings import read_comparison
 from sidrec.comparison.plan.stages import in_order
+from sidrec.runs.from_run import allow_known_classes_only
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -54,6 +55,7 @@ def assert_holds(shown, given, place):
 
 def printed(capsys, *arguments):
     """Return what ``sidrec fit … --print_config`` prints, as plain types."""
+    allow_known_classes_only(lightning_classes())  # as the command does
     with pytest.raises(SystemExit) as stop:
         SidrecCLI(["fit", *map(str, arguments), "--print_config"])
     shown = capsys.readouterr()

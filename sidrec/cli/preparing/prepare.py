@@ -12,6 +12,7 @@ from sidrec.console import say
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
 from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns
 from sidrec.corpus.sources.raw_catalogue import BuildSettings
+from sidrec.errors import ConfigError
 from sidrec.files import disk_errors
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def movielens(
 
 def table(
     items: list[str] | str,
-    interactions: list[str] | str,
     out: Path,
+    interactions: list[str] | str | None = None,
     queries: list[str] | str | None = None,
     write_queries: str | None = None,
     writer: QueryWriting = DEFAULT_WRITING,
@@ -84,9 +85,11 @@ def table(
     Args:
         items: Columns item_id, title, text; others become attributes. Without text it is made of
             the title and what describes the item.
-        interactions: Columns user_id, item_id, timestamp, and optionally rating.
         out: Corpus directory to write; an older corpus there is replaced as a whole.
-        queries: One or more JSONL files of {"query_id", "query", "item_ids", "group", "split"}.
+        interactions: Columns user_id, item_id, timestamp, and optionally rating; none: the corpus
+            trains search alone.
+        queries: One or more JSONL files of {"query_id", "query", "item_ids", "group", "split"};
+            without queries the corpus trains recommendation alone.
         write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
         writer: How a writer writes.
         columns: Names of the columns in your tables.
@@ -100,10 +103,15 @@ def table(
     from sidrec.corpus.sources.user_tables import read_table
 
     settings = BuildSettings(**build)
+    if interactions is None and not (queries or write_queries):
+        raise ConfigError(
+            "`sidrec prepare table` needs --interactions, --queries or --write_queries; "
+            "items alone train nothing."
+        )
     with ExitStack() as stack:
         raw = read_table(
             stack.enter_context(local_shards(items, near=out)),
-            stack.enter_context(local_shards(interactions, near=out)),
+            stack.enter_context(local_shards(interactions, near=out)) if interactions else None,
             columns=columns,
             missing_title=missing_title,
             timestamps=timestamps,
