@@ -1,5 +1,7 @@
 import dataclasses
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -241,3 +243,12 @@ def test_long_queries_and_histories_are_cut(retriever, item_ids):
     (answer,) = retriever.recommend([long])
     recent = (item_ids[:5] * 2)[-8:]
     assert answer == retriever.recommend([recent])[0]
+
+
+def test_answering_imports_no_training_code():
+    code = (
+        "import sys, sidrec.generator.retrieval.retriever;"
+        "print(*{'lightning', 'torchmetrics', 'datasets', 'polars', 'pandas'} & {*sys.modules})"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == ""
