@@ -1,7 +1,7 @@
 """Prior over items: a weighted sum of exact scorers for each task."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sidrec.console import say
-from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError
 from sidrec.generator.scorers.dense import DenseScorer
 from sidrec.generator.scorers.lexical import LexicalScorer
@@ -17,6 +16,9 @@ from sidrec.generator.scorers.next_item import NextItemScorer
 from sidrec.generator.scorers.prior_settings import PriorSettings
 from sidrec.generator.scorers.scorer import PopularityScorer, Scorer, ScorerQuery
 from sidrec.types import TASKS, Task
+
+if TYPE_CHECKING:  # a retriever needs no corpus, and its tables take a second to import
+    from sidrec.corpus.store import Corpus
 
 TaskScorers = Mapping[Task, Mapping[str, Scorer]]
 
@@ -63,7 +65,7 @@ class ItemPrior(nn.Module):
     @classmethod
     def of_corpus(
         cls,
-        corpus: Corpus,
+        corpus: "Corpus",
         settings: PriorSettings,
         *,
         tasks: Collection[Task],

@@ -1,6 +1,6 @@
 """Next-item scorer: ridge regression from a recency-weighted history to the next item."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -11,10 +11,12 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from sidrec.console import say
-from sidrec.corpus.store import Interactions
 from sidrec.errors import DataError
 from sidrec.generator.scorers.prior_settings import NextItemSettings
 from sidrec.generator.scorers.scorer import Scorer, ScorerQuery, recency_weights, weighted_rows
+
+if TYPE_CHECKING:  # a retriever needs no corpus, and its tables take a second to import
+    from sidrec.corpus.store import Interactions
 
 
 class NextItemExamples(NamedTuple):
@@ -76,7 +78,7 @@ class NextItemScorer(Scorer):
 
     @classmethod
     def of_interactions(
-        cls, train: Interactions, num_items: int, settings: NextItemSettings, *, num_folds: int
+        cls, train: "Interactions", num_items: int, settings: NextItemSettings, *, num_folds: int
     ) -> "NextItemScorer":
         """Fit the map of all users, and one map per fold without that fold's users.
 
@@ -159,7 +161,7 @@ class NextItemScorer(Scorer):
 
 
 def next_item_examples(
-    train: Interactions, num_items: int, *, half_life_items: float, max_history_items: int
+    train: "Interactions", num_items: int, *, half_life_items: float, max_history_items: int
 ) -> NextItemExamples:
     """Return weighted histories with their next items.
 

@@ -1,6 +1,8 @@
 import dataclasses
 import math
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -247,3 +249,12 @@ def test_histories_are_excluded_as_in_training(tiny, item_ids, monkeypatch):
     monkeypatch.setattr(load_generator, "read_checkpoint", changed)
     (answer,) = Retriever.load(tiny.generator_run).recommend([item_ids[:5]], top_k=60)
     assert set(item_ids[:5]) < {one.item_id for one in answer}
+
+
+def test_answering_imports_no_training_code():
+    code = (
+        "import sys, sidrec.generator.retrieval.retriever;"
+        "print(*{'lightning', 'torchmetrics', 'datasets', 'polars', 'pandas'} & {*sys.modules})"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == ""
