@@ -30,7 +30,7 @@ def contrastive_loss(
     same item again, and every known positive.
 
     Args:
-        anchors: L2-normalized embeddings of the left side of each pair.
+        anchors: Embeddings of the left side of each pair, usually of length 1.
         positives: Row ``i`` belongs to ``anchors[i]``.
         temperature: Softmax temperature, unitless, ``> 0``.
         right_item: item_index of each positive.

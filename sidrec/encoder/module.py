@@ -70,6 +70,10 @@ class BiEncoder(StageModule[PairDataModule]):
                 revision=self.tower_settings.revision,
                 dropout=self.tower_settings.dropout,
                 length_groups=self.tower_settings.length_groups,
+                pooling=self.tower_settings.pooling,
+                normalize=self.tower_settings.normalize,
+                query_prompt=self.tower_settings.query_prompt,
+                item_prompt=self.tower_settings.item_prompt,
             )
             if self.tower_settings.lora is not None:
                 apply_lora(self.tower.model, self.tower_settings.lora)
@@ -84,12 +88,13 @@ class BiEncoder(StageModule[PairDataModule]):
             raise ConfigError(
                 "data.batch_size 1 has no negatives to contrast with; give 2 or more."
             )
-        tokens = data.tokens
-        if (tokens.encoder, tokens.revision) != (own.encoder, own.revision):
-            raise ConfigError(
-                f"model.tower.encoder is '{own.encoder}' ({own.revision}) but data.tokens.encoder "
-                f"is '{tokens.encoder}' ({tokens.revision}); give both the same."
-            )
+        for name in ("encoder", "revision", "query_prompt", "item_prompt"):
+            ours, theirs = getattr(own, name), getattr(data.tokens, name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"model.tower.{name} is {ours!r} but data.tokens.{name} is {theirs!r}; give "
+                    "both the same."
+                )
 
     def on_fit_start(self) -> None:
         """Set up activation checkpointing and ``torch.compile``, as the settings say."""
@@ -126,10 +131,10 @@ class BiEncoder(StageModule[PairDataModule]):
         self._log_recalls("test", self.dense_recalls(split))
 
     def predict_step(self, batch: TextTokens | list[str]) -> Float[Tensor, "text dim"]:
-        """Return the embeddings of a batch; strings are truncated to ``tokens.max_item_tokens``."""
+        """Return the embeddings of a batch; strings are item texts, truncated as in training."""
         if not isinstance(batch, TextTokens):
             max_tokens = self._data().tokens.max_item_tokens
-            batch = self.tower.tokenize(batch, max_tokens=max_tokens)
+            batch = self.tower.tokenize(batch, max_tokens=max_tokens, kind="item")
         tokens = TextTokens(batch.ids.to(self.device), batch.mask.to(self.device))
         embeddings: Tensor = self.tower(tokens)
         return embeddings.float()
@@ -153,6 +158,7 @@ class BiEncoder(StageModule[PairDataModule]):
         questions = encode_texts(
             self.text_encoder,
             [request.query for request in queries],
+            kind="query",
             max_tokens=data.tokens.max_query_tokens,
             batch_size=size,
         )
@@ -208,7 +214,7 @@ class BiEncoder(StageModule[PairDataModule]):
         return EncoderView(self)  # type: ignore[return-value]
 
     def embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
-        """Return L2-normalized embeddings; a subclass may change them, and their width."""
+        """Return the tower's embeddings; a subclass may change them, and their width."""
         chunk = self.tower_settings.grad_cache_chunk
         if chunk is None:
             embeddings: Tensor = self.tower(tokens)

@@ -42,7 +42,7 @@ class DenseQueries(NamedTuple):
     """A finished bi-encoder and the item embeddings that it stored.
 
     Attributes:
-        embed: Returns the L2-normalized embeddings of query texts.
+        embed: Returns the embeddings of query texts.
         items: One embedding per item.
         history_items: Items at the end of a history whose mean stands for it.
     """
@@ -64,6 +64,7 @@ def dense_queries(corpus: Corpus, run: Path) -> DenseQueries:
     embed = partial(
         encode_texts,
         tower,
+        kind="query",
         max_tokens=_data_settings(directory)["tokens"]["max_query_tokens"],
         batch_size=settings["validation"]["encode_batch_size"],
     )

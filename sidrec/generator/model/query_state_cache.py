@@ -87,7 +87,7 @@ def store_text_states(
     Args:
         tower: Text tower; set to evaluation mode.
         texts: The same on every rank.
-        max_tokens: Longer texts are cut.
+        max_tokens: Longer texts are cut; the tower's query prompt does not count.
         batch_size: Texts per forward pass.
         folder: On a disk that all ranks share; existing files are replaced.
         bf16: Run the encoder under bfloat16 autocast.
@@ -129,14 +129,16 @@ def _lengths(tower: TextTower, texts: list[str], max_tokens: int) -> Int64[np.nd
     lengths: list[int] = []
     for first in range(0, len(texts), _TOKENIZED_TOGETHER):
         part = texts[first : first + _TOKENIZED_TOGETHER]
-        lengths += tower.tokenize(part, max_tokens=max_tokens).mask.sum(dim=1).tolist()
+        lengths += (
+            tower.tokenize(part, max_tokens=max_tokens, kind="query").mask.sum(dim=1).tolist()
+        )
     return np.array(lengths, dtype=np.int64)
 
 
 def _states(
     tower: TextTower, texts: list[str], max_tokens: int, bf16: bool
 ) -> Int16[np.ndarray, "text token dim"]:
-    tokens = tower.tokenize(texts, max_tokens=max_tokens)
+    tokens = tower.tokenize(texts, max_tokens=max_tokens, kind="query")
     device = next(tower.parameters()).device
     on_device = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
     from sidrec.encoder.encode import autocast_of  # a retriever needs no catalogue

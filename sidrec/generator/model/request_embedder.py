@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from sidrec.encoder.tower import TextTower, mean_pool
+from sidrec.encoder.tower import TextTower
 from sidrec.errors import ConfigError
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.code_space import CodeSpace
@@ -140,6 +139,12 @@ class RequestEmbedder(nn.Module):
         """Frozen bi-encoder; not a submodule, so its weights are saved in its own run only."""
         return self._elsewhere.tower
 
+    @property
+    def _tower(self) -> TextTower:
+        if self.tower is None:
+            raise AssertionError("no tower, although text_input is encoder_states")
+        return self.tower
+
     def forward(self, batch: GeneratorBatch) -> Reading:
         """Return the input of T5's encoder.
 
@@ -169,7 +174,7 @@ class RequestEmbedder(nn.Module):
             tokens = self._tokenize(batch.texts)
             return Reading(self._embed(tokens.ids), self._thin(tokens.mask), None)
         states, mask = self._states(batch)
-        embedding = F.normalize(mean_pool(states, mask), dim=-1)
+        embedding = self._tower.pool(states, mask)
         indexed = batch.indexed_item >= 0
         known = self.item_vectors[batch.indexed_item.clamp(min=0)]
         embedding = torch.where(indexed[:, None], known, embedding)
@@ -192,11 +197,10 @@ class RequestEmbedder(nn.Module):
         if self.states is not None and bool(is_training_row.all()):
             states, mask = self.states.gather(batch.text_rows)
             return states.to(device).float(), mask.to(device)
-        tower = self.tower
-        if tower is None:
-            raise AssertionError("no tower, although text_input is encoder_states")
+        tower = self._tower
         tower.to(device).eval()
-        tokens = tower.tokenize(batch.texts, max_tokens=self.settings.max_query_tokens)
+        limit = self.settings.max_query_tokens
+        tokens = tower.tokenize(batch.texts, max_tokens=limit, kind="query")
         tokens = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
         with torch.no_grad():
             states = tower.token_states(tokens)

@@ -27,6 +27,7 @@ from sidrec.generator.training.examples import (
     SearchExamples,
 )
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
+from sidrec.runs.lightning_private import uses_distributed_sampler
 from sidrec.settings import PositiveInt
 from sidrec.training.resumable_data import CorpusDataModule
 from sidrec.types import TASKS, Request, Task
@@ -74,8 +75,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
     def setup(self, stage: str) -> None:
         """Refuse a trainer that would split each rank's batches over the ranks again."""
         del stage
-        connector = self.trainer._accelerator_connector
-        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
+        if rank_and_world_size()[1] > 1 and uses_distributed_sampler(self.trainer):
             raise ConfigError(
                 "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
                 "rank its own batches."

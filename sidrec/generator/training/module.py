@@ -36,6 +36,7 @@ from sidrec.metrics import (
     validation_figures,
 )
 from sidrec.runs.directory import RunDirectory
+from sidrec.runs.lightning_private import is_attached
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.training.activation_checkpointing import checkpoint_activations
 from sidrec.training.lora import keep_adapters_only, restore_base
@@ -304,7 +305,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         self.model.decoding = self.decoding
 
     def _load_ids(self) -> TaskBundles:
-        fingerprint = None if self._trainer is None else self._data().corpus.fingerprint
+        fingerprint = None if not is_attached(self) else self._data().corpus.fingerprint
         return TaskBundles.load(Path(self.semantic_ids), corpus_fingerprint=fingerprint)
 
     def _answer(

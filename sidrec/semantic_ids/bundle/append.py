@@ -96,6 +96,7 @@ def encode_new_items(
     vectors = encode_texts(
         encoder.to(device),
         items["text"].to_list(),
+        kind="item",
         max_tokens=source["max_item_tokens"],
         batch_size=_BATCH_SIZE,
         bf16=source.get("bf16", False),
