@@ -25,6 +25,10 @@ COMMANDS = {
     "retrieve": ("sidrec.cli.retrieve", "batch inference on your own requests"),
     "baselines": ("sidrec.cli.baselines", "a generator run beside simple baselines"),
     "compare": ("sidrec.cli.compare", "strategies x seeds -> table, tests, report"),
+    "export": (
+        "sidrec.cli.publish.export",
+        "a run for sentence-transformers, transformers and the hub",
+    ),
     "configs": ("sidrec.cli.configs", "the packaged configurations: list, or copy one"),
     "doctor": ("sidrec.doctor.checks", "what works on this machine and what does not"),
 }
