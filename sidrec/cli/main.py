@@ -29,6 +29,10 @@ COMMANDS = {
     "serve": ("sidrec.cli.serve", "a page and an endpoint on localhost, for trying and showing"),
     "baselines": ("sidrec.cli.baselines", "a generator run beside simple baselines"),
     "compare": ("sidrec.cli.compare", "strategies x seeds -> table, tests, report"),
+    "export": (
+        "sidrec.cli.publish.export",
+        "a run for sentence-transformers, transformers and the hub",
+    ),
     "configs": ("sidrec.cli.configs", "the packaged configurations: list, or copy one"),
     "doctor": ("sidrec.doctor.checks", "what works on this machine and what does not"),
 }

@@ -49,7 +49,7 @@ def read_codes(file: Path, item_ids: Sequence[str], *, join: Join) -> Int[Tensor
     if file.suffix in _TENSORS:
         return _matrix(file, len(item_ids))
     if file.suffix == ".json":
-        pairs = _of_json(file)
+        pairs: Iterable[tuple[str, Any]] = _of_json(file)
     elif file.suffix in _TABLES:
         pairs = _of_table(file)
     else:
