@@ -172,8 +172,9 @@ class RecommendationExamples:
         if self._weight_sums is None:
             return rows
         goal = (rows + offset) * (self._weight_sums[-1] / len(self))
-        drawn: Int64[np.ndarray, " row"] = np.searchsorted(self._weight_sums, goal, side="right")
-        return np.minimum(drawn, len(self) - 1)
+        drawn = np.searchsorted(self._weight_sums, goal, side="right")
+        inside: Int64[np.ndarray, " row"] = np.minimum(drawn, len(self) - 1)  # of rounding
+        return inside
 
     @cached_property
     def _weight_sums(self) -> Float64[np.ndarray, " row"] | None:
