@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sidrec.encoder.load_encoder import merged_encoder
 from sidrec.encoder.tower import EncoderView, TextTower
 from sidrec.errors import ConfigError
 from sidrec.pairs.sentence_embedding import Pooling
@@ -37,7 +38,7 @@ def write_encoder_folder(
             "know; export a run of sidrec.BiEncoder."
         )
     how = tower.embedding
-    tower.model.save_pretrained(folder)
+    merged_encoder(tower).save_pretrained(folder)
     tower.tokenizer.save_pretrained(folder)
     limits = {
         "query": token_limits["query"] + num_prompt_tokens(tower.tokenizer, how.query_prompt),
