@@ -50,7 +50,7 @@ def read_codes(file: Path, item_ids: Sequence[str], *, join: Join) -> Int[Tensor
         return _matrix(file, len(item_ids))
     pairs: Iterable[tuple[str, Any]]
     if file.suffix == ".json":
-        pairs: Iterable[tuple[str, Any]] = _of_json(file)
+        pairs = _of_json(file)
     elif file.suffix in _TABLES:
         pairs = _of_table(file)
     else:
