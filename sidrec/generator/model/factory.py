@@ -11,6 +11,14 @@ from torch import Tensor
 from sidrec.distributed import on_rank_zero
 from sidrec.encoder.load_encoder import load_encoder
 from sidrec.encoder.tower import TextTower
+from sidrec.generator.model.causal.causal_generator import CausalGenerator
+from sidrec.generator.model.causal.causal_lm import (
+    causal_lm_from_config,
+    causal_lm_from_hub,
+    causal_lm_from_snapshot,
+    config_of,
+)
+from sidrec.generator.model.causal.causal_settings import CausalLmSettings
 from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary, vocabularies_of
 from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.model.generator_settings import T5Settings
@@ -33,7 +41,7 @@ _QUIET_HEAD = 0.1  # factor of the new codes' logits: the prior leads at first, 
 
 
 def new_generator(
-    settings: T5Settings,
+    settings: T5Settings | CausalLmSettings,
     *,
     texts: Callable[[], list[str]],
     inputs: InputSettings,
@@ -45,7 +53,7 @@ def new_generator(
     """Return a generator to be trained; all ranks call it and get the same tokenizer.
 
     Args:
-        settings: T5, pretrained or from scratch.
+        settings: T5 or causal language model, pretrained or from scratch.
         texts: Returns the training texts of a new tokenizer; only called for a T5 from scratch.
         inputs: Encoder input of a request.
         ids: Semantic IDs of each task, and item embeddings.
@@ -58,8 +66,10 @@ def new_generator(
         RunError: If the encoder run is not a finished one.
     """
     name, revision = settings.pretrained, settings.revision
+    is_causal = isinstance(settings, CausalLmSettings)
     if name is not None:
-        tokenizer = load_tokenizer_of(name, revision=revision)
+        setting = "model.causal_lm" if is_causal else "model.t5"
+        tokenizer = load_tokenizer_of(name, revision=revision, setting=setting)
     else:
         size = settings.text_vocabulary_size
         trained = on_rank_zero(lambda: train_tokenizer(texts(), vocabulary_size=size).to_str())
@@ -67,23 +77,29 @@ def new_generator(
     vocabularies = _vocabularies(tokenizer, ids)
     widest = vocabularies[TASKS[-1]]  # its tokens are the last
     if name is not None:
-        model = t5_from_hub(name, revision=revision, vocabulary=widest)
+        from_hub = causal_lm_from_hub if is_causal else t5_from_hub
+        model = from_hub(name, revision=revision, vocabulary=widest)
     else:
-        model = t5_from_config(settings.shape.arguments(), vocabulary=widest)
+        from_config = causal_lm_from_config if is_causal else t5_from_config
+        model = from_config(settings.shape.arguments(), vocabulary=widest)
     if settings.codes_from_items:
         for task, vocabulary in vocabularies.items():
             codes = ids.bundles[task].table.codes
             start_codes_from_items(model, vocabulary, codes, ids.item_vectors, seed=0)
-    is_tied = model.lm_head.weight is model.shared.weight
+    is_tied = model.lm_head.weight is model.get_input_embeddings().weight
     if prior is not None and not is_tied:
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
-    return _together(model, tokenizer, inputs, ids, popularity, encoder_run, prior)
+    options = settings.training_options() if is_causal else {}
+    return _together(model, tokenizer, inputs, ids, popularity, encoder_run, prior, **options)
 
 
 def parts_of(model: GeneratorModel) -> dict[str, Any]:
     """Return what ``generator_from`` needs besides the weights, for a checkpoint."""
-    return {
-        "t5": snapshot_of(model.t5),
+    if isinstance(model, CausalGenerator):
+        made_from = {"causal_lm": config_of(model.t5), "options": model.training_options()}
+    else:
+        made_from = {"t5": snapshot_of(model.t5)}
+    return made_from | {
         "tokenizer": model.embedder.tokenizer.to_str(),
         "popularity": model.popularity.cpu(),
         "prior": None if model.prior is None else model.prior.state(),
@@ -116,8 +132,11 @@ def generator_from(
             prior, item_vectors=ids.item_vectors, corpus_fingerprint=fingerprint
         )
     tokenizer = Tokenizer.from_str(parts["tokenizer"])
-    t5 = t5_from_snapshot(parts["t5"])
-    return _together(t5, tokenizer, inputs, ids, parts["popularity"], encoder_run, prior)
+    is_causal = "causal_lm" in parts
+    t5 = causal_lm_from_snapshot(parts["causal_lm"]) if is_causal else t5_from_snapshot(parts["t5"])
+    options = parts["options"] if is_causal else {}
+    popularity = parts["popularity"]
+    return _together(t5, tokenizer, inputs, ids, popularity, encoder_run, prior, **options)
 
 
 def _together(
@@ -128,6 +147,7 @@ def _together(
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
     prior: ItemPrior | None,
+    **options: Any,  # noqa: ANN401
 ) -> GeneratorModel:
     tower = _frozen_tower(encoder_run) if inputs.text_input == "encoder_states" else None
     spaces: dict[Task, CodeSpace] = {}
@@ -137,7 +157,10 @@ def _together(
             continue
         table = ids.bundles[task].table
         spaces[task] = CodeSpace(vocabulary, table, popularity)
-    return GeneratorModel(t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower, prior)
+    kind = GeneratorModel if t5.config.is_encoder_decoder else CausalGenerator
+    return kind(
+        t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower, prior, **options
+    )
 
 
 def _vocabularies(tokenizer: Tokenizer, ids: TaskBundles) -> dict[Task, CodeVocabulary]:
