@@ -89,7 +89,7 @@ def new_generator(
     is_tied = model.lm_head.weight is model.get_input_embeddings().weight
     if prior is not None and not is_tied:
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
-    options = settings.training_options() if is_causal else {}
+    options = settings.training_options() if isinstance(settings, CausalLmSettings) else {}
     return _together(model, tokenizer, inputs, ids, popularity, encoder_run, prior, **options)
 
 

@@ -49,7 +49,7 @@ class CausalGenerator(GeneratorModel):
         with torch.no_grad():
             for name in ("norm.weight", "from_item.weight", "from_item.bias"):
                 if name in own:
-                    own[name] *= spread
+                    own[name].mul_(spread)
 
     def training_options(self) -> dict[str, Any]:
         """Return the arguments that only matter in training, for a checkpoint."""
