@@ -11,6 +11,7 @@ from sidrec.errors import ConfigError
 from sidrec.generator.model.causal.causal_generator import CausalGenerator
 from sidrec.generator.model.causal.causal_settings import CausalLmSettings, CausalShape
 from sidrec.generator.model.generator_settings import T5Settings
+from sidrec.generator.retrieval.appended_items import with_appended_items
 from sidrec.generator.retrieval.retriever import Retriever
 from sidrec.generator.scorers.prior_settings import PriorSettings
 from sidrec.generator.training.load_generator import TrainedGenerator
@@ -78,9 +79,9 @@ def test_it_is_calibrated_tested_and_retrieves(corpus, semantic_ids, tmp_path, t
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["decoding/valid_fraction"] == 1.0
     assert metrics["recommendation/has_prior"] == 1
-    trained_generator = TrainedGenerator(model.model, model.ids, model.search.num_beams)
+    own = TrainedGenerator(model.model, model.ids, model.search.num_beams)
     retriever = Retriever(
-        trained_generator,
+        with_appended_items(own, model.ids),  # none: the same answers from a generator of its own
         device=torch.device("cpu"),
         bf16=False,
         max_history_items=5,
@@ -88,6 +89,7 @@ def test_it_is_calibrated_tested_and_retrieves(corpus, semantic_ids, tmp_path, t
     )
     rows = pl.read_parquet(tmp_path / "predictions.parquet").iter_rows(named=True)
     stored = {(row["task"], row["request_id"]): row["items"] for row in rows}
+    assert isinstance(retriever.generator.model, CausalGenerator)
     asked = [request for requests in data.requests("test") for request in requests[:3]]
     for request, answer in zip(asked, retriever.answer(asked, top_k=10), strict=True):
         expected = [model.ids.item_ids[i] for i in stored[request.task, request.request_id]]
