@@ -30,8 +30,9 @@ from sidrec.encoder.encode import encode_texts
 from sidrec.encoder.loss import contrastive_loss
 from sidrec.encoder.tower import TextTower
 from sidrec.files import write_json
+from sidrec.pairs.encoder_files import locate_encoder
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
-from sidrec.pairs.token_store import locate_encoder, tokenize_once
+from sidrec.pairs.token_store import tokenize_once
 from sidrec.training.counter_rng import permute
 
 TEMPERATURE, LEARNING_RATE = 0.05, 2e-5
@@ -72,6 +73,7 @@ def sidrec_systems(
             num_texts=len(texts),
             tokenizer=tower.tokenizer,
             max_tokens=options.max_tokens,
+            prompt="",
             what=what,
             corpus_fingerprint=corpus.fingerprint,
             cache=corpus.folder / ".cache" / "benchmark",
@@ -104,7 +106,12 @@ def sidrec_systems(
 
     def encode(texts: list[str], bf16: bool) -> None:
         encode_texts(
-            tower, texts, max_tokens=options.max_tokens, batch_size=options.batch_size, bf16=bf16
+            tower,
+            texts,
+            kind="item",
+            max_tokens=options.max_tokens,
+            batch_size=options.batch_size,
+            bf16=bf16,
         )
 
     return train, encode

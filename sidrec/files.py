@@ -59,10 +59,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, first_wins: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside ``target`` that replaces it when the block succeeds.
 
     When the block raises, the temporary folder is removed and ``target`` keeps its old content.
+
+    Args:
+        target: Folder to write.
+        first_wins: Keep a ``target`` that another process has written meanwhile, which may already
+            be open, and discard this one. For content that is the same whoever writes it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
@@ -72,7 +77,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
                 _flush(file)
-        if target.exists():
+        if first_wins:
+            _move_unless_there(temporary, target)
+        elif target.exists():
             old = Path(
                 tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)
             )
@@ -113,6 +120,14 @@ def sha256_of_file(source: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _move_unless_there(temporary: Path, target: Path) -> None:
+    try:
+        temporary.replace(target)  # fails where the target is a folder with files
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def _flush(path: Path) -> None:

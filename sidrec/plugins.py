@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sidrec.errors import ConfigError, DataError
 
-GROUPS = ("quantizers", "collision_policies", "fusions")
+GROUPS = ("quantizers", "collision_policies", "fusions", "baselines")
 _ALLOWED = "SIDREC_ALLOW_IMPORTS"
 
 Base = TypeVar("Base")
@@ -22,6 +22,11 @@ def allowed_packages() -> list[str]:
     """Return the packages that SIDREC_ALLOW_IMPORTS names, and those of installed plug-ins."""
     named = os.environ.get(_ALLOWED, "").replace(",", " ").split()
     return [*named, *(point.module.partition(".")[0] for point in _all_points())]
+
+
+def plugin_names(group: str) -> list[str]:
+    """Return the names of the entry points of a group, sorted; imports none of them."""
+    return sorted(point.name for point in entry_points(group=f"sidrec.{group}"))
 
 
 def load_plugins() -> None:
@@ -117,5 +122,5 @@ def _broken(name: str, error: Exception) -> ConfigError:
     reason = " ".join(str(error).split())
     return ConfigError(
         f"The plug-in {name} cannot be imported: {type(error).__name__}: {reason}; "
-        "repair or uninstall it."
+        "fix or uninstall it."
     )

@@ -11,6 +11,7 @@ from sidrec.errors import DataError
 
 Task = Literal["search", "recommendation"]
 TASKS: tuple[Task, ...] = ("search", "recommendation")
+TextKind = Literal["query", "item"]
 
 _CHECKED_ROWS = 4096
 
@@ -64,11 +65,12 @@ class PairBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ItemEmbeddings:
-    """L2-normalized embedding of every item: row ``i`` belongs to item ``i`` of the catalogue.
+    """Embedding of every item: row ``i`` belongs to item ``i`` of the catalogue.
 
     Attributes:
-        vectors: Embeddings, float32, finite.
-        encoder_hash: sha256 over the weights of the encoder; ``external`` for foreign vectors.
+        vectors: Embeddings, float32, finite, compared by inner product; of length 1 unless the
+            encoder says otherwise.
+        encoder_hash: sha256 of the encoder, weights and all; ``external`` for foreign vectors.
         corpus_fingerprint: Fingerprint of the corpus whose items these are.
 
     Raises:

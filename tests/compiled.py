@@ -60,7 +60,9 @@ def of_the_encoder(folder):
 
     def loss_of(tower, step):
         first, second = (texts[12 * step + start :][:6] for start in (0, 6))
-        left, right = (tower(tower.tokenize(part, max_tokens=24)) for part in (first, second))
+        left, right = (
+            tower(tower.tokenize(part, max_tokens=24, kind="item")) for part in (first, second)
+        )
         return F.cross_entropy(left @ right.T / 0.1, torch.arange(6))
 
     return differences(make, loss_of)

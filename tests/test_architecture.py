@@ -16,11 +16,7 @@ FOLDERS = sorted({source.parent for source in SOURCES})
 SIGN = re.compile(r"Stage (\d) of 6: (.+) -> (.+)\.")
 MOST_LINES, MOST_MODULES, FEW_LINES = 400, 12, 60
 MAY_REPEAT = {"module.py", "datamodule.py"}
-MAY_BE_SMALL = {  # each with its reason
-    "sidrec/generator/training/load_generator.py",  # the retriever starts without the trainer
-    "sidrec/encoder/grad_cache.py",  # mathematics, apart from Lightning's module
-    "sidrec/pairs/batches.py",  # what loader processes import
-}
+MAY_BE_SMALL = {"sidrec/pairs/batches.py"}  # loader processes import it without Lightning
 
 
 def named(path):

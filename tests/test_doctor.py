@@ -85,7 +85,7 @@ def test_a_silent_hub_costs_three_seconds_at_most(monkeypatch):
 
 def test_arguments_are_refused(capsys):
     assert sidrec("doctor", "--all") == 2
-    assert "takes no arguments but --run_dir, got --all" in capsys.readouterr().err
+    assert "takes --run_dir RUN or --corpus DIR or nothing, got --all" in capsys.readouterr().err
     assert sidrec("doctor", "--help") == 0
     assert "usage: sidrec doctor" in capsys.readouterr().out
 
@@ -161,3 +161,20 @@ def test_a_run_that_cannot_go_on_ends_with_1(run, tmp_path, capsys):
     assert "problem" in capsys.readouterr().out
     assert sidrec("doctor", "--run_dir", tmp_path / "gone") == 1
     assert "gone does not exist" in capsys.readouterr().err
+
+
+def test_the_facts_of_a_corpus_are_those_of_prepare(tmp_path, capsys):
+    sizes = ("--items", "30", "--users", "20", "--interactions", "200", "--topics", "3")
+    assert sidrec("prepare", "synthetic", "--out", tmp_path / "corpus", *sizes) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert sidrec("doctor", "--corpus", tmp_path / "corpus") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 15
+    for line in lines:
+        name, value = line.removeprefix("ok").strip().split("  ", 1)
+        assert any(f"{name}: {value.strip()}" in one for one in told), line
+    assert sidrec("doctor", "--corpus", tmp_path) == 3
+    assert "is not a corpus: it has no corpus.json" in capsys.readouterr().err
+    assert sidrec("doctor", "--corpus", tmp_path, "--run_dir", tmp_path) == 2
+    (tmp_path / "corpus" / "queries.parquet").write_bytes(b"torn")
+    assert sidrec("doctor", "--corpus", tmp_path / "corpus") == 3

@@ -60,6 +60,26 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_the_first_of_two_writers_wins(tmp_path):
+    target = tmp_path / "folder"
+    with atomic_folder(target, first_wins=True) as second:
+        (second / "second").touch()
+        with atomic_folder(target, first_wins=True) as first:
+            (first / "first").touch()
+        opened = (target / "first").stat().st_ino
+    assert [file.name for file in target.iterdir()] == ["first"]
+    assert (target / "first").stat().st_ino == opened
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_first_wins_hides_no_error(tmp_path):
+    with (
+        pytest.raises(OSError, match="Not a directory"),
+        atomic_folder(tmp_path / "file", first_wins=True),
+    ):
+        (tmp_path / "file").touch()
+
+
 def test_a_folder_keeps_its_content_when_writing_fails(tmp_path):
     target = tmp_path / "folder"
     target.mkdir()

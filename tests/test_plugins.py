@@ -3,16 +3,28 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from sidrec import plugins
 from sidrec.cli.fuse import main as fuse
 from sidrec.cli.ids import main
+from sidrec.comparison.plan.cells import cells_of
+from sidrec.comparison.plan.comparison_settings import (
+    BaselineSettings,
+    Comparison,
+    Part,
+    ReportSettings,
+)
 from sidrec.errors import ConfigError, DataError
+from sidrec.files import read_json
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
+from tests.comparison.made import REPORT
+from tests.pairs.made import make_corpus
 from tests.tiny import sidrec
 
 PACKAGE = """
@@ -164,3 +176,98 @@ def test_a_class_of_the_wrong_kind_and_no_class_are_refused(package, monkeypatch
         plugins.find_class("quantizers", "signpack.Signs", SemanticIdBundle, known=[])
     with pytest.raises(DataError, match=r"No SemanticIdBundle is named 'os\.path', expected"):
         plugins.find_class("quantizers", "os.path", SemanticIdBundle, known=[])
+
+
+BASELINE = """
+import torch
+from sidrec.types import RankedItems
+
+
+def first(corpus, requests, *, top_k):
+    items = torch.arange(top_k).expand(len(requests), top_k)
+    return RankedItems(items, -items.float())
+
+
+def with_run(corpus, requests, *, top_k, run):
+    assert run.name == "enc"
+    return first(corpus, requests, top_k=top_k)
+
+
+def wrong(corpus, requests, *, top_k):
+    return [[0]] * len(requests)
+
+
+with_run.tasks = ("search",)
+"""
+
+
+@pytest.fixture
+def baselines(package):
+    (package / "signpack" / "__init__.py").write_text(BASELINE)
+    names = ("first", "with_run", "wrong")
+    install(package, "[sidrec.baselines]", *(f"{name} = signpack:{name}" for name in names))
+    return package
+
+
+def test_a_baseline_of_a_package_becomes_a_run(baselines, tmp_path):
+    corpus = make_corpus(tmp_path / "corpus")
+    words = ("baselines", "--corpus", corpus.folder, "--run_dir")
+    assert sidrec(*words, tmp_path / "first", "--system", "first") == 0
+    figures = read_json(tmp_path / "first" / "metrics.json")
+    rows = pl.read_parquet(tmp_path / "first" / "predictions.parquet")
+    assert set(rows["task"]) == {"search", "recommendation"}
+    assert all(row[:3] == [0, 1, 2] for row in rows["items"].to_list())
+    hits = [bool({*row[:30]} & {*target}) for row, target in rows["items", "relevant"].iter_rows()]
+    assert 0 < sum(hits) < len(hits)
+    assert 0 < figures["search/recall@30"] < 1
+    (tmp_path / "enc").mkdir()
+    given = ("--system", "with_run", "--from", tmp_path / "enc")
+    assert sidrec(*words, tmp_path / "second", *given) == 0
+    tasks = pl.read_parquet(tmp_path / "second" / "predictions.parquet")["task"]
+    assert set(tasks) == {"search"}
+
+
+@pytest.mark.parametrize(
+    ("system", "text"),
+    [
+        ("with_run", "needs a run of an encoder: give --from"),
+        ("wrong", "must return sidrec.types.RankedItems"),
+        ("frist", "baselines 'frist' is unknown, expected one of popularity, bm25"),
+    ],
+)
+def test_a_baseline_that_cannot_be_used_is_one_line(baselines, tmp_path, capsys, system, text):
+    corpus = make_corpus(tmp_path / "corpus")
+    capsys.readouterr()
+    place = ("--corpus", corpus.folder, "--run_dir", tmp_path / "x")
+    assert sidrec("baselines", "--system", system, *place) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+
+
+def test_a_comparison_plans_it_without_importing_it(baselines):
+    comparison = Comparison(
+        corpus="c",
+        out="o",
+        report=ReportSettings(**REPORT),
+        ids={},
+        generators={},
+        strategies={},
+        seeds=[1],
+        embeddings={"text": Part(configs=[])},
+        baselines={
+            "a": BaselineSettings(system="first"),
+            "b": BaselineSettings(system="with_run", embeddings="text"),
+            "c": BaselineSettings(system="signpack.first"),
+        },
+    )
+    stages = [cell.last for cell in cells_of(comparison, fingerprint="f")]
+    assert [dict(stage.options)["--system"] for stage in stages] == [
+        "first",
+        "with_run",
+        "signpack.first",
+    ]
+    assert [one.flag for one in stages[1].inputs] == ["--from"]
+    assert "signpack" not in sys.modules
+    comparison = replace(comparison, baselines={"d": BaselineSettings(system="frist")})
+    with pytest.raises(ConfigError, match="frist"):
+        cells_of(comparison, fingerprint="f")

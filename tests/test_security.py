@@ -156,7 +156,7 @@ def test_secrets_and_names_are_refused_before_anything_is_written(base, tmp_path
     key = "f" * 40
     for flags, text in (
         (("--trainer.logger.name", key), "looks like a secret"),
-        (("--trainer.logger.name", "../../elsewhere"), "leads out of the run's folder"),
+        (("--trainer.logger.name", "../../elsewhere"), "is outside the run's folder"),
     ):
         capsys.readouterr()
         assert sidrec("fit", "--config", file, "--run_dir", run, *logger, *folder, *flags) == 2
@@ -258,6 +258,6 @@ def test_a_snapshot_cannot_write_outside_its_folder(tmp_path):
     from sidrec.errors import DataError
 
     for name in ("../out.json", str(tmp_path / "out.json")):
-        with pytest.raises(DataError, match="is no encoder's"):
+        with pytest.raises(DataError, match="give the checkpoint of an encoder"):
             TextTower.from_snapshot({name: "{}"}, length_groups=1)
     assert list(Path(tmp_path).iterdir()) == []

@@ -16,7 +16,9 @@ def main(arguments: list[str]) -> None:
         source=f"Run of a generator; for --system {', '.join(NEEDS_A_RUN)}, of an encoder.",
     )
     parser.add_argument("--corpus", type=str | None, help="Corpus directory, if it has moved.")
-    parser.add_argument("--system", type=str | None, help=f"{', '.join(SYSTEM_NAMES)}.")
+    parser.add_argument(
+        "--system", type=str | None, help=f"{', '.join(SYSTEM_NAMES)}, or a plug-in's."
+    )
     parser.add_argument("--run_dir", type=str | None, help="Folder that --system writes.")
     given = parser.parse_args(arguments)
     run, corpus, out = (

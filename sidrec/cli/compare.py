@@ -119,8 +119,8 @@ def _report(
     if report["failures"]:
         first = report["failures"][0]
         raise RunError(
-            f"{len(report['failures'])} stages are missing; the report holds the rest. First: "
-            f"{first['label']}: {first['reason']}"
+            f"{len(report['failures'])} stages have no result; the report covers the others. "
+            f"First: {first['label']}: {first['reason']}"
         )
 
 
@@ -157,7 +157,9 @@ def _run_one(key: str, stages: Sequence[Stage], out: Path) -> None:
         raise ConfigError(f"--only {key}: the plan has no such stage; --dry_run prints it.")
     lacking = [one.stage.label for one in chosen.inputs if not is_done(one.stage, out)]
     if lacking:
-        raise RunError(f"{chosen.label} needs {lacking[0]}, which is not finished.")
+        raise RunError(
+            f"{chosen.label} needs {lacking[0]}, which is not finished; run that stage first."
+        )
     if is_done(chosen, out):
         say(f"already finished: {chosen.label}")
         return
@@ -177,4 +179,7 @@ def _write_jobs(given: Namespace, stages: Sequence[Stage], out: Path) -> None:
     for script, job in zip(scripts, jobs or ["not submitted"] * len(scripts), strict=True):
         sys.stdout.write(f"{script}  {job}\n")
     if not jobs:
-        say("no sbatch here: submit the scripts in this order, each after the one before")
+        say(
+            "no sbatch on this machine: submit the scripts in this order, each after the previous "
+            "one"
+        )

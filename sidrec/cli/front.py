@@ -16,7 +16,7 @@ from sidrec.runs.from_run import arguments_from_run, take_from
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
 _TRAINING_KEYS = {"seed_everything", "trainer", "model", "data", "run_dir"}
-_TRAINING_KEYS |= {"ckpt_path", "weights_only", "checkpoint_every_s", "upload"}
+_TRAINING_KEYS |= {"ckpt_path", "weights_only", "checkpoint_every_s", "upload", "best"}
 KEYS = {  # top-level keys of commands whose parsers need torch; tests compare them with the parsers
     "fit": _TRAINING_KEYS,
     "validate": _TRAINING_KEYS | {"verbose"},
@@ -26,7 +26,9 @@ KEYS = {  # top-level keys of commands whose parsers need torch; tests compare t
     "fuse": {"from", "and", "fusion", "dim", "reader", "out", "device", "quantizer", "policy"}
     | {"prefix_share"},
 }
-_ONLY_FLAGS = {"ids": {"append", "diff"}} | {key: {"from"} for key in TRAINING_COMMANDS}
+_ONLY_FLAGS = {"ids": {"append", "diff", "codes", "join"}} | {
+    key: {"from"} for key in TRAINING_COMMANDS
+}
 _NO_KEYS = {"config", "print_config", "help"}
 _DEFAULT_RUNS = "runs"
 

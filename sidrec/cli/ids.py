@@ -1,4 +1,4 @@
-"""``sidrec ids``: make Semantic IDs from vectors or codes, append items to them, compare them."""
+"""``sidrec ids``: make Semantic IDs, take those made elsewhere, append items, compare bundles."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from sidrec.cli.parser import CommandParser
 from sidrec.errors import ConfigError
+from sidrec.files import sha256_of_file
 from sidrec.plugins import load_plugins
 from sidrec.runs.from_run import allow_known_classes_only
 from sidrec.semantic_ids.bundle.append import (
@@ -15,6 +16,7 @@ from sidrec.semantic_ids.bundle.append import (
     encode_new_items,
     stored_bundle,
 )
+from sidrec.semantic_ids.bundle.code_reader import Join, read_codes
 from sidrec.semantic_ids.bundle.diff import diff_table
 from sidrec.semantic_ids.bundle.quality_report import quality_table, save_picture
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
@@ -24,7 +26,8 @@ from sidrec.semantic_ids.bundle.vector_reader import (
     join_by_id,
     read_vector_file,
 )
-from sidrec.semantic_ids.collisions.policies import CollisionPolicy
+from sidrec.semantic_ids.collisions.policies import CollisionPolicy, KeepCollisions
+from sidrec.semantic_ids.given_codes import bundle_of_codes
 from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.semantic_ids.quality.purity import Attribute, attributes_of_items, read_attributes
 from sidrec.semantic_ids.quantizers.base import Quantizer
@@ -45,6 +48,8 @@ def main(args: list[str]) -> None:
         _compare(args)
     elif "--append" in flags:
         _append(args)
+    elif "--codes" in flags:
+        _import(args)
     else:
         _make(args)
 
@@ -55,8 +60,9 @@ def _make(args: list[str]) -> None:
         parts=(Quantizer, CollisionPolicy),
         source=_FROM,
         description="Make Semantic IDs from stored embeddings, with any quantizer and policy. "
-        "Two more forms: `sidrec ids --append NEW --from BUNDLE --out DIR` adds items and changes "
-        "no ID; `sidrec ids --diff A B` says what differs between two bundles.",
+        "Three more forms: `sidrec ids --append NEW --from BUNDLE --out DIR` adds items, changing "
+        "none; `sidrec ids --codes FILE --corpus DIR --out DIR` takes codes made elsewhere; "
+        "`sidrec ids --diff A B` says what differs between two bundles.",
     )
     parser.add_argument(
         "--embeddings", type=str | None, help="Your own vectors: .npy, .safetensors or .parquet."
@@ -124,6 +130,66 @@ def _append(args: list[str]) -> None:
     )
 
 
+def _import(args: list[str]) -> None:
+    parser = CommandParser(
+        prog="sidrec ids",
+        parts=(CollisionPolicy,),
+        description="Take Semantic IDs that another program made.",
+        source="Encoder run: its corpus, and its vectors for the generator to read.",
+    )
+    parser.add_argument(
+        "--codes",
+        type=str,
+        required=True,
+        help='.json (LETTER: {"7": ["<a_1>", "<b_2>"]}); .csv, .tsv or .parquet with item_id and '
+        "columns of codes; .pt or .npy (GRID: a matrix, by row number).",
+    )
+    parser.add_argument("--corpus", type=str | None, help="Corpus of the items.")
+    parser.add_argument(
+        "--join",
+        type=Join,
+        default="item_id",
+        help="How .json and tables name items: by item_id, or by row number of items.parquet.",
+    )
+    parser.add_argument("--out", type=str, required=True, help="Folder of the new bundle.")
+    parser.add_argument(
+        "--policy", type=CollisionPolicy | None, default=None, help="Default: collisions stay."
+    )
+    config: Any = parser.instantiate(parser.parse_args(args))
+    bundle = _given_ids(config, Path(config.codes), config["from"], config.corpus)
+    _write(bundle, Path(config.out))
+    sys.stdout.write(f"{quality_table(bundle)}\nwritten: {config.out}\n")
+
+
+def _given_ids(
+    config: Any,  # noqa: ANN401
+    file: Path,
+    run: str | None,
+    corpus: str | None,
+) -> SemanticIdBundle:
+    if (run is None) == (corpus is None):
+        raise ConfigError("`sidrec ids --codes FILE` needs either --corpus DIR or --from RUN.")
+    if run is not None:
+        stored = stored_bundle(Path(run))
+        item_ids, titles, embeddings = stored.item_ids, stored.titles, stored.embeddings
+        fingerprint = stored.corpus_fingerprint
+    else:
+        from sidrec.corpus.store import Corpus  # late: it imports datasets
+
+        items = Corpus.load(str(corpus))
+        item_ids, titles, embeddings = items.item_ids(), items.item_titles(), None
+        fingerprint = items.fingerprint
+    return bundle_of_codes(
+        read_codes(file, item_ids, join=config.join),
+        policy=config.policy or KeepCollisions(),
+        item_ids=item_ids,
+        titles=titles,
+        fingerprint=fingerprint,
+        source={"codes": file.name, "sha256": sha256_of_file(file)},
+        embeddings=embeddings,
+    )
+
+
 def _compare(args: list[str]) -> None:
     parser = CommandParser(prog="sidrec ids", description="Say what differs between two bundles.")
     parser.add_argument("--diff", type=str, nargs=2, required=True, help=f"Twice: {_FROM}")
@@ -167,7 +233,7 @@ def make_ids(
             "`sidrec ids` takes only one of --from and --embeddings, got both; leave one out."
         )
     if corpus is not None and embeddings is None:
-        raise ConfigError("--corpus belongs to --embeddings; a run knows its corpus.")
+        raise ConfigError("--corpus belongs to --embeddings; a run names its corpus itself.")
     known: list[Attribute] = []
     if run is not None:
         stored = stored_bundle(Path(run))

@@ -12,7 +12,10 @@ from sidrec.errors import MAX_CHARACTERS, ConfigError, SidrecError, one_line
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, Preempted
 
 COMMANDS = {
-    "prepare": ("sidrec.cli.prepare", "raw files -> corpus: prepare movielens|table|amazon|…"),
+    "prepare": (
+        "sidrec.cli.preparing.prepare",
+        "raw files -> corpus: prepare movielens|table|amazon|…",
+    ),
     "fit": (
         "sidrec.cli.train",
         "train the bi-encoder (then make Semantic IDs) or the joint generator",
@@ -23,6 +26,7 @@ COMMANDS = {
     "test": ("sidrec.cli.train", "decode the test split: metrics.json and predictions.parquet"),
     "predict": ("sidrec.cli.train", "ranked items of the test split, without figures"),
     "retrieve": ("sidrec.cli.retrieve", "batch inference on your own requests"),
+    "serve": ("sidrec.cli.serve", "a page and an endpoint on localhost, for trying and showing"),
     "baselines": ("sidrec.cli.baselines", "a generator run beside simple baselines"),
     "compare": ("sidrec.cli.compare", "strategies x seeds -> table, tests, report"),
     "configs": ("sidrec.cli.configs", "the packaged configurations: list, or copy one"),
@@ -30,7 +34,10 @@ COMMANDS = {
 }
 EXTRAS = {  # optional packages by their import names
     "faiss": "cpu",
+    "peft": "peft",
     "sklearn": "dictionary",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "vector_quantize_pytorch": "learned",
     "wandb": "wandb",
 }
@@ -105,7 +112,7 @@ def _full_disk(error: OSError) -> Exception:
         return error
     file = error.filename or "The output"
     return SidrecError(
-        f"{file} cannot be written: {error.strerror}; make room and run the same command again."
+        f"{file} cannot be written: {error.strerror}; free space and run the same command again."
     )
 
 

@@ -3,18 +3,18 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from sidrec.cli.parser import CommandParser
 from sidrec.console import say
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import disk_errors
-from sidrec.generator.retrieval.jsonl_stream import answer_lines
+from sidrec.generator.retrieval.jsonl_stream import BLOCK_LINES, answer_lines
 from sidrec.generator.retrieval.parse_request import MAX_LINE_BYTES
-from sidrec.generator.retrieval.resumable_output import HalfWritten, LineReader, half_written
+from sidrec.generator.retrieval.resumable_output import BlockFiles, block_files, read_lines
 from sidrec.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def answer_file(
     depends_on: dict[str, Any],
     top_k: int,
     batch_size: int,
+    block_lines: int = BLOCK_LINES,
 ) -> Counter[str]:
     """Answer a file of requests into another file; resume after an interruption.
 
@@ -83,28 +84,21 @@ def answer_file(
         depends_on: Everything besides the requests that the answers depend on.
         top_k: Items per answer.
         batch_size: Requests decoded together.
+        block_lines: Requests after which the answers are saved.
 
     Returns:
-        Counts of ``answer_lines``, including those of an interrupted call.
+        Counts of ``answer_lines`` over all blocks, including those of an interrupted call.
     """
-    with _stream_of(source) as stream:
-        lines = LineReader(stream, max_line_bytes=MAX_LINE_BYTES)
-        with _output_to(target, depends_on, lines) as output:
-            progress = Progress(lines, _size_of(source))
-
-            def end_block(counts: Counter[str]) -> None:
-                output.end_block(counts)
-                progress(counts)
-
-            return answer_lines(
-                retriever,
-                lines,
-                output.write,
-                top_k=top_k,
-                batch_size=batch_size,
-                counts=output.counts,
-                end_block=end_block,
-            )
+    counts: Counter[str] = Counter()
+    progress = Progress(_size_of(source))
+    with _stream_of(source) as stream, _output_to(target, depends_on) as output:
+        lines = read_lines(stream, max_line_bytes=MAX_LINE_BYTES)
+        for block in answer_lines(
+            retriever, lines, output, top_k=top_k, batch_size=batch_size, block_lines=block_lines
+        ):
+            counts += block
+            progress(counts)
+    return counts
 
 
 def identity_of(run_folder: str) -> str:
@@ -117,7 +111,7 @@ def identity_of(run_folder: str) -> str:
 def _refuse_bad_places(source: str, target: str) -> None:
     """Check that source and target are readable and writable, before anything is loaded."""
     if source != _STREAM and (not Path(source).exists() or Path(source).is_dir()):
-        raise DataError(f"--input {source} is no file; give JSONL of requests, or - for stdin.")
+        raise DataError(f"--input {source} is not a file; give JSONL of requests, or - for stdin.")
     if target != _STREAM and Path(target).is_dir():
         raise ConfigError(f"--output {target} is a folder; give a file, or - for stdout.")
     if _STREAM not in (source, target) and Path(source).resolve() == Path(target).resolve():
@@ -140,56 +134,54 @@ def _size_of(source: str) -> int | None:
 class Streamed:
     """Output that cannot resume: a pipe, a device, the terminal."""
 
-    def __init__(self, write: Callable[[str], object], flush: Callable[[], object]) -> None:
-        self.write, self._flush = write, flush
-        self.counts: Counter[str] = Counter()
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
-    def end_block(self, counts: Counter[str]) -> None:
-        """Flush the output for its reader."""
-        del counts
-        self._flush()
+    def find(self, number: int, block: Sequence[bytes]) -> None:
+        """Find nothing: what was written is gone."""
+
+    def keep(self, number: int, block: Sequence[bytes], text: str) -> None:
+        """Write the answers of a block for the reader at the other end."""
+        del number, block
+        self._stream.write(text)
+        self._stream.flush()
 
 
 @contextmanager
-def _output_to(
-    target: str, depends_on: dict[str, Any], lines: LineReader
-) -> Iterator[HalfWritten | Streamed]:
+def _output_to(target: str, depends_on: dict[str, Any]) -> Iterator[BlockFiles | Streamed]:
     if target == _STREAM:
-        yield Streamed(sys.stdout.write, sys.stdout.flush)
+        yield Streamed(sys.stdout)
         return
     place = Path(target).resolve()  # a link stays, its target is written
-    with disk_errors(place, "make room and run the same command again: it goes on."):
+    with disk_errors(place, "free space and run the same command again to resume."):
         if place.exists() and not place.is_file():  # a device or a pipe cannot be replaced
             with place.open("w") as stream:
-                yield Streamed(stream.write, stream.flush)
+                yield Streamed(stream)
             return
-        with half_written(place, depends_on, lines) as output:
+        with block_files(place, depends_on) as output:
             yield output
 
 
 class Progress:
-    """Progress lines for answered requests.
+    """Progress lines for answered requests, one every ten seconds at most.
 
     Args:
-        lines: Reader of the requests.
         num_bytes: Size of the requests; None if unknown.
     """
 
-    def __init__(self, lines: LineReader, num_bytes: int | None) -> None:
-        self._lines, self._num_bytes = lines, num_bytes
+    def __init__(self, num_bytes: int | None) -> None:
+        self._num_bytes = num_bytes
         self._said = self._started = time.monotonic()
-        self._from = lines.num_bytes
 
     def __call__(self, counts: Counter[str]) -> None:
-        """Print a line if the last one is ten seconds old."""
-        now = time.monotonic()
+        """Print how much is done and the remaining time."""
+        now, new_bytes = time.monotonic(), counts["bytes"] - counts["found"]
         if now - self._said < _SAY_EVERY_S:
             return
         self._said = now
         text = f"retrieving: {counts['answered'] + counts['errors']:,} requests done"
-        if self._num_bytes and self._lines.num_bytes > self._from:
-            left = max(0, self._num_bytes - self._lines.num_bytes)
-            rate = (self._lines.num_bytes - self._from) / (now - self._started)
-            share = min(1.0, self._lines.num_bytes / self._num_bytes)
-            text += f", {share:.0%} of the input, about {left / rate:.0f} s left"
+        if self._num_bytes and new_bytes:
+            left_s = (self._num_bytes - counts["bytes"]) / new_bytes * (now - self._started)
+            share = min(1.0, counts["bytes"] / self._num_bytes)
+            text += f", {share:.0%} of the input, about {max(0, left_s):.0f} s left"
         say(text)

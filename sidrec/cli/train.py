@@ -33,6 +33,7 @@ from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
 from sidrec.runs.callbacks import LastCheckpoint, LineProgress, RunManifest, csv_logger, name_curve
 from sidrec.runs.checkpoints import (
+    BestSettings,
     checked,
     newest_whole_checkpoint,
     set_aside_damaged,
@@ -47,8 +48,9 @@ from sidrec.runs.from_run import (
     refuse_contradictions,
     refuse_missed_validation,
     refuse_missing_ids,
+    refuse_sharded_weights,
 )
-from sidrec.runs.lock import locked
+from sidrec.runs.lock import has_lost_run, locked, refuse_if_lost
 from sidrec.runs.preemption import Preempted
 from sidrec.runs.rank_failures import end_launched_ranks, explained, take_charge_of
 from sidrec.runs.tracking import Tracking
@@ -144,6 +146,7 @@ class SidrecCLI(LightningCLI):
             help="Seconds between checkpoints; by default 60 or more, so that saving takes at most "
             "5 % of the time.",
         )
+        parser.add_argument("--best", type=BestSettings, default=BestSettings())
         parser.add_argument(
             "--upload",
             type=bool,
@@ -164,6 +167,7 @@ class SidrecCLI(LightningCLI):
         refuse_secrets(self.resolved)
         refuse_traversal(self.resolved)
         refuse_missed_validation(self.resolved["trainer"])
+        refuse_sharded_weights(self.resolved["trainer"])
         if self.subcommand == "fit":
             refuse_contradictions(self.run, self.resolved)
             if is_finished_with(self.run, self.resolved):
@@ -210,7 +214,8 @@ class SidrecCLI(LightningCLI):
     def _checkpoints(self, config: dict[str, Any]) -> list[L.Callback]:
         if config.get("enable_checkpointing") is False:
             return []
-        monitor = getattr(self.model, "monitor", MONITOR)
+        chosen = BestSettings(**self.resolved["best"])
+        monitor = chosen.monitor or getattr(self.model, "monitor", MONITOR)
         last = LastCheckpoint(self.run, every_s=self.config.fit.checkpoint_every_s)
         if monitor is None:
             return [last]
@@ -218,7 +223,7 @@ class SidrecCLI(LightningCLI):
             dirpath=self.run.best_checkpoint.parent,
             filename="best",
             monitor=monitor,
-            mode="max",
+            mode=chosen.mode,
             enable_version_counter=False,
         )
         return [best, last]
@@ -228,7 +233,8 @@ class SidrecCLI(LightningCLI):
         parser = self._parser(self.subcommand)
         text = parser.dump(self.config[self.subcommand], skip_none=False)
         resolved: dict[str, Any] = yaml.safe_load(text)
-        return {key: resolved[key] for key in ("seed_everything", "trainer", "model", "data")}
+        kept = ("seed_everything", "trainer", "model", "data", "best")
+        return {key: resolved[key] for key in kept}
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; restore exit code and Ctrl-C handling, which Lightning changes."""
@@ -250,6 +256,7 @@ class SidrecCLI(LightningCLI):
     def _leave(self, error: BaseException, *, is_new: bool) -> None:
         """Clean up run directory and launched ranks; raise the error to report."""
         end_launched_ranks(self.trainer)
+        self.owns = self.owns and not has_lost_run()
         if self.owns and is_new and not self.run.manifest.exists():  # before the first step
             shutil.rmtree(self.run.root, ignore_errors=True)
         told = explained(error)
@@ -281,6 +288,7 @@ class SidrecCLI(LightningCLI):
             return
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             refuse_missing_ids(self.run, self.resolved["trainer"])
+            refuse_if_lost()
             self.run.write_manifest(state="finished")
             say(f"finished: {self.run.root}")
 

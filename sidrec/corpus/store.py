@@ -281,7 +281,7 @@ def _check_table(file: Path, description: dict[str, Any]) -> None:
 
 def _check_sha256(file: Path, description: dict[str, Any]) -> None:
     if sha256_of_file(file) != description["sha256"].get(file.name):
-        raise DataError(f"{file} is not the file that corpus.json describes; prepare it again.")
+        raise DataError(f"{file} differs from its hash in corpus.json; run sidrec prepare again.")
 
 
 def popularity(interactions: Interactions, num_items: int) -> Int64[Tensor, " item"]:

@@ -1,6 +1,8 @@
-"""``sidrec doctor``: what works on this machine; with ``--run_dir``, how a run stands.
+"""``sidrec doctor``: what works on this machine; how a run stands; what a corpus holds.
 
-Versions, devices, ranks, faiss, disk, caches, Slurm, W&B, hub. Exit codes: 0 nothing that stops
+With ``--run_dir RUN`` it examines a run, and with ``--corpus DIR`` it prints the facts of a corpus
+that ``sidrec prepare`` printed, after a check of its files. Without either it examines the machine:
+versions, devices, ranks, faiss, disk, caches, Slurm, W&B, hub. Exit codes: 0 nothing that stops
 sidrec, 1 a problem, 2 wrong usage.
 """
 
@@ -36,31 +38,39 @@ def main(args: list[str]) -> None:
     Raises:
         ConfigError: If an argument is unknown.
         RunError: If ``--run_dir`` names no folder.
+        DataError: If ``--corpus`` names no corpus, or a damaged one.
     """
     if any(word in ("-h", "--help") for word in args):
-        sys.stdout.write(f"usage: sidrec doctor [--help] [--run_dir FOLDER]\n\n{__doc__}\n")
-        return
-    run = _run_of(args)
-    if run is None:
-        findings = list(examine())
-    else:
-        from sidrec.doctor.run_state import (
-            examine_run,  # late: machine problems must not hide run problems
+        sys.stdout.write(
+            f"usage: sidrec doctor [--help] [--run_dir RUN | --corpus DIR]\n\n{__doc__}\n"
         )
+        return
+    # late imports: machine problems must not hide those of runs
+    match [word for argument in args for word in argument.split("=", 1)]:
+        case []:
+            findings = list(examine())
+        case ["--run_dir", folder]:
+            from sidrec.doctor.run_state import examine_run
 
-        findings = list(examine_run(run))
+            findings = list(examine_run(RunDirectory(Path(folder))))
+        case ["--corpus", folder]:
+            findings = _facts_of_corpus(folder)
+        case _:
+            raise ConfigError(
+                "`sidrec doctor` takes --run_dir RUN or --corpus DIR or nothing, got "
+                f"{' '.join(args)}."
+            )
     _show(findings)
     if any(finding.verdict == "problem" for finding in findings):
         sys.exit(1)
 
 
-def _run_of(args: list[str]) -> RunDirectory | None:
-    match [word for argument in args for word in argument.split("=", 1)]:
-        case []:
-            return None
-        case ["--run_dir", folder]:
-            return RunDirectory(Path(folder))
-    raise ConfigError(f"`sidrec doctor` takes no arguments but --run_dir, got {' '.join(args)}.")
+def _facts_of_corpus(folder: str) -> list[Finding]:
+    from sidrec.corpus.build.facts import fact_lines
+    from sidrec.corpus.store import Corpus
+
+    description = Corpus.load(folder).description
+    return [Finding("ok", name, value) for name, value in fact_lines(description)]
 
 
 def examine() -> Iterator[Finding]:

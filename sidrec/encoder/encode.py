@@ -17,36 +17,48 @@ from sidrec.distributed import gather_rows, rank_and_world_size
 from sidrec.encoder.enmf.module import FactorTower
 from sidrec.encoder.sharded_memmap import SharedVectors
 from sidrec.encoder.tower import TextTower
-from sidrec.types import ItemEmbeddings, TextTokens
+from sidrec.types import ItemEmbeddings, TextKind, TextTokens
 
 _BATCHES_TOKENIZED_TOGETHER = 64
 _IN_MEMORY_BYTES = 2 << 30
 
 
 def encode_texts(
-    tower: TextTower, texts: Sequence[str], *, max_tokens: int, batch_size: int, bf16: bool = False
+    tower: TextTower,
+    texts: Sequence[str],
+    *,
+    kind: TextKind,
+    max_tokens: int,
+    batch_size: int,
+    bf16: bool = False,
 ) -> Float[Tensor, "text dim"]:
     """Embed texts on this rank, without gradient and dropout.
 
     Args:
         tower: Text tower; keeps its device and mode.
-        texts: Texts in any order.
-        max_tokens: Longer texts are cut.
+        texts: Texts in any order, without prompt.
+        kind: Queries or items: the prompt before each text.
+        max_tokens: Longer texts are cut; the prompt does not count.
         batch_size: Texts per forward pass; texts of similar length share a batch, so the largest
             batches hold the longest texts.
         bf16: Run the encoder under bfloat16 autocast.
 
     Returns:
-        L2-normalized float32 embeddings on the CPU, row ``i`` for text ``i``.
+        The tower's float32 embeddings on the CPU, row ``i`` for text ``i``.
     """
     vectors = torch.empty(len(texts), tower.dim)
-    for first, part in _encoded(tower, texts, max_tokens, batch_size, bf16):
+    for first, part in _encoded(tower, texts, kind, max_tokens, batch_size, bf16):
         vectors[first : first + len(part)] = part
     return vectors
 
 
 def _encoded(
-    tower: TextTower, texts: Sequence[str], max_tokens: int, batch_size: int, bf16: bool
+    tower: TextTower,
+    texts: Sequence[str],
+    kind: TextKind,
+    max_tokens: int,
+    batch_size: int,
+    bf16: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "part dim"]]]:
     """Yield the first row of each part, and the part's embeddings."""
     together = batch_size * _BATCHES_TOKENIZED_TOGETHER
@@ -57,7 +69,7 @@ def _encoded(
             starts = range(0, len(texts), together)
             for first in track(starts, "Encoding texts", total=len(starts)):
                 part = list(texts[first : first + together])
-                yield first, _encode(tower, part, max_tokens, batch_size)
+                yield first, _encode(tower, part, kind, max_tokens, batch_size)
     finally:
         tower.train(was_training)
 
@@ -66,6 +78,7 @@ def encode_over_ranks(
     tower: TextTower,
     texts: Sequence[str],
     *,
+    kind: TextKind,
     max_tokens: int,
     batch_size: int,
     bf16: bool = False,
@@ -77,14 +90,16 @@ def encode_over_ranks(
 
     Args:
         tower: Text tower, as for ``encode_texts``.
-        texts: Texts of all ranks.
-        max_tokens: Longer texts are cut.
+        texts: Texts of all ranks, without prompt.
+        kind: Queries or items: the prompt before each text.
+        max_tokens: Longer texts are cut; the prompt does not count.
         batch_size: Texts per forward pass.
         bf16: Run the encoder under bfloat16 autocast.
         folder: Folder for memory-mapped vectors, used above 2 GiB; all ranks must see it. None
             keeps them in memory.
     """
-    how: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size, "bf16": bf16}
+    how: dict[str, Any] = {"kind": kind, "max_tokens": max_tokens}
+    how |= {"batch_size": batch_size, "bf16": bf16}
     if folder is not None and len(texts) * tower.dim * 4 > _IN_MEMORY_BYTES:
         shared = SharedVectors(folder, len(texts), tower.dim)
         first, end = shared.share()
@@ -119,6 +134,7 @@ def encode_catalogue(
     vectors = encode_over_ranks(
         tower,
         corpus.item_text_column(),
+        kind="item",
         max_tokens=max_tokens,
         batch_size=batch_size,
         bf16=bf16,
@@ -128,8 +144,8 @@ def encode_catalogue(
 
 
 def encoder_hash(tower: TextTower | FactorTower) -> str:
-    """Return the sha256 of names, shapes and bytes of all weights, in hexadecimal."""
-    digest = hashlib.sha256()
+    """Return the sha256 of all weights, and of pooling and prompts, in hexadecimal."""
+    digest = hashlib.sha256(repr(getattr(tower, "embedding", "")).encode())
     for name, weight in sorted(tower.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -137,27 +153,18 @@ def encoder_hash(tower: TextTower | FactorTower) -> str:
 
 
 def _encode(
-    tower: TextTower, texts: list[str], max_tokens: int, batch_size: int
+    tower: TextTower, texts: list[str], kind: TextKind, max_tokens: int, batch_size: int
 ) -> Float[Tensor, "text dim"]:
-    rows = tower.tokenizer(texts, truncation=True, max_length=max_tokens, verbose=False)
-    ids = rows["input_ids"]
+    ids = tower.token_rows(texts, max_tokens=max_tokens, kind=kind)
     order = sorted(range(len(texts)), key=lambda row: -len(ids[row]))  # longest first: fail early
-    padding = tower.tokenizer.pad_token_id or 0
     device = next(tower.parameters()).device
     vectors = torch.empty(len(texts), tower.dim)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        tokens = _padded([ids[row] for row in chosen], padding)
+        tokens = tower.padded([ids[row] for row in chosen])
         tokens = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
         vectors[chosen] = tower(tokens).float().cpu()
     return vectors
-
-
-def _padded(rows: list[list[int]], padding: int) -> TextTokens:
-    longest = max(1, max(map(len, rows)))
-    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return TextTokens(ids, torch.arange(longest) < lengths[:, None])
 
 
 def autocast_of(tower: TextTower, bf16: bool) -> AbstractContextManager[object]:

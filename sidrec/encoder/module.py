@@ -11,12 +11,13 @@ from sidrec.distributed import rank_and_world_size
 from sidrec.encoder.dense_retrieval import dense_recall, mean_history, own_slice
 from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings, ValidationSettings
-from sidrec.encoder.grad_cache import embed_in_chunks
-from sidrec.encoder.loss import contrastive_loss
+from sidrec.encoder.loss import contrastive_loss, embed_in_chunks
 from sidrec.encoder.tower import EncoderView, TextTower
 from sidrec.errors import ConfigError
 from sidrec.metrics import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
+from sidrec.training.activation_checkpointing import checkpoint_activations
+from sidrec.training.lora import apply_lora, keep_adapters_only, restore_base
 from sidrec.training.optimizer import OptimizerSettings
 from sidrec.training.stage_module import StageModule
 from sidrec.types import TASKS, PairBatch, TextTokens
@@ -62,14 +63,20 @@ class BiEncoder(StageModule[PairDataModule]):
         }
 
     def configure_model(self) -> None:
-        """Load the pretrained encoder, unless the tower exists."""
+        """Load the pretrained encoder, with its adapters, unless the tower exists."""
         if not hasattr(self, "tower"):
             self.tower = TextTower(
                 self.tower_settings.encoder,
                 revision=self.tower_settings.revision,
                 dropout=self.tower_settings.dropout,
                 length_groups=self.tower_settings.length_groups,
+                pooling=self.tower_settings.pooling,
+                normalize=self.tower_settings.normalize,
+                query_prompt=self.tower_settings.query_prompt,
+                item_prompt=self.tower_settings.item_prompt,
             )
+            if self.tower_settings.lora is not None:
+                apply_lora(self.tower.model, self.tower_settings.lora)
 
     def setup(self, stage: str) -> None:
         """Refuse batches without negatives, and pairs tokenized for another encoder."""
@@ -81,15 +88,19 @@ class BiEncoder(StageModule[PairDataModule]):
             raise ConfigError(
                 "data.batch_size 1 has no negatives to contrast with; give 2 or more."
             )
-        tokens = data.tokens
-        if (tokens.encoder, tokens.revision) != (own.encoder, own.revision):
-            raise ConfigError(
-                f"model.tower.encoder is '{own.encoder}' ({own.revision}) but data.tokens.encoder "
-                f"is '{tokens.encoder}' ({tokens.revision}); give both the same."
-            )
+        for name in ("encoder", "revision", "query_prompt", "item_prompt"):
+            ours, theirs = getattr(own, name), getattr(data.tokens, name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"model.tower.{name} is {ours!r} but data.tokens.{name} is {theirs!r}; give "
+                    "both the same."
+                )
 
     def on_fit_start(self) -> None:
-        """Compile the encoder if ``tower.torch_compile`` is set."""
+        """Set up activation checkpointing and ``torch.compile``, as the settings say."""
+        if self.tower_settings.activation_checkpointing:
+            self.tower.model.config.use_cache = False  # transformers warns of it, even in encoders
+            checkpoint_activations(self.tower.model)
         if self.tower_settings.torch_compile:
             self.tower.compile_encoder()
 
@@ -120,10 +131,10 @@ class BiEncoder(StageModule[PairDataModule]):
         self._log_recalls("test", self.dense_recalls(split))
 
     def predict_step(self, batch: TextTokens | list[str]) -> Float[Tensor, "text dim"]:
-        """Return the embeddings of a batch; strings are truncated to ``tokens.max_item_tokens``."""
+        """Return the embeddings of a batch; strings are item texts, truncated as in training."""
         if not isinstance(batch, TextTokens):
             max_tokens = self._data().tokens.max_item_tokens
-            batch = self.tower.tokenize(batch, max_tokens=max_tokens)
+            batch = self.tower.tokenize(batch, max_tokens=max_tokens, kind="item")
         tokens = TextTokens(batch.ids.to(self.device), batch.mask.to(self.device))
         embeddings: Tensor = self.tower(tokens)
         return embeddings.float()
@@ -147,6 +158,7 @@ class BiEncoder(StageModule[PairDataModule]):
         questions = encode_texts(
             self.text_encoder,
             [request.query for request in queries],
+            kind="query",
             max_tokens=data.tokens.max_query_tokens,
             batch_size=size,
         )
@@ -176,11 +188,20 @@ class BiEncoder(StageModule[PairDataModule]):
         super().on_save_checkpoint(checkpoint)
         checkpoint["text_tower"] = self.tower.snapshot()
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self.tower_settings.lora is not None:
+            keep_adapters_only(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the tower from the checkpoint alone if it does not exist."""
+        """Build the tower if it does not exist; from the checkpoint alone, unless it has adapters.
+
+        Raises:
+            RunError: If the pretrained encoder of the adapters has changed.
+        """
         super().on_load_checkpoint(checkpoint)
-        if not hasattr(self, "tower"):
+        if self.tower_settings.lora is not None:
+            self.configure_model()
+            restore_base(checkpoint, self, base=self.tower_settings.encoder)
+        elif not hasattr(self, "tower"):
             self.tower = TextTower.from_snapshot(
                 checkpoint["text_tower"], length_groups=self.tower_settings.length_groups
             )
@@ -193,7 +214,7 @@ class BiEncoder(StageModule[PairDataModule]):
         return EncoderView(self)  # type: ignore[return-value]
 
     def embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
-        """Return L2-normalized embeddings; a subclass may change them, and their width."""
+        """Return the tower's embeddings; a subclass may change them, and their width."""
         chunk = self.tower_settings.grad_cache_chunk
         if chunk is None:
             embeddings: Tensor = self.tower(tokens)

@@ -119,8 +119,8 @@ class SharedVectors:
             self._file.unlink(missing_ok=True)
         raise SidrecError(
             f"{self._file.parent} cannot hold {self._size / 2**30:.1f} GiB of item embeddings for "
-            f"all ranks ({problems[0]}); free space, or put the corpus on a disk that all of them "
-            "see."
+            f"all ranks ({problems[0]}); free space, or put the corpus on a disk that all ranks "
+            "share."
         )
 
     @classmethod

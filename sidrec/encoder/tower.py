@@ -1,7 +1,8 @@
-"""Text tower: a transformers encoder, mean pooling, unit length."""
+"""Text tower: a transformers encoder, its pooling, normalization and prompts."""
 
 import json
 import tempfile
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.kernels.cpu_dropout import use_cheap_dropout
-from sidrec.pairs.token_store import cannot_load, load_tokenizer, locate_encoder
-from sidrec.types import TextTokens
+from sidrec.pairs.encoder_files import cannot_load, load_tokenizer, locate_encoder
+from sidrec.pairs.sentence_embedding import Pooling, SentenceEmbedding, read_sentence_embedding
+from sidrec.pairs.token_store import token_rows
+from sidrec.types import TextKind, TextTokens
 
 Snapshot = dict[str, str]
+_EMBEDDING = "sentence_embedding.json"  # of a snapshot
 
 
 class TextTower(nn.Module):
@@ -29,6 +33,10 @@ class TextTower(nn.Module):
         length_groups: Number of groups of similar length in a batch, so that short texts are not
             padded to the longest; 1 pads the batch as a whole. It changes speed, and results only
             by rounding.
+        pooling: From token states to one vector; None takes what the encoder's folder says.
+        normalize: Whether embeddings have length 1; None takes what the folder says.
+        query_prompt: Text before every query; None takes the folder's.
+        item_prompt: Text before every item text; None takes the folder's.
 
     Raises:
         ConfigError: If the encoder cannot be loaded, or an argument is out of range.
@@ -41,8 +49,20 @@ class TextTower(nn.Module):
         revision: str | None,
         dropout: float | None,
         length_groups: int,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        query_prompt: str | None = None,
+        item_prompt: str | None = None,
     ) -> None:
         super().__init__()
+        embedding = read_sentence_embedding(
+            encoder,
+            revision=revision,
+            pooling=pooling,
+            normalize=normalize,
+            query_prompt=query_prompt,
+            item_prompt=item_prompt,
+        )
         config = _load_config(encoder, revision, dropout)
         try:
             model = _model_class().from_pretrained(
@@ -54,7 +74,8 @@ class TextTower(nn.Module):
             )
         except (OSError, ValueError) as error:
             raise cannot_load(encoder, error) from error
-        self._take(model, load_tokenizer(encoder, revision=revision), length_groups)
+        tokenizer = load_tokenizer(encoder, revision=revision)
+        self._take(model, tokenizer, embedding, length_groups)
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot, *, length_groups: int) -> "TextTower":
@@ -66,14 +87,24 @@ class TextTower(nn.Module):
         with tempfile.TemporaryDirectory() as name:
             for file, text in snapshot.items():
                 if Path(file).name != file:  # a checkpoint is not trusted
-                    raise DataError(f"The checkpoint names a file '{file}'; it is no encoder's.")
+                    raise DataError(
+                        f"The checkpoint names a file '{file}'; give the checkpoint of an encoder "
+                        "run."
+                    )
                 (Path(name) / file).write_text(text)
             model = _model_class().from_config(_load_config(name, None, None))
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            tower._take(model.float(), tokenizer, length_groups)
+            embedding = SentenceEmbedding(**json.loads(snapshot[_EMBEDDING]))
+            tower._take(model.float(), tokenizer, embedding, length_groups)
         return tower
 
-    def _take(self, model: Any, tokenizer: Any, length_groups: int) -> None:  # noqa: ANN401
+    def _take(
+        self,
+        model: Any,  # noqa: ANN401
+        tokenizer: Any,  # noqa: ANN401
+        embedding: SentenceEmbedding,
+        length_groups: int,
+    ) -> None:
         if length_groups < 1:
             raise ConfigError(f"length_groups must be 1 or more, got {length_groups}.")
         if model.config.is_encoder_decoder:
@@ -81,7 +112,9 @@ class TextTower(nn.Module):
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its weights would get no gradient, which DDP refuses
         use_cheap_dropout(model)
+        model.config.use_cache = False  # decoders keep keys and values for tokens to come
         self.model, self.tokenizer, self.length_groups = model.train(), tokenizer, length_groups
+        self.embedding = embedding
 
     def compile_encoder(self) -> None:
         """Compile the encoder with ``torch.compile``; the names of its weights do not change."""
@@ -98,17 +131,30 @@ class TextTower(nn.Module):
             self.tokenizer.save_pretrained(name)
             config = self.model.config.to_dict() | {"model_type": self.model.config.model_type}
             (Path(name) / "config.json").write_text(json.dumps(config, default=str))
+            (Path(name) / _EMBEDDING).write_text(json.dumps(asdict(self.embedding)))
             return {file.name: file.read_text() for file in sorted(Path(name).glob("*.*"))}
 
-    def tokenize(self, texts: list[str], *, max_tokens: int) -> TextTokens:
-        """Tokenize texts on the CPU; texts longer than ``max_tokens`` are truncated."""
-        rows = self.tokenizer(
-            texts, truncation=True, max_length=max_tokens, padding=True, return_tensors="pt"
-        )
-        return TextTokens(rows["input_ids"], rows["attention_mask"].bool())
+    def tokenize(self, texts: list[str], *, max_tokens: int, kind: TextKind) -> TextTokens:
+        """Tokenize texts behind the prompt of their kind, on the CPU, padded on the right.
+
+        Texts longer than ``max_tokens`` are truncated; the prompt does not count.
+        """
+        return self.padded(self.token_rows(texts, max_tokens=max_tokens, kind=kind))
+
+    def token_rows(self, texts: list[str], *, max_tokens: int, kind: TextKind) -> list[list[int]]:
+        """Return the token ids of ``tokenize``, without padding."""
+        prompt = self.embedding.prompt(kind)
+        return token_rows(self.tokenizer, texts, max_tokens=max_tokens, prompt=prompt)
+
+    def padded(self, rows: list[list[int]]) -> TextTokens:
+        """Return rows of token ids as a batch."""
+        padding, longest = self.tokenizer.pad_token_id or 0, max([1, *map(len, rows)])
+        ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        return TextTokens(ids, torch.arange(longest) < lengths[:, None])
 
     def forward(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
-        """Return L2-normalized float32 embeddings, row ``i`` for text ``i``."""
+        """Return float32 embeddings, row ``i`` for text ``i``, as ``pool`` gives them."""
         if self.length_groups == 1 or len(tokens.ids) <= self.length_groups:
             return self._embed(tokens)
         lengths = tokens.mask.sum(dim=1)
@@ -122,7 +168,7 @@ class TextTower(nn.Module):
             states: Tensor = self.model(
                 inputs_embeds=words[own], attention_mask=mask[own].long()
             ).last_hidden_state
-            parts.append(F.normalize(mean_pool(states, mask[own]), dim=-1))
+            parts.append(self.pool(states, mask[own]))
             first = end
         return torch.cat(parts)[torch.argsort(order)]
 
@@ -133,8 +179,20 @@ class TextTower(nn.Module):
         ).last_hidden_state
         return states
 
+    def pool(
+        self, states: Float[Tensor, "text token dim"], mask: Bool[Tensor, "text token"]
+    ) -> Float[Tensor, "text dim"]:
+        """Return float32 embeddings from token states: pooled, and of length 1 if so set.
+
+        Args:
+            states: Output of ``token_states``.
+            mask: True on tokens, which are at the front of each row.
+        """
+        pooled = _POOLS[self.embedding.pooling](states, mask)
+        return F.normalize(pooled, dim=-1) if self.embedding.normalize else pooled
+
     def _embed(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
-        return F.normalize(mean_pool(self.token_states(tokens), tokens.mask), dim=-1)
+        return self.pool(self.token_states(tokens), tokens.mask)
 
 
 class EncoderView(nn.Module):
@@ -149,15 +207,27 @@ class EncoderView(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.tokenizer = self.module.tower.tokenizer
+        self.tokenizer, self.embedding = self.module.tower.tokenizer, self.module.tower.embedding
 
     @property
     def dim(self) -> int:
         """Width of the embeddings."""
         device = next(self.parameters()).device
-        tokens = self.module.tower.tokenize(["a"], max_tokens=8)
+        tokens = self.module.tower.tokenize(["a"], max_tokens=8, kind="item")
         with torch.no_grad():
             return int(self(TextTokens(tokens.ids.to(device), tokens.mask.to(device))).shape[1])
+
+    def token_rows(self, texts: list[str], *, max_tokens: int, kind: TextKind) -> list[list[int]]:
+        """Return the token ids of the tower."""
+        rows: list[list[int]] = self.module.tower.token_rows(
+            texts, max_tokens=max_tokens, kind=kind
+        )
+        return rows
+
+    def padded(self, rows: list[list[int]]) -> TextTokens:
+        """Return rows of token ids as a batch."""
+        batch: TextTokens = self.module.tower.padded(rows)
+        return batch
 
     def forward(self, tokens: TextTokens) -> Float[Tensor, "text dim"]:
         """Return the module's own embeddings."""
@@ -173,6 +243,25 @@ def mean_pool(
     with torch.autocast(states.device.type, enabled=False):
         pooled: Tensor = torch.bmm(weights[:, None], states.float())[:, 0]
     return pooled
+
+
+def first_token(
+    states: Float[Tensor, "text token dim"], mask: Bool[Tensor, "text token"]
+) -> Float[Tensor, "text dim"]:
+    """Return the state of the first token, in float32."""
+    del mask
+    return states[:, 0].float()
+
+
+def last_token(
+    states: Float[Tensor, "text token dim"], mask: Bool[Tensor, "text token"]
+) -> Float[Tensor, "text dim"]:
+    """Return the state of the last token that is not padding, in float32."""
+    last = mask.sum(dim=1).sub(1).clamp(min=0)
+    return states[torch.arange(len(states), device=states.device), last].float()
+
+
+_POOLS = {"mean": mean_pool, "cls": first_token, "last_token": last_token}
 
 
 def group_ends(sorted_lengths: list[int], num_groups: int) -> list[int]:

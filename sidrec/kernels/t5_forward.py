@@ -1,6 +1,8 @@
 """T5 forward pass for faster training, with the weights of transformers' T5.
 
 The outputs equal those of the model's own forward up to rounding; with dropout, in distribution.
+It reads the weights and calls few modules, so it is only right for a model that nothing wraps
+(``is_wrapped``). ``plain_read_positions`` and ``plain_write_tokens`` are transformers' own forward.
 """
 
 from typing import Any
@@ -8,11 +10,89 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidrec.kernels.cpu_dropout import dropout
 
 _NOT_SEEN = -1e9  # finite, as T5's own masks are
+_OWN_CODE = ("transformers.models.t5.", "transformers.activations", "torch.nn.")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_wrapped(t5: nn.Module) -> bool:
+    """Return whether anything changes or observes the forward of a module of the model.
+
+    Such things are adapters, activation checkpointing, a compiled module, hooks, a wrapper, and any
+    class that is not from transformers' T5 or ``torch.nn``.
+    """
+    return any(
+        _is_changed(module) or getattr(module, "gradient_checkpointing", False)
+        for module in t5.modules()
+    )
+
+
+def has_wrapped_decoder(t5: Any) -> bool:  # noqa: ANN401 (transformers is untyped)
+    """Return whether a forward that ``T5Steps`` bypasses is changed or observed.
+
+    ``T5Steps`` calls the linear layers, norms, embeddings and feed-forward layers as modules, so
+    adapters inside them count. Activation checkpointing has no effect outside training.
+    """
+    bypassed = [t5, t5.decoder, t5.lm_head]
+    for block in t5.decoder.block:
+        if _is_changed(block):
+            return True
+        own, cross = block.layer[0], block.layer[1]
+        bypassed += [own, own.SelfAttention, cross, cross.EncDecAttention]
+    return any(map(_is_changed, bypassed))
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return (
+        not type(module).__module__.startswith(_OWN_CODE)
+        or "forward" in vars(module)
+        or module._compiled_call_impl is not None
+        or any(getattr(module, hooks) for hooks in _HOOKS)
+    )
+
+
+def code_logits(
+    t5: Any,  # noqa: ANN401
+    hidden: Float[Tensor, "*request dim"],
+    tokens: slice | Int[Tensor, " code"],
+) -> Float[Tensor, "*request code"]:
+    """Return the output head's logits of some tokens; a wrapped head computes all of them."""
+    if _is_changed(t5.lm_head):
+        logits: Tensor = t5.lm_head(hidden)[..., tokens]
+        return logits
+    return F.linear(hidden, t5.lm_head.weight[tokens])
+
+
+def plain_read_positions(
+    t5: Any,  # noqa: ANN401
+    positions: Float[Tensor, "request position dim"],
+    mask: Bool[Tensor, "request position"],
+) -> Float[Tensor, "request position dim"]:
+    """Return what ``read_positions`` returns, by transformers' own forward."""
+    states: Tensor = t5.encoder(
+        inputs_embeds=positions, attention_mask=mask.long()
+    ).last_hidden_state
+    return states
+
+
+def plain_write_tokens(
+    t5: Any,  # noqa: ANN401
+    tokens: Int[Tensor, "request token"],
+    source: Float[Tensor, "request position dim"],
+    mask: Bool[Tensor, "request position"],
+) -> Float[Tensor, "request token dim"]:
+    """Return what ``write_tokens`` returns, by transformers' own forward."""
+    hidden: Tensor = t5.decoder(
+        input_ids=tokens,
+        encoder_hidden_states=source,
+        encoder_attention_mask=mask.long(),
+        use_cache=False,
+    ).last_hidden_state
+    return _scaled(t5, hidden)
 
 
 def read_positions(
@@ -71,6 +151,10 @@ def write_tokens(
         hidden = _attend_to_source(block.layer[1], hidden, source, _bias_of(mask), rate)
         hidden = _feed_forward(block.layer[-1], hidden, rate)
     hidden = dropout(stack.final_layer_norm(hidden), rate=rate)
+    return _scaled(t5, hidden)
+
+
+def _scaled(t5: Any, hidden: Tensor) -> Tensor:  # noqa: ANN401
     return hidden * t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else hidden
 
 

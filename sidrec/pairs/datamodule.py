@@ -11,11 +11,13 @@ from sidrec.corpus.leakage import check_train_only, check_train_queries_only
 from sidrec.corpus.memmap_cache import derived_folder
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.batches import PairBatches
+from sidrec.pairs.encoder_files import load_tokenizer
 from sidrec.pairs.item_item import ItemItemPairs, item_item_pairs
 from sidrec.pairs.pair_settings import ItemPairSettings, PairTaskSettings, TokenSettings
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
 from sidrec.pairs.schedule import PairSchedule
-from sidrec.pairs.token_store import TokenStore, load_tokenizer, tokenize_once
+from sidrec.pairs.sentence_embedding import read_sentence_embedding
+from sidrec.pairs.token_store import TokenStore, num_prompt_tokens, tokenize_once
 from sidrec.settings import PositiveInt
 from sidrec.training.resumable_data import CorpusDataModule
 
@@ -135,11 +137,21 @@ class PairDataModule(CorpusDataModule[PairBatches]):
     def _token_stores(self) -> tuple[TokenStore | None, TokenStore]:
         corpus, tokens = self.corpus, self.tokens
         tokenizer = load_tokenizer(tokens.encoder, revision=tokens.revision)
-        for name in ("max_query_tokens", "max_item_tokens"):
-            if getattr(tokens, name) > tokenizer.model_max_length:
+        how = read_sentence_embedding(
+            tokens.encoder,
+            revision=tokens.revision,
+            query_prompt=tokens.query_prompt,
+            item_prompt=tokens.item_prompt,
+        )
+        for name, prompt in (
+            ("max_query_tokens", how.query_prompt),
+            ("max_item_tokens", how.item_prompt),
+        ):
+            room = tokenizer.model_max_length - num_prompt_tokens(tokenizer, prompt)
+            if getattr(tokens, name) > room:
                 raise ConfigError(
                     f"data.tokens.{name} is {getattr(tokens, name)}, but '{tokens.encoder}' reads "
-                    f"at most {tokenizer.model_max_length}; lower it."
+                    f"at most {room}{' after the prompt' if prompt else ''}; lower it."
                 )
         cache = derived_folder(corpus.folder, corpus.fingerprint) / "tokens"
         same = {
@@ -151,6 +163,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
             _texts(corpus.items, None),
             num_texts=corpus.num_items,
             max_tokens=tokens.max_item_tokens,
+            prompt=how.item_prompt,
             what="items",
             **same,
         )
@@ -161,6 +174,7 @@ class PairDataModule(CorpusDataModule[PairBatches]):
             _texts(corpus.queries, rows),
             num_texts=len(rows),
             max_tokens=tokens.max_query_tokens,
+            prompt=how.query_prompt,
             what="train queries",
             **same,
         )

@@ -11,20 +11,26 @@ from sidrec.settings import NonNegativeFloat, PositiveInt, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSettings(Settings):
-    """Tokenizer of the pairs' texts; encoder and revision must equal the model's.
+    """Tokenizer of the pairs' texts; encoder, revision and prompts must equal the model's.
 
     Attributes:
         encoder: Encoder whose tokenizer cuts the texts: hub name, folder, or
             ``package:NAME/FOLDER``.
         revision: Branch, tag or commit on the hub; None takes the newest.
-        max_query_tokens: Tokens of a query, at most, special tokens included, ``>= 3``.
-        max_item_tokens: Tokens of an item text, at most, special tokens included, ``>= 3``.
+        query_prompt: Text before every query; None takes the encoder's.
+        item_prompt: Text before every item text; None takes the encoder's.
+        max_query_tokens: Tokens of a query, at most, ``>= 3``: special tokens included, the prompt
+            excluded.
+        max_item_tokens: Tokens of an item text, at most, ``>= 3``: special tokens included, the
+            prompt excluded.
         cache: Folder for tokenized texts; None puts them beside the corpus, or under the user's
             cache folder where the corpus cannot be written.
     """
 
     encoder: str = "sentence-transformers/all-mpnet-base-v2"
     revision: str | None = None
+    query_prompt: str | None = None
+    item_prompt: str | None = None
     max_query_tokens: Annotated[int, Interval(ge=3)] = 32
     max_item_tokens: Annotated[int, Interval(ge=3)] = 128
     cache: str | None = None

@@ -50,7 +50,7 @@ class QueryItemPairs:
         empty = np.flatnonzero(np.diff(self.item_starts) == 0)
         if empty.size:
             raise DataError(
-                f"{empty.size} train queries have no item (first: number {empty[0]} among them); "
+                f"{empty.size} train queries have no item (first: train query {empty[0]}); "
                 "run `sidrec prepare` again."
             )
 

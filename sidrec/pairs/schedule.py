@@ -55,7 +55,8 @@ class PairSchedule:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.world_size < 1:
             raise ConfigError(
-                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be 1 or more"
+                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be at least "
+                "1."
             )
         for task, rows, batches in zip(TASKS, self.num_rows, self.num_full_batches, strict=True):
             if rows and not batches:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +11,38 @@ import torch
 from jaxtyping import Int32, Int64
 
 from sidrec.console import track
-from sidrec.errors import ConfigError, DataError
+from sidrec.errors import DataError
 from sidrec.files import atomic_folder, read_json, write_json
 from sidrec.types import TextTokens
 
-PACKAGE_PREFIX = "package:"
+_TEXTS_AT_ONCE = 4_096
 
 
-def locate_encoder(encoder: str) -> str:
-    """Return the hub name or folder from which transformers loads an encoder.
+def token_rows(
+    tokenizer: Any,  # noqa: ANN401
+    texts: list[str],
+    *,
+    max_tokens: int,
+    prompt: str,
+) -> list[list[int]]:
+    """Return the token ids of texts, each behind the prompt.
 
     Args:
-        encoder: Name on the Hugging Face hub, a folder, or ``package:NAME/FOLDER`` for a folder in
-            an installed Python package.
-
-    Raises:
-        ConfigError: If the package or its folder does not exist.
+        tokenizer: A transformers tokenizer.
+        texts: Texts without prompt.
+        max_tokens: Longer texts are cut; special tokens count, those of the prompt do not.
+        prompt: Text before every text.
     """
-    if not encoder.startswith(PACKAGE_PREFIX):
-        return encoder
-    package, _, inside = encoder.removeprefix(PACKAGE_PREFIX).partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"encoder '{encoder}': no Python package '{package}'; run `pip install "
-            f"{package.replace('_', '-')}`, or give a hub name or a folder."
-        )
-    folder = Path(spec.submodule_search_locations[0]) / inside
-    if not folder.is_dir():
-        raise ConfigError(f"encoder '{encoder}': the package has no folder '{inside}'.")
-    return str(folder)
+    limit = max_tokens + num_prompt_tokens(tokenizer, prompt)
+    behind = [prompt + text for text in texts] if prompt else texts
+    rows = tokenizer(behind, truncation=True, max_length=limit, verbose=False)
+    ids: list[list[int]] = rows["input_ids"]
+    return ids
 
 
-def load_tokenizer(encoder: str, *, revision: str | None) -> Any:  # noqa: ANN401
-    """Return the tokenizer of an encoder; code from the hub is never run.
-
-    Raises:
-        ConfigError: If it cannot be loaded; the message gives the reason in one line.
-    """
-    from transformers import AutoTokenizer
-
-    where = locate_encoder(encoder)
-    try:
-        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise cannot_load(encoder, error) from error
-
-
-def cannot_load(encoder: str, error: Exception) -> ConfigError:
-    """Return a one-line error for an encoder that transformers cannot load."""
-    reason = " ".join(str(error).split())[:200]
-    return ConfigError(
-        f"encoder '{encoder}' cannot be loaded ({reason}); give a name on the Hugging Face hub, "
-        "a folder, or package:NAME/FOLDER."
-    )
-
-
-_TEXTS_AT_ONCE = 4_096
+def num_prompt_tokens(tokenizer: Any, prompt: str) -> int:  # noqa: ANN401
+    """Return the number of tokens that a prompt takes."""
+    return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +74,7 @@ class TokenStore:
         starts = np.load(folder / "starts.npy", mmap_mode="r")
         num_tokens = (folder / "ids.bin").stat().st_size // 4
         if len(starts) != facts["num_texts"] + 1 or num_tokens != starts[-1]:
-            raise DataError(f"{folder} is damaged; delete it, it is written again by itself.")
+            raise DataError(f"{folder} is damaged; delete it and run the same command again.")
         ids = (
             np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
             if num_tokens
@@ -131,6 +105,7 @@ def tokenize_once(
     num_texts: int,
     tokenizer: Any,  # noqa: ANN401
     max_tokens: int,
+    prompt: str,
     what: str,
     corpus_fingerprint: str,
     cache: Path,
@@ -144,20 +119,17 @@ def tokenize_once(
         texts: Read once, in order, only when the cache holds nothing.
         num_texts: Number of ``texts``.
         tokenizer: A transformers tokenizer.
-        max_tokens: Longer texts are cut; special tokens count.
+        max_tokens: Longer texts are cut, see ``token_rows``.
+        prompt: Text before every text; part of the cache's key.
         what: ``items`` or ``train queries``: part of the cache's key, and shown to the user.
         corpus_fingerprint: Part of the cache's key.
         cache: Folder of all token stores.
     """
-    key = _key(tokenizer_fingerprint(tokenizer), str(max_tokens), what, corpus_fingerprint)
+    key = _key(tokenizer_fingerprint(tokenizer), str(max_tokens), prompt, what, corpus_fingerprint)
     folder = cache / f"{what.replace(' ', '-')}-{key}"
     if not (folder / "tokens.json").exists():
-        try:
-            with atomic_folder(folder) as temporary:
-                _write(temporary, texts, num_texts, tokenizer, max_tokens, what)
-        except OSError:
-            if not (folder / "tokens.json").exists():  # no process wrote it: a real error
-                raise
+        with atomic_folder(folder, first_wins=True) as temporary:
+            _write(temporary, texts, num_texts, tokenizer, max_tokens, prompt, what)
     return TokenStore.open(folder)
 
 
@@ -178,6 +150,7 @@ def _write(
     num_texts: int,
     tokenizer: Any,  # noqa: ANN401
     max_tokens: int,
+    prompt: str,
     what: str,
 ) -> None:
     starts = np.zeros(num_texts + 1, dtype=np.int64)
@@ -186,8 +159,7 @@ def _write(
         for chunk in track(
             _chunks(texts), f"Tokenizing {what}", total=-(-num_texts // _TEXTS_AT_ONCE)
         ):
-            rows = tokenizer(chunk, truncation=True, max_length=max_tokens, verbose=False)
-            for row in rows["input_ids"]:
+            for row in token_rows(tokenizer, chunk, max_tokens=max_tokens, prompt=prompt):
                 stream.write(np.asarray(row, dtype=np.int32).tobytes())
                 starts[done + 1] = starts[done] + len(row)
                 done += 1
@@ -196,7 +168,9 @@ def _write(
     np.save(folder / "starts.npy", starts)
     padding = tokenizer.pad_token_id
     facts = {"num_texts": num_texts, "padding": 0 if padding is None else int(padding)}
-    write_json(folder / "tokens.json", facts | {"max_tokens": max_tokens, "what": what})
+    write_json(
+        folder / "tokens.json", facts | {"max_tokens": max_tokens, "prompt": prompt, "what": what}
+    )
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

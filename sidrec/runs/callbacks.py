@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import CSVLogger
 from sidrec.console import say
 from sidrec.distributed import rank_and_world_size, sum_over_ranks
 from sidrec.files import atomic_file
-from sidrec.runs.checkpoints import keep_previous, write_checkpoint
+from sidrec.runs.checkpoints import keep_previous, load_file, write_checkpoint
 from sidrec.runs.directory import RunDirectory
+from sidrec.runs.lightning_private import validates_after_this_batch
 from sidrec.runs.lock import refuse_if_lost
 from sidrec.runs.preemption import STOP, Preempted
 
@@ -198,11 +199,10 @@ class LastCheckpoint(L.Callback):
 
 def _may_save(trainer: L.Trainer) -> bool:
     """Return whether a resume from the current state does the same as continuing."""
-    loop = trainer.fit_loop.epoch_loop
-    progress = loop.batch_progress
+    progress = trainer.fit_loop.epoch_loop.batch_progress
     if progress.current.ready % trainer.accumulate_grad_batches and not progress.is_last_batch:
         return False
-    validates_now = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    validates_now = validates_after_this_batch(trainer)
     return not validates_now or trainer.val_check_batch == 1  # 1: no later state avoids validation
 
 
@@ -227,8 +227,7 @@ class CheckpointFiles(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read only tensors and plain types, whatever the caller asks for."""
         del weights_only
-        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        return loaded
+        return load_file(Path(path), map_location=map_location)
 
 
 class LineProgress(L.Callback):

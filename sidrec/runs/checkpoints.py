@@ -3,8 +3,9 @@
 import os
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,8 +14,23 @@ from sidrec.errors import RunError
 from sidrec.files import atomic_file
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.lock import refuse_if_lost
+from sidrec.settings import Settings
 
 _SHARDED_FACTS = "meta.pt"  # Lightning writes it into the folder after all shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestSettings(Settings):
+    """Metric whose best validation chooses ``checkpoints/best.ckpt``.
+
+    Attributes:
+        monitor: Metric as the log names it, such as ``val/recommendation/ndcg@10``; None takes the
+            stage's own: ``val/recall_harmonic_mean``, and the last weights of a quantizer.
+        mode: Whether ``max`` or ``min`` is best.
+    """
+
+    monitor: str | None = None
+    mode: Literal["max", "min"] = "max"
 
 
 def damage_of(file: Path) -> str | None:
@@ -65,7 +81,7 @@ def newest_whole_checkpoint(run: RunDirectory) -> Path | None:
         problem = damage_of(file)
         if problem is None:
             for name, why in damaged.items():
-                say(f"{name} is left out ({why}); going on from the one before")
+                say(f"{name} cannot be read ({why}); using the previous checkpoint")
             return file
         damaged[str(file)] = problem
     if damaged:
@@ -94,7 +110,21 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         RunError: If it is not an intact checkpoint.
     """
-    content: dict[str, Any] = torch.load(checked(file), map_location="cpu", weights_only=True)
+    return load_file(checked(file), map_location="cpu")
+
+
+def load_file(file: Path, *, map_location: Any) -> dict[str, Any]:  # noqa: ANN401 (torch's)
+    """Return the content of a checkpoint file; executes no code.
+
+    Raises:
+        RunError: If it is a folder of shards, as a strategy that shards weights writes it.
+    """
+    if file.is_dir():
+        raise RunError(
+            f"{file} is a folder of shards; make one file of it with `python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {file}`, and put that there."
+        )
+    content: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
     return content
 
 
@@ -150,7 +180,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
         free_gb = _free_gb(target)
         raise RunError(
             f"{target} cannot be written ({_first_line(error)}; {free_gb:.1f} GB free); "
-            "the checkpoint before it is whole. Make room or mend the rights, then run the same "
+            "the previous one is intact. Free space or fix the permissions, then run the same "
             "command again."
         ) from error
 

@@ -59,7 +59,7 @@ def refuse_traversal(config: dict[str, Any]) -> None:
         path = PurePath(value)
         if path.is_absolute() or ".." in path.parts or "\0" in value:
             raise ConfigError(
-                f"{key} is '{value}', which leads out of the run's folder; give a plain name."
+                f"{key} is '{value}', which is outside the run's folder; give a plain name."
             )
 
 

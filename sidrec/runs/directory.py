@@ -116,7 +116,7 @@ class RunDirectory:
             found = "no manifest.json" if state == "new" else f"state '{state}'"
             raise RunError(
                 f"{self.root} is not a finished run ({found}); "
-                "run the same `sidrec fit` command again, it resumes where it stopped."
+                "run the same `sidrec fit` command again, to resume."
             )
         for checkpoint in (self.best_checkpoint, self.last_checkpoint):
             if checkpoint.exists():

@@ -16,6 +16,7 @@ from sidrec.runs.directory import RunDirectory
 _FLAG = "--from"
 _ID_CALLBACKS = ("SemanticIdCallback", "LearnedIdsCallback")
 _FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name a folder
+_SHARDING = ("fsdp", "deepspeed", "modelparallel")
 _GROUPS = ("tower", "tokens", "t5", "causal_lm")  # settings that hold such a name
 
 
@@ -88,7 +89,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise RunError(f"{path} cannot be read ({type(error).__name__}); train again.") from None
     if not isinstance(content, dict):
-        raise RunError(f"{path} is no mapping; train again in a new run directory.")
+        raise RunError(f"{path} is not a mapping; train again in a new run directory.")
     return content
 
 
@@ -111,7 +112,7 @@ def absolute_paths(config: Any) -> Any:  # noqa: ANN401
 
 
 def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
-    """Refuse to resume a run whose model, data or seed settings differ from its first start.
+    """Refuse to resume a run whose model, data, seed or best metric differ from its first start.
 
     Trainer settings (devices, steps, precision, logging) may change on resume.
 
@@ -121,7 +122,7 @@ def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:
     if not (run.last_checkpoint.exists() and run.config.exists()):
         return
     stored = _as_of_now(absolute_paths(read_config(run.config)), resolved)
-    kept = ("seed_everything", "model", "data")
+    kept = ("seed_everything", "model", "data", "best")
     before = dict(_leaves({key: stored.get(key) for key in kept}))
     now = dict(_leaves({key: resolved.get(key) for key in kept}))
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -153,6 +154,24 @@ def refuse_missed_validation(trainer: dict[str, Any]) -> None:
         raise ConfigError(
             f"trainer.limit_train_batches ({limit}) is below trainer.val_check_interval "
             f"({interval}), so validation would never run; lower the interval."
+        )
+
+
+def refuse_sharded_weights(trainer: dict[str, Any]) -> None:
+    """Refuse strategies that shard the weights of a model.
+
+    Validation, decoding and the encoding of items read whole weights outside of the training step.
+
+    Raises:
+        ConfigError: Names the strategy and what to use instead.
+    """
+    strategy = trainer.get("strategy")
+    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
+    if any(kind in name.lower() for kind in _SHARDING):
+        raise ConfigError(
+            f"trainer.strategy {name} shards weights, but validation and decoding read them whole; "
+            "use ddp, with model.t5.lora or model.tower.lora and activation_checkpointing for "
+            "large models."
         )
 
 

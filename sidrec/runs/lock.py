@@ -78,8 +78,8 @@ def locked(run: RunDirectory) -> Iterator[None]:
             _take_over_or_refuse(run.lock, own)
     except OSError as error:
         raise RunError(
-            f"{run.root} cannot be written ({error.strerror or error}); give a --run_dir where "
-            "you may write, or make room."
+            f"{run.root} cannot be written ({error.strerror or error}); give a writable --run_dir, "
+            "or free space."
         ) from error
     over = threading.Event()
     threading.Thread(target=_give_signs, args=(run.lock, own, over), daemon=True).start()
@@ -106,6 +106,15 @@ def refuse_if_lost() -> None:
             raise RunError(_lost(lock, other))
 
 
+def has_lost_run() -> bool:
+    """Return whether another process has taken this process's run over, or its folder is gone."""
+    try:
+        refuse_if_lost()
+    except (RunError, OSError):
+        return True
+    return False
+
+
 def read_owner(lock: Path) -> Owner | None:
     """Return the owner of the lock; None without a lock, or when it cannot be read."""
     try:
@@ -128,7 +137,7 @@ def why_gone(lock: Path, owner: Owner | None, own: Owner) -> str | None:
         return None if alive else "it has ended"
     if owner is not None and owner.job and owner.job == own.job:
         return "the job was requeued"
-    return f"no sign of life for {silent_s:.0f} s" if silent_s > SILENT_S else None
+    return f"no heartbeat for {silent_s:.0f} s" if silent_s > SILENT_S else None
 
 
 def _create(lock: Path, own: Owner) -> bool:
@@ -164,7 +173,7 @@ def _take_over_or_refuse(lock: Path, own: Owner) -> None:
     if reason is None:
         who, silent_s = owner or "an unknown process", _silent_s(lock)
         raise RunError(
-            f"{lock.parent} is in use by {who}, last sign of life {silent_s:.0f} s ago; "
+            f"{lock.parent} is in use by {who}, last heartbeat {silent_s:.0f} s ago; "
             "wait for it, stop it, or give another --run_dir."
         )
     aside = lock.with_name(f".{lock.name}.{own.token}.old")
@@ -201,8 +210,8 @@ def _taken_by(lock: Path, own: Owner) -> Owner | None:
 
 def _lost(lock: Path, other: Owner) -> str:
     return (
-        f"{lock.parent} was taken over by {other}, since this process had given no sign of life; "
-        "it ends and writes nothing more."
+        f"{lock.parent} was taken over by {other}, because this process had no heartbeat; it stops "
+        "without writing."
     )
 
 

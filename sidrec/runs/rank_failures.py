@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies.launchers import subprocess_script
 
 from sidrec.distributed import rank_and_world_size, silent_ranks
 from sidrec.errors import RunError, SidrecError
 from sidrec.runs.callbacks import CheckpointFiles
+from sidrec.runs.lightning_private import disable_signal_handlers, set_process_observer
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, Preempted
 
 _POLL_S = 0.5
@@ -36,8 +36,8 @@ def take_charge_of(trainer: L.Trainer) -> None:
     rank 0 with SIGKILL, which prevents any report.
     """
     trainer.strategy.checkpoint_io = CheckpointFiles()
-    trainer._signal_connector.register_signal_handlers = lambda: None
-    subprocess_script._launch_process_observer = _watch_launched_ranks
+    disable_signal_handlers(trainer)
+    set_process_observer(_watch_launched_ranks)
 
 
 def end_launched_ranks(trainer: L.Trainer) -> None:
@@ -62,13 +62,13 @@ def explained(error: BaseException) -> BaseException:
     text = str(error)
     if died := _WORKER_DIED.search(text):
         return RunError(
-            f"A process that makes batches (pid {died[1].strip()}) died, often for want of memory; "
-            "run the same command again, or lower data.num_workers."
+            f"A process that makes batches (pid {died[1].strip()}) died, often from lack of "
+            "memory; run the same command again, or lower data.num_workers."
         )
     if came := _NOT_ALL_CAME.search(text):
         return RunError(
-            f"Only {came[1]} of {came[2]} ranks came in time; look at how the others ended, and "
-            "start as many processes as trainer.devices x trainer.num_nodes."
+            f"Only {came[1]} of {came[2]} ranks connected in time; check the logs of the others, "
+            "and start as many processes as trainer.devices x trainer.num_nodes."
         )
     rank, world_size = rank_and_world_size()
     if world_size == 1:

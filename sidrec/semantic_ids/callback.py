@@ -186,13 +186,14 @@ def _best_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[Non
     if best is None:
         yield
         return
-    present = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    stored = torch.load(best, map_location="cpu", weights_only=True)
-    module.load_state_dict(stored["state_dict"])
+    stored = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    own = module.state_dict()  # holds what no checkpoint does: the frozen base of adapters
+    present = {name: own[name].detach().clone() for name in own if name in stored}
+    module.load_state_dict(own | stored)
     try:
         yield
     finally:
-        module.load_state_dict(present)
+        module.load_state_dict(own | present)
 
 
 def _best_checkpoint(trainer: L.Trainer) -> str | None:

@@ -127,12 +127,12 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
         process = self._workers[number]
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, _TRACEBACK)
-        time.sleep(0.2)  # time for the traceback to be written
+        time.sleep(1.0)  # time for the traceback to be written
         self._kill()
         raise RunError(
             f"Loader process {number} of {len(self._workers)} (pid {process.pid}) has made no "
-            f"batch for {timeout:.0f} s; its traceback is above. Does the disk of the corpus "
-            "respond? Run the same command again to resume, or set data.num_workers to 0."
+            f"batch for {timeout:.0f} s; its traceback is above. Check the disk of the corpus, "
+            "then run the same command again to resume, or set data.num_workers to 0."
         )
 
     def _kill(self) -> None:

@@ -59,9 +59,8 @@ class LossGuard:
         if self.num_skipped >= self.skip_at_most:
             raise RunError(
                 f"The loss is {mean.item()} at {where}, for {culprit}; lower "
-                "model.optimizer.learning_rate, use precision bf16-mixed or 32, or let "
-                "model.optimizer.skip_bad_losses batches pass "
-                f"(now {self.skip_at_most})."
+                "model.optimizer.learning_rate, use precision bf16-mixed or 32, or raise "
+                f"model.optimizer.skip_bad_losses (now {self.skip_at_most})."
             )
         self.num_skipped += 1
         self._skips_step = True

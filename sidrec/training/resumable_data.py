@@ -48,8 +48,7 @@ def first_batch_after(
     """
     if state["corpus"] != fixed["corpus"]:
         raise DataError(
-            f"{corpus_folder} is not the corpus that this run began with; "
-            "give that one, or begin a new run directory."
+            f"{corpus_folder} is not the corpus of this run; give that one, or a new --run_dir."
         )
     changed = [name for name, value in fixed.items() if state[name] != value]
     if changed and state["step"] > 0:

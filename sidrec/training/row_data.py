@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -19,15 +19,17 @@ from sidrec.training.resumable_data import CorpusDataModule
 class RowSchedule:
     """Schedule of an epoch's batches, for all ranks.
 
-    Every epoch contains every row. Ranks hold neighboring slices of one global batch. The first
-    rows of the same shuffle complete the last global batch, so that all batches of all ranks have
-    the same size.
+    Every epoch contains every row. Ranks share one global batch. The first rows of the same
+    shuffle complete the last global batch, so that all batches of all ranks have the same size.
 
     Attributes:
         num_rows: Number of rows.
         batch_size: Rows per rank.
         world_size: Number of ranks.
         seed: Seed of the shuffles.
+        lengths: Length of each row, in any unit: the rows of neighboring global batches are sorted
+            by it, to save padding; None keeps the shuffled order.
+        pool_batches: Global batches that are sorted together, and then shuffled.
 
     Raises:
         ConfigError: If there are no rows, or a setting is out of range.
@@ -37,14 +39,17 @@ class RowSchedule:
     batch_size: int
     world_size: int
     seed: int
+    lengths: Int64[np.ndarray, " row"] | None = field(default=None, compare=False, repr=False)
+    pool_batches: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.world_size < 1:
             raise ConfigError(
-                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be 1 or more"
+                f"batch_size {self.batch_size} with {self.world_size} ranks; both must be at least "
+                "1."
             )
         if self.num_rows < 1:
-            raise ConfigError("Nothing to train on: no user has train interactions.")
+            raise ConfigError("No user has train interactions to train on; check the corpus.")
 
     def __len__(self) -> int:
         return math.ceil(self.num_rows / (self.batch_size * self.world_size))
@@ -57,8 +62,21 @@ class RowSchedule:
         """
         if not (0 <= step < len(self) and 0 <= rank < self.world_size):
             raise IndexError(f"step {step} of {len(self)}, rank {rank} of {self.world_size}")
-        first = (step * self.world_size + rank) * self.batch_size
-        places = np.arange(first, first + self.batch_size, dtype=np.int64) % self.num_rows
+        if self.lengths is None:
+            first = (step * self.world_size + rank) * self.batch_size
+            return self._shuffled(first, first + self.batch_size, epoch)
+        together, pool = self.batch_size * self.world_size, step // self.pool_batches
+        first = pool * self.pool_batches
+        count = min(self.pool_batches, len(self) - first)
+        rows = self._shuffled(first * together, (first + count) * together, epoch)
+        batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(count, together)
+        key = key_of(self.seed, epoch, "order", pool)
+        place = permute(np.array([step - first], np.int64), size=count, key=key)
+        own: Int64[np.ndarray, " row"] = batches[int(place[0]), rank :: self.world_size]
+        return own
+
+    def _shuffled(self, first: int, end: int, epoch: int) -> Int64[np.ndarray, " row"]:
+        places = np.arange(first, end, dtype=np.int64) % self.num_rows
         return permute(places, size=self.num_rows, key=key_of(self.seed, epoch, "shuffle"))
 
 

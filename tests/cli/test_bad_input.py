@@ -115,6 +115,6 @@ def test_a_malformed_request_is_answered_by_its_error(tiny, tmp_path, capsys):
     assert sidrec("retrieve", "--from", tiny.generator_run, *places) == 0
     one, other = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert one == {"id": None, "error": one["error"]}
-    assert "no valid JSON" in one["error"]
+    assert "not valid JSON" in one["error"]
     assert other == {"id": "b", "error": other["error"]}
     capsys.readouterr()

@@ -97,7 +97,7 @@ def test_slurm_scripts_without_slurm(config, launcher, capsys, monkeypatch):
     shown = capsys.readouterr()
     scripts = [line.split()[0] for line in shown.out.splitlines()]
     assert scripts[-1].endswith("compare-report.sbatch")
-    assert "no sbatch here" in shown.err
+    assert "no sbatch on this machine" in shown.err
     assert launcher.ran == []
 
 

@@ -10,10 +10,11 @@ import yaml
 
 from sidrec.cli.fuse import main as fuse
 from sidrec.cli.ids import main as make_ids
-from sidrec.cli.train import MONITOR, SidrecCLI
+from sidrec.cli.train import MONITOR, SidrecCLI, lightning_classes
 from sidrec.comparison.plan.cells import cells_of
 from sidrec.comparison.plan.comparison_settings import read_comparison
 from sidrec.comparison.plan.stages import in_order
+from sidrec.runs.from_run import allow_known_classes_only
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -21,7 +22,8 @@ ENCODER = CONFIGS / "multitask.yaml"
 GENERATOR = CONFIGS / "generator.yaml"
 FROM_RUN = ["--data.corpus=c", "--model.semantic_ids=s", "--model.encoder_run=e"]  # as --from does
 IDS = [*sorted((CONFIGS / "ids").glob("*.yaml")), CONFIGS / "paper" / "ids.yaml"]
-COMPARE = sorted((CONFIGS / "compare").glob("*.yaml"))
+TABLES = [CONFIGS / "benchmarks" / f"{name}.yaml" for name in ("beauty", "sports", "toys")]
+COMPARE = [*sorted((CONFIGS / "compare").glob("*.yaml")), *TABLES]
 SWEEP = CONFIGS / "sweep.yaml"
 OWN_IDS = sorted((CONFIGS / "ids" / "task").glob("*.yaml"))  # IDs of each task's own
 TRAINING = sorted(set(CONFIGS.rglob("*.yaml")) - {*IDS, *OWN_IDS, *COMPARE, SWEEP})
@@ -53,6 +55,7 @@ def assert_holds(shown, given, place):
 
 def printed(capsys, *arguments):
     """Return what ``sidrec fit … --print_config`` prints, as plain types."""
+    allow_known_classes_only(lightning_classes())  # as the command does
     with pytest.raises(SystemExit) as stop:
         SidrecCLI(["fit", *map(str, arguments), "--print_config"])
     shown = capsys.readouterr()
@@ -181,9 +184,10 @@ def test_typo_is_refused_and_the_nearest_key_named(
 def test_comparison_plans_stages_that_parse(config, capsys, monkeypatch):
     """Every training of the plan, with the flags that the comparison adds, parses whole."""
     monkeypatch.chdir(ROOT)
-    cells = cells_of(read_comparison(config), fingerprint="f" * 64)
-    stages = in_order(cells)
-    assert {cell.seed for cell in cells if cell.system == "multitask"} == {1234, 1235, 1236}
+    comparison = read_comparison(config)
+    cells = cells_of(comparison, fingerprint="f" * 64)
+    stages, reference = in_order(cells), comparison.report.reference
+    assert {cell.seed for cell in cells if cell.system == reference} == {1234, 1235, 1236}
     kinds = {}
     for stage in stages:
         if stage.command == "fit":

@@ -296,11 +296,11 @@ def _csv(folder):
     ("write", "message"),
     [
         (_not_finite, r"x\.npy row 1, counted from 0: the vector holds NaN or infinity \(1 such"),
-        (_no_bytes, r"x\.npy is no NumPy array"),
+        (_no_bytes, r"x\.npy is not a NumPy array"),
         (_no_rows, r"x\.npy is empty: shape \(0, 8\)"),
         (_flat, r"has shape \(3,\), expected \[items, dimensions\]"),
         (_whole_numbers, "holds torch.int64, expected floating-point"),
-        (_garbage, "is no NumPy array: write it with numpy.save"),
+        (_garbage, "is not a NumPy array; write it with numpy.save"),
         (_two_tensors, r"holds tensors \['a', 'b'\]; expected one 2-D tensor named 'embeddings'"),
         (_ragged, "row 1: vector of width 1, expected 2"),
         (_ragged_late, "row 5000: vector of width 3, expected 2"),

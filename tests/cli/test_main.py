@@ -53,7 +53,7 @@ class MisconfigurationException(Exception):  # noqa: N818 (Lightning's name)
         (
             OSError(28, "No space left on device", "runs/a"),
             1,
-            "sidrec: runs/a cannot be written: No space left on device; make room and run the same",
+            "sidrec: runs/a cannot be written: No space left on device; free space and run",
         ),
         (OSError(5, "Input/output error"), 1, "sidrec: OSError: [Errno 5] Input/output error"),
         (KeyboardInterrupt(), 130, "Interrupted. Run the same command again to resume."),

@@ -20,10 +20,10 @@ TEXTS = {
 TIMELINES = {"u0": "abcd", "u1": "abdc", "u2": "bcad"}
 
 
-@pytest.fixture(scope="package")
-def corpus(tmp_path_factory):
+def build_tiny(folder, timelines, **changes):
+    """Build a corpus of five items from the items of each user."""
     items = pl.DataFrame({"item_id": list(TEXTS), "title": list(TEXTS), "text": TEXTS.values()})
-    rows = [(u, i, t, None) for u, line in TIMELINES.items() for t, i in enumerate(line)]
+    rows = [(u, i, t, None) for u, line in timelines.items() for t, i in enumerate(line)]
     schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
     interactions = pl.LazyFrame(rows, schema={**schema, "rating": pl.Float32}, orient="row")
     raw = RawCatalogue(items, interactions, "items.csv", "events.csv", "tiny", "none")
@@ -32,10 +32,14 @@ def corpus(tmp_path_factory):
         RawQuery("q1", "robots", ("d", "c"), "q1", "test", "hand"),
         RawQuery("q2", "zebra", ("c",), "q2", "train", "hand"),
     ]
-    settings = BuildSettings(0, "leave_last_out", (0.1, 0.1), 0.0, 0.0, "error")
-    folder = tmp_path_factory.mktemp("tiny") / "corpus"
+    settings = BuildSettings(0, "leave_last_out", (0.1, 0.1), 0.0, 0.0, "error", **changes)
     build_corpus(raw, queries, folder, settings)
     return Corpus.load(folder)
+
+
+@pytest.fixture(scope="package")
+def corpus(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("tiny") / "corpus", TIMELINES)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_changed_value_is_found_by_verify_only(folder):
     other = table.set_column(2, "title", pa.array(["another"] * 4))
     pq.write_table(other, folder / "items.parquet")
     Corpus.load(folder)
-    with pytest.raises(DataError, match=r"items\.parquet is not the file that corpus.json"):
+    with pytest.raises(DataError, match=r"items\.parquet differs from its hash in corpus.json"):
         Corpus.load(folder, verify=True)
 
 

@@ -28,15 +28,15 @@ def load(encoder):
 
 def test_row_by_row_the_same_as_one_text_at_a_time(encoder, corpus):
     tower, texts = load(encoder), corpus.item_texts()[:15]
-    found = encode_texts(tower, texts, **SIZES)
+    found = encode_texts(tower, texts, kind="item", **SIZES)
     assert tower.training  # as before
     tower.eval()
-    alone = torch.cat([tower(tower.tokenize([text], max_tokens=20)) for text in texts])
+    alone = torch.cat([tower(tower.tokenize([text], max_tokens=20, kind="item")) for text in texts])
     torch.testing.assert_close(found, alone.detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_no_texts(encoder):
-    assert encode_texts(load(encoder), [], **SIZES).shape == (0, 16)
+    assert encode_texts(load(encoder), [], kind="item", **SIZES).shape == (0, 16)
 
 
 def test_catalogue_carries_its_origin(encoder, corpus):
@@ -57,14 +57,16 @@ def test_hash_sees_every_weight(encoder):
 
 def encode_own_share(rank, world_size, tmp_path):
     folder, texts = torch.load(tmp_path / "input.pt")
-    torch.save(encode_over_ranks(load(folder), texts, **SIZES), tmp_path / f"{rank}.pt")
+    torch.save(
+        encode_over_ranks(load(folder), texts, kind="item", **SIZES), tmp_path / f"{rank}.pt"
+    )
 
 
 def test_any_number_of_ranks_gives_the_same(encoder, corpus, tmp_path):
     texts = corpus.item_texts()[:11]
     torch.save((encoder, texts), tmp_path / "input.pt")
     run_on_ranks(encode_own_share, tmp_path)
-    expected = encode_texts(load(encoder), texts, **SIZES)
+    expected = encode_texts(load(encoder), texts, kind="item", **SIZES)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
@@ -74,7 +76,7 @@ def encode_own_share_into_a_file(rank, world_size, tmp_path):
     folder, texts, hosts = torch.load(tmp_path / "input.pt")
     catalogue._IN_MEMORY_BYTES, vector_file._ROWS_TOGETHER = 0, 4
     socket.gethostname = lambda: f"host-{rank % hosts}"
-    found = encode_over_ranks(load(folder), texts, folder=tmp_path, **SIZES)
+    found = encode_over_ranks(load(folder), texts, folder=tmp_path, kind="item", **SIZES)
     torch.save(found.clone(), tmp_path / f"{rank}.pt")
 
 
@@ -83,7 +85,7 @@ def test_vectors_in_a_file_are_the_same_and_the_file_is_gone(encoder, corpus, ho
     texts = corpus.item_texts()[:11]
     torch.save((encoder, texts, hosts), tmp_path / "input.pt")
     run_on_ranks(encode_own_share_into_a_file, tmp_path)
-    expected = encode_texts(load(encoder), texts, **SIZES)
+    expected = encode_texts(load(encoder), texts, kind="item", **SIZES)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sidrec.encoder.grad_cache import embed_in_chunks
-from sidrec.encoder.loss import contrastive_loss
+from sidrec.encoder.loss import contrastive_loss, embed_in_chunks
 from sidrec.types import TextTokens
 from tests.ranks import run_on_ranks
 

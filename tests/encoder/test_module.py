@@ -262,7 +262,7 @@ def test_a_bad_batch_can_be_skipped_and_is_remembered(corpus, encoder, tmp_path,
     assert all(value.isfinite().all() for value in stored["state_dict"].values())
     bad.add(1)
     with pytest.raises(
-        RunError, match=r"step 3 .*let model\.optimizer\.skip_bad_losses .*\(now 1\)"
+        RunError, match=r"step 3 .*raise model\.optimizer\.skip_bad_losses .*\(now 1\)"
     ):
         train(str(corpus.folder), encoder, **settings)
 
@@ -285,20 +285,22 @@ def test_a_finished_run_loads_without_its_encoder(corpus, encoder, tmp_path, mon
     assert equal(loaded.tower, model.tower)
     assert not loaded.tower.training
     texts = corpus.item_texts()[:3]
-    again = loaded.tower(loaded.tower.tokenize(texts, max_tokens=12))
+    again = loaded.tower(loaded.tower.tokenize(texts, max_tokens=12, kind="item"))
     torch.testing.assert_close(
-        again, model.eval().tower(model.tower.tokenize(texts, max_tokens=12))
+        again, model.eval().tower(model.tower.tokenize(texts, max_tokens=12, kind="item"))
     )
     torch.save({"hyper_parameters": {}, "global_step": 0}, run.last_checkpoint)
-    with pytest.raises(RunError, match="is no bi-encoder"):
+    with pytest.raises(RunError, match="is not a bi-encoder"):
         load_encoder(run)
 
 
 def test_refusals(encoder, corpus):
     with pytest.raises(
-        ConfigError, match=r"model\.tower\.encoder is 'other' .* but data\.tokens\.encoder is"
+        ConfigError, match=r"model\.tower\.encoder is 'other' but data\.tokens\.encoder is"
     ):
         train(str(corpus.folder), encoder, model={"encoder": "other"})
+    with pytest.raises(ConfigError, match=r"query_prompt is 'for: ' but .* is None; give both"):
+        train(str(corpus.folder), encoder, model={"query_prompt": "for: "})
     for changes, message in (
         ({"temperature": 0.0}, r"temperature is 0\.0, expected above 0"),
         ({"warmup_fraction": 1.0}, r"is 1\.0, expected at least 0 and below 1"),

@@ -15,8 +15,8 @@ class OwnPairs(L.LightningDataModule):
         self.tokenize = tokenize
 
     def train_dataloader(self):
-        left = self.tokenize(["a heist in paris", "rain by the sea"], max_tokens=8)
-        right = self.tokenize(["thief film", "slow drama"], max_tokens=8)
+        left = self.tokenize(["a heist in paris", "rain by the sea"], max_tokens=8, kind="item")
+        right = self.tokenize(["thief film", "slow drama"], max_tokens=8, kind="item")
         items = torch.tensor([0, 1])
         batch = PairBatch("search", left, right, items, items[:, None], torch.zeros(2))
         return DataLoader([batch] * 4, batch_size=None)

@@ -7,7 +7,7 @@ import torch
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.pairs.datamodule import PairDataModule
-from sidrec.pairs.token_store import load_tokenizer
+from sidrec.pairs.encoder_files import load_tokenizer
 from sidrec.training.numbered_batches import BatchNumber, BatchNumberSampler
 from tests.settings import made
 

@@ -57,5 +57,5 @@ def test_only_train_queries_of_a_corpus(corpus):
 
 
 def test_refusals():
-    with pytest.raises(DataError, match=r"1 train queries have no item \(first: number 1"):
+    with pytest.raises(DataError, match=r"1 train queries have no item \(first: train query 1"):
         QueryItemPairs(np.array([0, 1, 1]), np.array([3]), "query")

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.pairs.encoder_files import load_tokenizer, locate_encoder
 from sidrec.pairs.token_store import (
     TokenStore,
-    load_tokenizer,
-    locate_encoder,
     tokenize_once,
     tokenizer_fingerprint,
 )
@@ -19,12 +18,13 @@ def tokenizer(encoder):
     return load_tokenizer(encoder, revision=None)
 
 
-def store(tokenizer, folder, texts, *, max_tokens=8, fingerprint="f"):
+def store(tokenizer, folder, texts, *, max_tokens=8, fingerprint="f", prompt=""):
     return tokenize_once(
         texts,
         num_texts=len(texts),
         tokenizer=tokenizer,
         max_tokens=max_tokens,
+        prompt=prompt,
         what="items",
         corpus_fingerprint=fingerprint,
         cache=folder,
@@ -58,8 +58,17 @@ def test_other_settings_are_other_stores(tokenizer, tmp_path):
         store(tokenizer, tmp_path, ["a"]).folder,
         store(tokenizer, tmp_path, ["a"], max_tokens=7).folder,
         store(tokenizer, tmp_path, ["a"], fingerprint="g").folder,
+        store(tokenizer, tmp_path, ["a"], prompt="query: ").folder,
     }
-    assert len(folders) == 3
+    assert len(folders) == 4
+
+
+def test_prompt_does_not_use_up_the_tokens_of_the_text(tokenizer, tmp_path, corpus):
+    text = " ".join(corpus.item_texts()[:3])
+    plain = store(tokenizer, tmp_path, [text]).gather(np.array([0])).ids[0].tolist()
+    behind = store(tokenizer, tmp_path, [text], prompt="the sea ").gather(np.array([0]))
+    prompt = tokenizer("the sea ", add_special_tokens=False)["input_ids"]
+    assert behind.ids[0].tolist() == [plain[0], *prompt, *plain[1:]]
 
 
 def test_fingerprint_sees_the_vocabulary_not_the_last_call(tokenizer, encoder):
@@ -105,6 +114,7 @@ def test_a_failure_leaves_nothing(tokenizer, tmp_path):
             num_texts=2,
             tokenizer=tokenizer,
             max_tokens=8,
+            prompt="",
             what="items",
             corpus_fingerprint="f",
             cache=tmp_path / "cache",

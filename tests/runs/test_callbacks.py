@@ -109,7 +109,7 @@ def test_saving_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch, tak
     callback.on_exception(trainer, MODULE, ValueError())
     assert saves[0] == 60.0 + takes_s  # how long it takes is not known before
     assert saves[2] - saves[1] == expected_s + takes_s
-    assert takes_s * len(saves) / now[0] <= 0.06
+    assert takes_s * (len(saves) - 1) / (saves[-1] - saves[0]) <= 0.05  # from then on
 
 
 def test_ctrl_c_lets_the_step_finish_and_saves(tmp_path):
@@ -231,6 +231,6 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path):
     with files_up_to(10_000), pytest.raises(SidrecError) as caught:
         CheckpointFiles().save_checkpoint({"global_step": 2, "x": torch.zeros(9_000)}, str(file))
     assert str(caught.value).startswith(f"{file} cannot be written (")
-    assert "the checkpoint before it is whole. Make room" in str(caught.value)
+    assert "the previous one is intact. Free space" in str(caught.value)
     assert torch.load(file, weights_only=True) == {"global_step": 1}
     assert list(file.parent.iterdir()) == [file]

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from sidrec.errors import RunError
+from sidrec.runs.callbacks import CheckpointFiles
 from sidrec.runs.checkpoints import (
     checked,
     damage_of,
     keep_previous,
     newest_whole_checkpoint,
+    read_checkpoint,
     set_aside_damaged,
     step_of,
     write_checkpoint,
@@ -132,7 +134,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(run):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"last\.ckpt cannot be written .*GB free.*Make room"):
+        with pytest.raises(RunError, match=r"last\.ckpt cannot be written .*GB free.*Free space"):
             write_checkpoint(CONTENT | {"global_step": 9}, run.last_checkpoint)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -168,3 +170,11 @@ def test_a_sharded_checkpoint_is_a_folder(tmp_path):
     write_sharded(run.last_checkpoint, 9)
     keep_previous(run)
     assert step_of(run.previous_checkpoint) == 9
+
+
+def test_a_sharded_checkpoint_is_not_read_as_one_file(tmp_path):
+    folder = tmp_path / "last.ckpt"
+    write_sharded(folder, 7)
+    for read in (read_checkpoint, CheckpointFiles().load_checkpoint):
+        with pytest.raises(RunError, match=r"folder of shards; make one file .*consolidate_check"):
+            read(folder)

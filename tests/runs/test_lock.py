@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from sidrec.errors import RunError
 from sidrec.runs import lock
 from sidrec.runs.checkpoints import step_of, write_checkpoint
 from sidrec.runs.directory import RunDirectory
-from sidrec.runs.lock import Owner, locked, read_owner
+from sidrec.runs.lock import Owner, has_lost_run, locked, read_owner
 from tests.patience import patient
 
 
@@ -64,8 +65,8 @@ def test_a_second_process_is_refused_and_told_by_whom(run):
         ({"pid": 2**22 + 1}, "it has ended"),
         ({"process_started": "1"}, "it has ended"),  # the pid was given to another process
         ({"machine": "m2", "job": "7"}, "the job was requeued"),
-        ({"machine": "m2", "silent_s": 301.0}, "no sign of life for 301 s"),
-        ({"machine": "m2", "host": "renamed", "silent_s": 9999.0}, "no sign of life"),
+        ({"machine": "m2", "silent_s": 301.0}, "no heartbeat for 301 s"),
+        ({"machine": "m2", "host": "renamed", "silent_s": 9999.0}, "no heartbeat"),
     ],
 )
 def test_locks_of_the_dead_are_taken_over_and_it_is_said(run, monkeypatch, capsys, changes, why):
@@ -104,13 +105,13 @@ def test_a_young_lock_that_cannot_be_read_is_not_free(run, capsys, content):
     """Without hard links a lock is empty for a moment before its owner's name stands in it."""
     run.root.mkdir()
     run.lock.write_text(content)
-    with pytest.raises(RunError, match="in use by an unknown process, last sign"), locked(run):
+    with pytest.raises(RunError, match="in use by an unknown process, last heartbeat"), locked(run):
         pass
     assert run.lock.read_text() == content
     os.utime(run.lock, (1, 1))
     with locked(run):
         pass
-    assert "from an unknown process: no sign of life for" in capsys.readouterr().err
+    assert "from an unknown process: no heartbeat for" in capsys.readouterr().err
 
 
 def test_a_lock_taken_by_somebody_else_is_not_given_back(run):
@@ -129,6 +130,16 @@ def test_an_owner_that_lost_the_run_writes_nothing_more(run):
             write_checkpoint({"global_step": 2}, checkpoint)
     assert step_of(checkpoint) == 1
     assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_is_lost_to_another_owner_or_with_its_folder(run):
+    with locked(run):
+        assert not has_lost_run()
+        leave_lock(run, machine="m2", host="node7")
+        assert has_lost_run()
+        shutil.rmtree(run.root)
+        assert has_lost_run()
+    assert not has_lost_run()
 
 
 def test_a_lock_that_somebody_deleted_is_written_anew(run):
@@ -155,7 +166,7 @@ def test_the_heartbeat_ends_an_owner_that_lost_the_run(run):
         _, errors = first.communicate(timeout=patient(20))
     assert first.returncode == 1
     assert "taken over by process" in errors
-    assert "it ends and writes nothing more" in errors
+    assert "it stops without writing" in errors
     assert read_owner(run.lock).host == "node7"
 
 
@@ -188,7 +199,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(
-            RunError, match=r"file/run cannot be written \(Not a directory\); give a --run"
+            RunError, match=r"file/run cannot be written \(Not a directory\); give a writable"
         ),
         locked(RunDirectory(tmp_path / "file" / "run")),
     ):

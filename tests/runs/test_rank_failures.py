@@ -40,7 +40,7 @@ def test_several_ranks_name_theirs(monkeypatch):
 
 def test_a_dead_worker_is_named():
     told = explained(RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"))
-    assert str(told).startswith("A process that makes batches (pid 12) died, often for want")
+    assert str(told).startswith("A process that makes batches (pid 12) died, often from lack")
     told = explained(RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "))
     assert "(pid 12)" in str(told)
 
@@ -49,7 +49,7 @@ def test_ranks_that_never_came_are_no_riddle():
     told = explained(
         RuntimeError("Timed out after 9 seconds waiting for clients. 1/2 clients joined.")
     )
-    assert str(told).startswith("Only 1 of 2 ranks came in time; look at how the others ended")
+    assert str(told).startswith("Only 1 of 2 ranks connected in time; check the logs of the others")
 
 
 def test_whatever_fails_after_a_signal_is_preemption(monkeypatch):

@@ -19,16 +19,22 @@ NUM_BATCHES = 8
 
 
 class HangingBatches:
-    """Batches of one number; from number ``hang_at`` on a process sleeps."""
+    """Batches of one number; from number ``hang_at`` on a process sleeps.
 
-    def __init__(self, hang_at=NUM_BATCHES):
-        self.hang_at = hang_at
+    With ``errors`` the stderr of the processes goes to that file: they have that of the fork
+    server, which an earlier test may have started.
+    """
+
+    def __init__(self, hang_at=NUM_BATCHES, errors=None):
+        self.hang_at, self.errors = hang_at, errors
 
     def __len__(self):
         return NUM_BATCHES
 
     def __getitem__(self, number):
         if number.step >= self.hang_at:
+            if self.errors is not None:
+                os.dup2(os.open(self.errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             time.sleep(10_000)
         return torch.tensor([number.step, os.getpid()])
 

@@ -41,17 +41,18 @@ def all_end(pids, seconds):
     return not any(map(exists, pids))
 
 
-def test_a_process_that_hangs_is_named_and_killed(capfd):
-    loader = loader_of(HangingBatches(hang_at=3), timeout=patient(20))
-    batches = iter(loader)
+def test_a_process_that_hangs_is_named_and_killed(tmp_path):
+    errors = tmp_path / "errors"
+    batches = iter(loader_of(HangingBatches(hang_at=3, errors=errors), timeout=600.0))
     seen = [next(batches) for _ in range(3)]
+    batches._timeout = patient(1)  # not before: processes take their time to start
     assert [int(batch[0]) for batch in seen] == [0, 1, 2]
     pids = {int(batch[1]) for batch in seen}
     with pytest.raises(RunError, match=r"Loader process 1 of 2 \(pid (\d+)\) has made") as caught:
         next(batches)
     assert int(re.search(r"pid (\d+)", str(caught.value))[1]) == int(seen[1][1])
     assert all_end(pids, 5)
-    assert "in __getitem__" in capfd.readouterr().err
+    assert "in __getitem__" in errors.read_text()
 
 
 def test_signals_of_a_scheduler_leave_the_processes_alone():

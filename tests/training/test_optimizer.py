@@ -4,7 +4,12 @@ import lightning as L
 import pytest
 import torch
 
-from sidrec.training.optimizer import OptimizerSettings, configure_adamw, total_steps_of
+from sidrec.training.optimizer import (
+    OptimizerSettings,
+    configure_adamw,
+    learning_rate_factor,
+    total_steps_of,
+)
 
 
 class OneWeight(L.LightningModule):
@@ -57,3 +62,10 @@ def test_a_module_gets_the_schedule_of_its_whole_training():
         found["optimizer"].step()
         found["lr_scheduler"]["scheduler"].step()
     assert rates == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+
+
+def test_inverse_square_root_by_hand():
+    """A warm-up of 4 of 100 steps, then 1 / sqrt(step), whatever the length of the training."""
+    given = {"total_steps": 100, "warmup_fraction": 0.04, "decay": "inverse_sqrt"}
+    factors = [learning_rate_factor(step, **given) for step in (0, 3, 4, 16, 64, 100)]
+    assert factors == pytest.approx([0.25, 1, 1, 0.5, 0.25, 0.2])

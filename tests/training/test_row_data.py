@@ -51,3 +51,26 @@ def test_nothing_to_show_is_refused(rows, batch):
 def test_steps_outside_are_refused():
     with pytest.raises(IndexError, match="step 1 of 1"):
         RowSchedule(num_rows=2, batch_size=2, world_size=1, seed=0).rows(1, epoch=0, rank=0)
+
+
+def test_lengths_lie_together_and_every_row_comes_once():
+    lengths = np.arange(24)[::-1] % 6
+    schedule = RowSchedule(24, 2, world_size=2, seed=1, lengths=lengths, pool_batches=6)
+    assert sorted(epoch_of(schedule, 0)) == list(range(24))
+    batches = [
+        np.concatenate([schedule.rows(step, epoch=0, rank=rank) for rank in (0, 1)])
+        for step in range(6)
+    ]
+    assert [len(set(lengths[rows])) for rows in batches] == [1] * 6  # one pool holds all rows
+    firsts = [lengths[rows[0]] for rows in batches]
+    assert firsts != sorted(firsts)
+    assert epoch_of(schedule, 1).tolist() != epoch_of(schedule, 0).tolist()
+
+
+def test_sorted_batches_are_the_same_over_any_number_of_ranks():
+    lengths = np.arange(25) % 7
+    alone = RowSchedule(25, 6, world_size=1, seed=5, lengths=lengths, pool_batches=3)
+    two = RowSchedule(25, 3, world_size=2, seed=5, lengths=lengths, pool_batches=3)
+    for step in range(len(alone)):
+        shared = [two.rows(step, epoch=1, rank=rank) for rank in (0, 1)]
+        assert sorted(np.concatenate(shared)) == sorted(alone.rows(step, epoch=1, rank=0))

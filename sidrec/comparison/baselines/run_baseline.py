@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 from sidrec.comparison.baselines.hybrid import hybrid_baseline
@@ -19,6 +20,7 @@ from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.training.predictions import predictions_of_ranked, write_predictions
 from sidrec.metrics import Figures, evaluate
+from sidrec.plugins import find_function
 from sidrec.runs.directory import RunDirectory
 from sidrec.types import TASKS, RankedItems, Request, Task
 
@@ -50,21 +52,18 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
     """Answer the test split and write ``predictions.parquet`` and ``metrics.json``.
 
     Args:
-        system: One of ``SYSTEMS``.
+        system: One of ``SYSTEMS``, an entry point of ``sidrec.baselines``, or the path of a
+            function. It has the arguments of ``simple.bm25_baseline``, and ``run`` if it needs one;
+            its attribute ``tasks`` names the tasks that it answers, both without it.
         corpus_folder: Corpus directory.
         run: Encoder run of ``dense``, ``hybrid`` and ``enmf``; None for the others.
         out: Run directory to write.
 
     Raises:
-        ConfigError: If the system is unknown, or a run is missing or too many.
+        ConfigError: If the system is unknown, a run is missing or too many, or a plug-in returns
+            something else than one ranked list for each request.
     """
-    if system not in SYSTEMS:
-        raise ConfigError(f"No baseline '{system}'; choose from {', '.join(SYSTEMS)}.")
-    if (run is not None) != (system in NEEDS_A_RUN):
-        raise ConfigError(f"--from belongs to the systems {', '.join(NEEDS_A_RUN)}.")
-    answer, tasks = SYSTEMS[system]
-    if run is not None:
-        answer = partial(answer, run=run)
+    answer, tasks = _system(system, run)
     corpus, directory = Corpus.load(corpus_folder), RunDirectory(out)
     asked: dict[Task, Sequence[Request]] = {
         "search": search_requests(corpus, "test"),
@@ -75,7 +74,10 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
         for task in tasks
         if len(asked[task])
         for one in predictions_of_ranked(
-            asked[task], answer(corpus, asked[task], top_k=TOP_K), split="test"
+            asked[task],
+            _answered(system, answer, corpus, asked[task]),
+            split="test",
+            exclude_history=corpus.exclude_history,
         )
     ]
     figures = evaluate(predictions, popularity(corpus.train_interactions(), corpus.num_items))
@@ -85,3 +87,33 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
         state="finished", stage="baseline", system=system, corpus_fingerprint=corpus.fingerprint
     )
     return figures
+
+
+def _system(system: str, run: Path | None) -> tuple[Baseline, tuple[Task, ...]]:
+    if system in SYSTEMS:
+        answer, tasks = SYSTEMS[system]
+        needs_run = system in NEEDS_A_RUN
+    else:
+        answer = find_function("baselines", system, known=SYSTEMS)
+        tasks = getattr(answer, "tasks", TASKS)
+        needs_run = "run" in signature(answer).parameters
+        if not tasks or not set(tasks) <= set(TASKS):
+            raise ConfigError(f"The tasks of baseline '{system}' must be among {', '.join(TASKS)}.")
+    if needs_run != (run is not None):
+        raise ConfigError(
+            f"Baseline '{system}' needs {'a' if needs_run else 'no'} run of an encoder: "
+            f"{'give' if needs_run else 'leave out'} --from."
+        )
+    return (partial(answer, run=run) if needs_run else answer), tasks
+
+
+def _answered(
+    system: str, answer: Baseline, corpus: Corpus, requests: Sequence[Request]
+) -> RankedItems:
+    ranked = answer(corpus, requests, top_k=TOP_K)
+    if not isinstance(ranked, RankedItems) or len(ranked.items) != len(requests):
+        raise ConfigError(
+            f"Baseline '{system}' must return sidrec.types.RankedItems with one row for each of "
+            f"the {len(requests)} requests."
+        )
+    return ranked

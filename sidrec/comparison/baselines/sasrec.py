@@ -99,14 +99,14 @@ class SasRecModel(nn.Module):
         return normed
 
     def scores(self, histories: Int[Tensor, "user place"]) -> Float[Tensor, "user item"]:
-        """Return the scores of all items as the next one after each history.
+        """Return the float32 scores of all items as the next one after each history.
 
         All scores of an empty history are 0.
         """
         lengths = (histories >= 0).sum(dim=1)
         states = self(histories)
         last = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
-        found: Tensor = (last * (lengths > 0)[:, None]) @ self.items.weight.T
+        found: Tensor = (last * (lengths > 0)[:, None]).float() @ self.items.weight.float().T
         return found
 
 
@@ -114,14 +114,25 @@ def next_item_loss(
     states: Float[Tensor, "user place dim"],
     items: Float[Tensor, "item dim"],
     targets: Int[Tensor, "user place"],
+    *,
+    mean_targets: float,
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy over the whole catalogue, in nats; targets of -1 do not count.
+    """Return the sum of cross-entropies over the whole catalogue, in nats, per mean target count.
+
+    Every target of an epoch weighs the same, whichever batch and rank it is in.
+
+    Args:
+        states: States that predict the next item.
+        items: Embedding of every item.
+        targets: item_index; -1 does not count.
+        mean_targets: Number of targets that the sum is divided by, ``> 0``: the mean of a batch.
 
     Source:
         Klenitskiy, Vasilev 2023 (arXiv 2309.07602): with this loss SASRec is as good as BERT4Rec.
     """
-    real = targets >= 0
-    return F.cross_entropy(states[real] @ items.T, targets[real])
+    scores = (states @ items.T).flatten(0, 1)  # padding stays in: its share is small, shapes few
+    total = F.cross_entropy(scores, targets.flatten(), ignore_index=-1, reduction="sum")
+    return total / mean_targets
 
 
 _REQUESTS_AT_ONCE = 256
@@ -181,7 +192,9 @@ class SasRec(StageModule[WindowDataModule]):
     def training_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
         """Return the cross-entropy of the next items over the whole catalogue."""
         states = self.model(batch.histories)
-        loss = next_item_loss(states, self.model.items.weight, batch.targets)
+        loss = next_item_loss(
+            states, self.model.items.weight, batch.targets, mean_targets=batch.mean_targets
+        )
         mean = self._mean_loss(loss, batch_idx)
         self.log("train/recommendation/loss", mean, prog_bar=True, batch_size=1)
         return loss
@@ -189,9 +202,9 @@ class SasRec(StageModule[WindowDataModule]):
     def validation_step(self, split: Split) -> None:
         """Rank the whole catalogue for the validation requests."""
         figures, _ = self._answer(split)
-        recalls = {k: v for k, v in figures.items() if k.startswith("recommendation/recall@")}
-        chosen = recalls.get("recommendation/recall@30", 0.0)
-        wanted = {k: v for k, v in recalls.items() if "_" not in k}
+        own = {k: v for k, v in figures.items() if k.startswith("recommendation/") and "@" in k}
+        wanted = {k: v for k, v in own.items() if "_" not in k}  # not of parts of the requests
+        chosen = own.get("recommendation/recall@30", 0.0)
         wanted["recall_harmonic_mean"] = chosen  # SASRec answers recommendation only
         self.log_dict({f"val/{k}": float(v) for k, v in wanted.items()}, batch_size=1)
 
@@ -224,19 +237,22 @@ class SasRec(StageModule[WindowDataModule]):
             top_k=self.top_k,
             exclude_history=corpus.exclude_history,
         )
-        own = predictions_of_ranked(requests, ranked, split=split)
+        own = predictions_of_ranked(
+            requests, ranked, split=split, exclude_history=corpus.exclude_history
+        )
         predictions = [one for part in gather_objects(own) for one in part]
         return evaluate(predictions, counts), predictions
 
     @torch.inference_mode()
     def _scores(self, requests: Sequence[Request]) -> Float[np.ndarray, "request item"]:
+        """Return all scores, in float32 also under mixed precision, whose bf16 makes ties."""
         longest = self.shape["max_history_items"]
         rows = [np.array(one.history[-longest:], np.int64) for one in requests]
-        scores = [
-            self.model.scores(self._histories(rows[first : first + _REQUESTS_AT_ONCE])).float()
-            for first in range(0, len(rows), _REQUESTS_AT_ONCE)
-        ]
+        with torch.autocast(self.device.type, enabled=False):
+            scores = [
+                self.model.scores(
+                    padded(rows[first : first + _REQUESTS_AT_ONCE], at_most=longest).to(self.device)
+                )
+                for first in range(0, len(rows), _REQUESTS_AT_ONCE)
+            ]
         return torch.cat(scores).cpu().numpy()
-
-    def _histories(self, rows: list[np.ndarray]) -> Int[Tensor, "user place"]:
-        return padded(rows).to(self.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from sidrec.settings import PositiveInt
 from sidrec.training.numbered_batches import BatchNumber
 from sidrec.training.row_data import RowDataModule, RowSchedule
 
+_LENGTH_STEP = 4
+
 
 class WindowBatch(NamedTuple):
     """Batch of history windows.
@@ -23,10 +26,12 @@ class WindowBatch(NamedTuple):
     Attributes:
         histories: item_index, oldest first; -1 pads at the end.
         targets: item_index that follows each position; -1 on padding.
+        mean_targets: Mean number of targets of the epoch's batches, of which this is one.
     """
 
     histories: Int[Tensor, "user place"]
     targets: Int[Tensor, "user place"]
+    mean_targets: float
 
 
 def windows_of(
@@ -54,9 +59,19 @@ def windows_of(
     return np.maximum(user_starts[users], end - max_history_items - 1), end
 
 
-def padded(rows: Sequence[Int64[np.ndarray, " _"]]) -> Int[Tensor, "user place"]:
-    """Stack histories of different lengths; -1 pads at the end."""
-    table = np.full((len(rows), max(1, *map(len, rows))), -1, np.int64)
+def padded(
+    rows: Sequence[Int64[np.ndarray, " _"]], *, at_most: int, step: int = _LENGTH_STEP
+) -> Int[Tensor, "user place"]:
+    """Stack histories of different lengths; -1 pads at the end.
+
+    Args:
+        rows: Histories of up to ``at_most`` items.
+        at_most: Largest width.
+        step: Other widths are multiples of it, so that few different shapes occur: oneDNN keeps a
+            compiled primitive for each shape of a bf16 operation.
+    """
+    longest = max(1, *map(len, rows))
+    table = np.full((len(rows), min(-(-longest // step) * step, at_most)), -1, np.int64)
     for place, row in enumerate(rows):
         table[place, : len(row)] = row
     return torch.from_numpy(table)
@@ -72,6 +87,7 @@ class WindowBatches(Dataset[WindowBatch]):
         first: First row of each window.
         end: Row after the last one of each window.
         items: item_index of each row.
+        max_history_items: Largest number of inputs of a window.
     """
 
     schedule: RowSchedule
@@ -79,6 +95,7 @@ class WindowBatches(Dataset[WindowBatch]):
     first: Int64[np.ndarray, " window"]
     end: Int64[np.ndarray, " window"]
     items: Int64[np.ndarray, " row"]
+    max_history_items: int
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -87,8 +104,15 @@ class WindowBatches(Dataset[WindowBatch]):
         rows = self.schedule.rows(number.step, epoch=number.epoch, rank=self.rank)
         windows = [self.items[self.first[row] : self.end[row]] for row in rows]
         return WindowBatch(
-            padded([window[:-1] for window in windows]), padded([window[1:] for window in windows])
+            padded([window[:-1] for window in windows], at_most=self.max_history_items),
+            padded([window[1:] for window in windows], at_most=self.max_history_items),
+            self.mean_targets,
         )
+
+    @cached_property
+    def mean_targets(self) -> float:
+        """Mean number of targets of a batch of this rank."""
+        return float((self.end - self.first - 1).mean()) * self.schedule.batch_size
 
 
 class WindowDataModule(RowDataModule[WindowBatch]):
@@ -98,6 +122,7 @@ class WindowDataModule(RowDataModule[WindowBatch]):
         corpus: Corpus directory, as ``sidrec prepare`` writes it.
         batch_size: Windows per rank.
         max_history_items: Items of a window that the model reads.
+        bucket_batches: Batches sorted by length together; 1 switches bucketing off.
         seed: Seed of shuffles and dropout.
         num_workers: Processes that make batches; 0 makes them in the training process.
     """
@@ -108,13 +133,14 @@ class WindowDataModule(RowDataModule[WindowBatch]):
         *,
         batch_size: PositiveInt = 128,
         max_history_items: PositiveInt = 50,
+        bucket_batches: PositiveInt = 20,
         seed: int = 1234,
         num_workers: int = 0,
     ) -> None:
         super().__init__(corpus, batch_size, seed, num_workers)
         if max_history_items < 1:
             raise ConfigError(f"data.max_history_items must be 1 or more, got {max_history_items}.")
-        self.max_history_items = max_history_items
+        self.max_history_items, self.bucket_batches = max_history_items, bucket_batches
 
     def lay_out(self, rank: int, world_size: int) -> WindowBatches:
         """Return the training batches of a rank."""
@@ -122,10 +148,20 @@ class WindowDataModule(RowDataModule[WindowBatch]):
         check_train_only(self.corpus, train, "SASRec")
         starts = np.asarray(train.user_starts, np.int64)
         first, end = windows_of(starts, max_history_items=self.max_history_items)
-        schedule = RowSchedule(len(first), self.batch_size, world_size, self.seed)
+        schedule = RowSchedule(
+            len(first),
+            self.batch_size,
+            world_size,
+            self.seed,
+            lengths=end - first if self.bucket_batches > 1 else None,
+            pool_batches=self.bucket_batches,
+        )
         items = np.asarray(train.item_index, np.int64)
-        return WindowBatches(schedule, rank, first, end, items)
+        return WindowBatches(schedule, rank, first, end, items, self.max_history_items)
 
     def other_settings(self) -> dict[str, Any]:
         """Return the settings other than seed and sizes that decide the batches."""
-        return {"max_history_items": self.max_history_items}
+        return {
+            "max_history_items": self.max_history_items,
+            "bucket_batches": self.bucket_batches,
+        }

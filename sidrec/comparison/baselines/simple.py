@@ -1,7 +1,8 @@
 """Popularity, BM25 and item-item neighbor baselines.
 
-All use train interactions only, rank the whole catalogue, and leave out the user's own history.
-Ties go to the more popular item, then to the lower item_index.
+All use train interactions only, rank the whole catalogue, and leave out the user's own history
+where the corpus does (``exclude_history``). Ties go to the more popular item, then to the lower
+item_index.
 """
 
 from collections.abc import Callable, Iterator, Sequence

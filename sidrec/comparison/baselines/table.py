@@ -139,7 +139,10 @@ def _figures(baseline: Baseline, corpus: Corpus, requests: Sequence[Request]) ->
         return {}
     ranked = baseline(corpus, requests)
     counts = popularity(corpus.train_interactions(), corpus.num_items)
-    return evaluate(predictions_of_ranked(requests, ranked, split="test"), counts)
+    found = predictions_of_ranked(
+        requests, ranked, split="test", exclude_history=corpus.exclude_history
+    )
+    return evaluate(found, counts)
 
 
 def _row(system: str, figures: Figures) -> Row:

@@ -42,7 +42,7 @@ class DenseQueries(NamedTuple):
     """A finished bi-encoder and the item embeddings that it stored.
 
     Attributes:
-        embed: Returns the L2-normalized embeddings of query texts.
+        embed: Returns the embeddings of query texts.
         items: One embedding per item.
         history_items: Items at the end of a history whose mean stands for it.
     """
@@ -64,6 +64,7 @@ def dense_queries(corpus: Corpus, run: Path) -> DenseQueries:
     embed = partial(
         encode_texts,
         tower,
+        kind="query",
         max_tokens=_data_settings(directory)["tokens"]["max_query_tokens"],
         batch_size=settings["validation"]["encode_batch_size"],
     )
@@ -115,7 +116,7 @@ def enmf_baseline(
     model = load_enmf(directory)
     SemanticIdBundle.load(directory.semantic_ids, corpus_fingerprint=corpus.fingerprint)
     if len(model.tower.items.weight) != corpus.num_items:
-        raise DataError(f"{run} was trained on another catalogue than {corpus.folder}.")
+        raise DataError(f"{run} was trained on a different catalogue than {corpus.folder}.")
     questions = model.tower.questions(users_of(corpus, requests))
     counts = popularity(corpus.train_interactions(), corpus.num_items)
     items = model.tower.items.weight.detach()

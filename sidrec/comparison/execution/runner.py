@@ -107,7 +107,7 @@ def run_stage(stage: Stage, out: Path, *, launch: Launch) -> Outcome:
     code = launch(stage, stage.arguments(out), log)
     if code == PREEMPTED:
         raise StagePreemptedError(
-            f"{stage.label} was preempted; run the same command again to go on."
+            f"{stage.label} was preempted; run the same command again to resume."
         )
     if code != 0:
         return Outcome("failed", f"exit code {code}: {_last_line(log)} ({log})")

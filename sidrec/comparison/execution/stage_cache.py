@@ -25,7 +25,7 @@ def mark_done(stage: Stage, out: Path, *, seconds: float) -> None:
     outputs = {}
     for file in _outputs(stage, folder):
         if not file.exists():
-            raise RunError(f"{stage.label} ended without writing {file}.")
+            raise RunError(f"{stage.label} ended without writing {file}; see its log.")
         outputs[str(file.relative_to(folder))] = _facts(file)
     write_json(
         _marker(stage, out),

@@ -11,6 +11,7 @@ from sidrec.comparison.plan.comparison_settings import (
     Part,
     Strategy,
     known,
+    merged_settings,
 )
 from sidrec.comparison.plan.stages import (
     NEEDS_A_RUN,
@@ -22,6 +23,7 @@ from sidrec.comparison.plan.stages import (
     read_yaml,
 )
 from sidrec.errors import ConfigError
+from sidrec.plugins import plugin_names
 
 
 def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
@@ -91,7 +93,9 @@ class _Maker:
         if settings.system is None:
             part = Part(configs=settings.configs, set=settings.set)
             return self._test(self._fit("baseline", f"baseline {name}", part))
-        known(f"baselines: {name}: system", settings.system, SYSTEM_NAMES)
+        if "." not in settings.system:  # a path is checked by the stage, which imports it
+            systems = (*SYSTEM_NAMES, *plugin_names("baselines"))
+            known(f"baselines: {name}: system", settings.system, systems)
         inputs = self._run_of(name, settings)
         options = [("--system", settings.system)]
         return self._stage(
@@ -106,7 +110,8 @@ class _Maker:
         )
 
     def _run_of(self, name: str, settings: BaselineSettings) -> list[Input]:
-        if (settings.system in NEEDS_A_RUN) != (settings.embeddings is not None):
+        has_run = settings.embeddings is not None
+        if settings.system in SYSTEM_NAMES and (settings.system in NEEDS_A_RUN) != has_run:
             raise ConfigError(f"baselines: {name}: embeddings belongs to {', '.join(NEEDS_A_RUN)}.")
         if settings.embeddings is None:
             return []
@@ -138,7 +143,7 @@ class _Maker:
         """Set every seed of the configurations, whether written there or a default."""
         merged: dict[str, Any] = {}
         for config in part.configs:
-            merged = _over(merged, read_yaml(config) or {})
+            merged = merged_settings(merged, read_yaml(config) or {})
         places = (
             ("--seed_everything", ("seed_everything",)),
             ("--data.seed", ("data", "init_args", "seed")),
@@ -175,14 +180,6 @@ class _Maker:
             corpus=self.comparison.corpus,
             fingerprint=self.fingerprint,
         )
-
-
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
-    return merged
 
 
 def _is_ours(part: Any) -> bool:  # noqa: ANN401

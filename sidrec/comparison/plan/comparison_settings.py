@@ -2,17 +2,19 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NoReturn
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
+from sidrec.configurations import find_config
 from sidrec.errors import ConfigError, nearest
 
-Section = TypeVar("Section")
+_STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 def known(where: str, name: str, valid: Sequence[str]) -> None:
@@ -28,84 +30,11 @@ def known(where: str, name: str, valid: Sequence[str]) -> None:
     raise ConfigError(f"{where} names '{name}', which does not exist; {hint}")
 
 
-def section_of(section: type[Section], content: Any, where: str) -> Section:  # noqa: ANN401
-    """Convert a mapping to a dataclass, each value to its field's type.
-
-    Args:
-        section: The dataclass; its fields may be dataclasses, lists and mappings of them.
-        content: Content as YAML gives it.
-        where: Name of the mapping, for messages.
-
-    Raises:
-        ConfigError: If a key is unknown or missing, or a value is of another type.
-    """
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where} must be a mapping, got {type(content).__name__}.")
-    valid = {one.name: one for one in fields(section)}  # type: ignore[arg-type]
-    for key in content:
-        known(where, str(key), list(valid))
-    given = {}
-    for name, one in valid.items():
-        if name in content:
-            given[name] = _value(one.type, content[name], f"{where}: {name}")
-        elif one.default is MISSING and one.default_factory is MISSING:
-            raise ConfigError(f"{where} lacks the key '{name}'.")
-    return section(**given)
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
-    """Convert a YAML value to the type of a field."""
-    if isinstance(kind, UnionType):
-        return _one_of(get_args(kind), value, where)
-    if hasattr(kind, "__dataclass_fields__"):
-        return section_of(kind, value, where)
-    if kind is Any:
-        return _plain(value, where)
-    origin = get_origin(kind) or kind
-    if origin is float and type(value) is int:
-        return float(value)
-    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-        raise ConfigError(f"{where} must be {origin.__name__}, got {value!r}.")
-    return _inside(get_args(kind), value, where)
-
-
-def _plain(value: Any, where: str) -> Any:  # noqa: ANN401
-    """Check that a value can be a flag: YAML also makes dates, sets and bytes."""
-    try:
-        json.dumps(value)
-    except TypeError:
-        raise ConfigError(
-            f"{where} must be a number, a word, or a list or mapping of them, got {value!r}; "
-            "put dates in quotes."
-        ) from None
-    return value
-
-
-def _inside(kinds: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN401
-    if isinstance(value, dict):
-        return {str(k): _value(kinds[1], v, f"{where}: {k}") for k, v in value.items()}
-    if isinstance(value, list):
-        return [_value(kinds[0], v, where) for v in value]
-    return value
-
-
-def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN401
-    for kind in kinds:
-        try:
-            return _value(kind, value, where)
-        except ConfigError:
-            continue
-    if isinstance(value, dict):  # the type that takes a mapping reports what is wrong
-        return _value(kinds[0], value, where)
-    names = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds)
-    raise ConfigError(f"{where} must be {names}, got {value!r}.")
-
-
 _NAME = re.compile(r"[\w.+-]+")
 _FUSIONS = ("none", "concat", "svd_sum", "svd_concat", "separate", "prefix_share")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Part:
     """One stage that strategies share: configuration files, where later ones override earlier ones.
 
@@ -120,7 +49,7 @@ class Part:
     seeded: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Strategy:
     """Recipe for Semantic IDs, and the generator that is trained on them.
 
@@ -148,12 +77,12 @@ class Strategy:
         return [self.embeddings] if isinstance(self.embeddings, str) else self.embeddings
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BaselineSettings:
     """Settings of one baseline: a system of ``sidrec baselines``, or a model to train.
 
     Attributes:
-        system: One of ``stages.SYSTEM_NAMES``; None trains a model.
+        system: One of ``stages.SYSTEM_NAMES``, or a plug-in; None trains a model.
         embeddings: Run that ``dense``, ``hybrid`` and ``enmf`` use, by name.
         configs: YAML files of the model to train.
         set: Settings of these files to change.
@@ -165,7 +94,7 @@ class BaselineSettings:
     set: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ReportSettings:
     """Settings of the report: tests, intervals and files.
 
@@ -191,7 +120,7 @@ class ReportSettings:
     discussion: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class WandbSettings:
     """Settings of the Weights & Biases run that gets the table and the plot.
 
@@ -204,7 +133,7 @@ class WandbSettings:
     offline: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Comparison:
     """All settings of a comparison.
 
@@ -260,16 +189,63 @@ class Comparison:
 def read_comparison(path: Path) -> Comparison:
     """Read and check a comparison's YAML.
 
+    Its key ``base`` may name another comparison, as ``--config`` does, whose settings it changes.
+
     Raises:
         ConfigError: If it cannot be read, a key is unknown or missing, or a name does not exist.
     """
+    content = json.dumps(_read(path), default=_refuse)
+    try:
+        comparison = TypeAdapter(Comparison).validate_json(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_mistake(error.errors())}") from None
+    _check(comparison, str(path))
+    return comparison
+
+
+def merged_settings(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings in which the values of ``above`` win."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged_settings(merged[key], value) if both else value
+    return merged
+
+
+def _read(path: Path, *above: Path) -> Any:  # noqa: ANN401
+    """Return the content of a comparison's YAML over that of its base."""
+    if path in above:
+        raise ConfigError(f"{path} is the base of itself; name another one.")
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    comparison = section_of(Comparison, content, str(path))
-    _check(comparison, str(path))
-    return comparison
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = find_config(str(content.pop("base")))
+    return merged_settings(_read(base, path, *above), content)
+
+
+def _refuse(value: object) -> NoReturn:
+    """Refuse a value that cannot be a flag: YAML also makes dates, sets and bytes."""
+    raise ConfigError(
+        f"{value!r} is neither a number, a word, nor a list or mapping of them; quote dates."
+    )
+
+
+def _first_mistake(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line on the first mistake: unknown keys first, then the deepest place."""
+    unknown = [one for one in errors if one["type"] == "unexpected_keyword_argument"]
+    one = unknown[0] if unknown else max(errors, key=lambda error: len(error["loc"]))
+    where = "".join(f"{part}: " for part in one["loc"])
+    if one["type"] == "missing":
+        return f"{where}this key is missing."
+    if unknown:
+        key = str(one["loc"][-1])
+        sections = (Part, Strategy, BaselineSettings, ReportSettings, WandbSettings, Comparison)
+        near = nearest(key, [each.name for section in sections for each in fields(section)])
+        return f"{where}unknown key" + (f"; did you mean '{near}'?" if near else ".")
+    return f"{where}{one['msg']}, got {one['input']!r}."
 
 
 def _check(comparison: Comparison, where: str) -> None:
@@ -298,7 +274,7 @@ def _check_names(comparison: Comparison, where: str) -> None:
             )
     twice = [name for name in comparison.systems if comparison.systems.count(name) > 1]
     if twice:
-        raise ConfigError(f"{where}: two systems are called '{twice[0]}'.")
+        raise ConfigError(f"{where}: two systems are called '{twice[0]}'; rename one.")
     known(f"{where}: report: reference", comparison.report.reference, comparison.systems)
 
 
@@ -311,10 +287,11 @@ def _check_strategy(strategy: Strategy, comparison: Comparison, where: str) -> N
     if strategy.reader is not None:
         known(f"{where}: reader", strategy.reader, list(comparison.embeddings))
     if len(strategy.sources) != (1 if strategy.fusion == "none" else 2):
-        raise ConfigError(f"{where}: fusion {strategy.fusion} with {len(strategy.sources)} spaces.")
-    if strategy.fusion != "none" and strategy.reader is None:
         raise ConfigError(
-            f"{where}: fused vectors lie in no space that reads queries; give reader."
+            f"{where}: fusion {strategy.fusion} with {len(strategy.sources)} spaces; give two to "
+            "fuse, one for none."
         )
+    if strategy.fusion != "none" and strategy.reader is None:
+        raise ConfigError(f"{where}: no encoder reads queries in the fused space; give reader.")
     if strategy.fusion.startswith("svd") == (strategy.dim is None):
         raise ConfigError(f"{where}: dim belongs to fusion svd_sum and svd_concat.")

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from sidrec.comparison.report.markdown import (
     SCALE,
@@ -16,8 +17,8 @@ from sidrec.comparison.report.markdown import (
     paper_rows,
     tests_table,
 )
-from sidrec.comparison.report.pareto_plot import pareto_svg
-from sidrec.comparison.report.plots import bars_svg, curves_svg, usage_svg
+from sidrec.comparison.report.pareto_plot import pareto_figure
+from sidrec.comparison.report.plots import as_svg, bars_figure, curves_figure, usage_figure
 from sidrec.types import TASKS
 
 _TEMPLATE = "page.html.j2"
@@ -34,6 +35,7 @@ def to_html(report: dict[str, Any]) -> str:
     rows = report["systems"]
     with_ids = [row for row in rows if row.get("usage")]
     ablation = [row for row in rows if row["name"] in report["ablation"]]
+    drawings = {name: as_svg(one, name) for name, one in report_figures(report).items()}
     one_task = [
         row["name"]
         for row in rows
@@ -52,41 +54,45 @@ def to_html(report: dict[str, Any]) -> str:
         with_ids=with_ids,
         learned=[row for row in rows if row.get("curve")],
         ablation=ablation,
-        figures=_figures(rows, with_ids, ablation),
+        figures={name: Markup(one) for name, one in drawings.items()},  # noqa: S704 (our own)
     )
 
 
-def _figures(
-    rows: Sequence[dict[str, Any]],
-    with_ids: Sequence[dict[str, Any]],
-    ablation: Sequence[dict[str, Any]],
-) -> dict[str, Markup]:
-    drawings = {"pareto": pareto_svg(rows)}
+def _classes(row: dict[str, Any]) -> list[str]:
+    return [row["kind"], *(["front"] if row["on_front"] else [])]
+
+
+def report_figures(report: dict[str, Any]) -> dict[str, Figure]:
+    """Return the plots for which a report has data: Pareto, quantizers, usage, collisions, curves.
+
+    Args:
+        report: Content of ``report.json``.
+    """
+    rows = report["systems"]
+    with_ids = [row for row in rows if row.get("usage")]
+    ablation = [row for row in rows if row["name"] in report["ablation"]]
+    learned = [row for row in rows if row.get("curve")]
+    figures = {"pareto": pareto_figure(rows)}
     if len(ablation) > 1:
         series = {
             f"{task}, {level}": [_mean(row, f"{task}/{key}") for row in ablation]
             for task in TASKS
             for level, key in (("item level", "recall@30"), ("by ID", "sid_recall@30"))
         }
-        drawings["quantizers"] = bars_svg(_names(ablation), series, title="Recall@30")
+        figures["quantizers"] = bars_figure(_names(ablation), series, title="Recall@30")
     if with_ids:
-        drawings["usage"] = usage_svg(_names(with_ids), [row["usage"] for row in with_ids])
+        figures["usage"] = usage_figure(_names(with_ids), [row["usage"] for row in with_ids])
         keys = {"before resolution": "_before", "after it": ""}
         shares = {
             label: [row["ids"].get(f"ids/collision_rate{key}", math.nan) for row in with_ids]
             for label, key in keys.items()
         }
-        drawings["collisions"] = bars_svg(
+        figures["collisions"] = bars_figure(
             _names(with_ids), shares, title="share of the items that share their ID"
         )
-    learned = [row for row in rows if row.get("curve")]
     if learned:
-        drawings["curves"] = curves_svg(_names(learned), [row["curve"] for row in learned])
-    return {name: Markup(drawing) for name, drawing in drawings.items()}  # noqa: S704 (our own)
-
-
-def _classes(row: dict[str, Any]) -> list[str]:
-    return [row["kind"], *(["front"] if row["on_front"] else [])]
+        figures["curves"] = curves_figure(_names(learned), [row["curve"] for row in learned])
+    return figures
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:

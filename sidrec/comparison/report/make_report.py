@@ -56,9 +56,7 @@ def make_report(
     systems = [*_systems(comparison, cells, outcomes), *made_elsewhere(comparison.runs)]
     if not any(system.runs for system in systems):
         reasons = [outcome.reason for outcome in outcomes.values() if outcome.reason]
-        raise RunError(
-            f"Not one run is there to compare. First failure: {(reasons or ['none'])[0]}"
-        )
+        raise RunError(f"There is no run to compare. First failure: {(reasons or ['none'])[0]}")
     requests = requests_of(systems, corpus)
     settings = comparison.report
     report: dict[str, Any] = {

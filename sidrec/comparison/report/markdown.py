@@ -48,16 +48,20 @@ COLUMNS = (
     ("recommendation/recall@30_torso", "rec. torso"),
     ("recommendation/cold_start", "rec. cold start"),
 )
+RECOMMENDATION_ALONE = tuple(
+    (f"recommendation/{name}", name)
+    for name in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@30", "cold_start")
+)
 
 
-def cell(row: dict[str, Any], key: str) -> str:
+def cell(row: dict[str, Any], key: str, *, digits: int = 3) -> str:
     """Return a figure as ``mean ± deviation``, with a star where it differs from the reference."""
     figure = row["figures"].get(key)
     if figure is None or figure["mean"] is None:
         return "-"
-    text = f"{figure['mean']:.3f}"
+    text = f"{figure['mean']:.{digits}f}"
     if figure["deviation"] is not None:
-        text += f" ± {figure['deviation']:.3f}"
+        text += f" ± {figure['deviation']:.{digits}f}"
     task, _, metric = key.partition("/")
     test = row["tests"].get(task) if metric == "recall@30" else None
     return text + ("*" if test and test["significant"] else "")
@@ -92,7 +96,20 @@ def seeds_cell(row: dict[str, Any]) -> str:
 
 
 def main_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells of the main table, one row per system."""
+    """Return headings and cells of the main table, one row per system.
+
+    Without search requests it has the columns of a recommendation benchmark, with four digits.
+    """
+    if not report["num_requests"]["search"]:
+        rows = [
+            [
+                row["name"],
+                *(cell(row, key, digits=4) for key, _ in RECOMMENDATION_ALONE),
+                seeds_cell(row),
+            ]
+            for row in report["systems"]
+        ]
+        return ["system", *(title for _, title in RECOMMENDATION_ALONE), "seeds"], rows
     headings = ["Recall@30", *(title for _, title in COLUMNS)]
     headings += ["inflation s / r", "harmonic mean", "on the front", "seeds"]
     rows = [

@@ -1,4 +1,4 @@
-"""Figures of the report as SVG text, drawn without display and network."""
+"""Plots of the report, drawn without display and network."""
 
 import csv
 import io
@@ -62,7 +62,9 @@ def _number(log: Path) -> tuple[int, str]:
 _CYCLE = [f"C{number}" for number in range(10)]
 
 
-def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> str:
+def bars_figure(
+    names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str
+) -> Figure:
     """Draw horizontal bars, one group per name and one color per series."""
     height = 0.9 + 0.34 * len(names) * max(1, len(series)) ** 0.6
     figure = Figure(figsize=(8.4, height), layout="constrained")
@@ -82,10 +84,10 @@ def bars_svg(names: Sequence[str], series: Mapping[str, Sequence[float]], *, tit
     if len(series) > 1:
         figure.legend(loc="outside upper left", ncols=len(series), frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    return as_svg(figure, title)
+    return figure
 
 
-def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str:
+def curves_figure(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw validation recall over training steps, one panel per task."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     panels = figure.subplots(1, len(TASKS))
@@ -108,10 +110,10 @@ def curves_svg(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> str
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return as_svg(figure, "curves")
+    return figure
 
 
-def usage_svg(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) -> str:
+def usage_figure(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) -> Figure:
     """Draw code usage: one line per level of each system, codes by falling use.
 
     Color is use relative to an even level: 1 where a code has (number of items / number of codes).
@@ -135,7 +137,7 @@ def usage_svg(names: Sequence[str], usage: Sequence[Sequence[Sequence[int]]]) ->
         axes.set_yticks(range(len(names)), names, parse_math=False)
     if image is not None:
         figure.colorbar(image, ax=list(panels), label="times the mean use", extend="max")
-    return as_svg(figure, "usage")
+    return figure
 
 
 def as_svg(figure: Figure, salt: str) -> str:

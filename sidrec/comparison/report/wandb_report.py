@@ -1,18 +1,19 @@
-"""Weights & Biases copy of the report's table and plot, through Lightning's logger."""
+"""Weights & Biases copy of the report's tables and plots, through Lightning's logger."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sidrec.comparison.plan.comparison_settings import WandbSettings
+from sidrec.comparison.report.html_page import report_figures
 from sidrec.comparison.report.markdown import main_table, tests_table
-from sidrec.comparison.report.pareto_plot import pareto_figure
 from sidrec.console import say
 
 _GROUP = "sidrec-compare"
 
 
 def log_report(report: dict[str, Any], settings: WandbSettings, out: Path) -> None:
-    """Log tables, the Pareto plot and the mean figures; failures are printed, not raised.
+    """Log the tables, the plots of the page and the mean figures; print failures.
 
     The report's files are complete before this call, so a missing package, a missing account or an
     unreachable server affects only the copy.
@@ -48,9 +49,13 @@ def _log(logger: Any, report: dict[str, Any], out: Path) -> None:  # noqa: ANN40
         ("tests", tests_table(report)),
     ):
         logger.log_table(key=name, columns=headings, data=rows)
-    plot = out / "pareto.png"
-    pareto_figure(report["systems"]).savefig(plot, dpi=120)
-    logger.log_image(key="pareto", images=[str(plot)])
+    for name, figure in report_figures(report).items():
+        with TemporaryDirectory(dir=out) as folder:
+            plot = Path(folder) / f"{name}.png"
+            figure.savefig(plot, dpi=120)
+            logger.log_image(key=name, images=[str(plot)])
+    facts = ("command", "version", "corpus_fingerprint", "num_items", "seeds", "settings")
+    logger.log_hyperparams({key: report[key] for key in facts if key in report})
     means = {
         f"{row['name']}/{key}": figure["mean"]
         for row in report["systems"]

@@ -126,7 +126,7 @@ class LocalModel:
         if room < 1:
             raise ConfigError(
                 f"{self.name} reads {limit} tokens, max_new_tokens "
-                f"{self._sampling.max_new_tokens} leaves no room for a prompt; lower it."
+                f"{self._sampling.max_new_tokens} leaves no tokens for a prompt; lower it."
             )
         return room
 

@@ -81,8 +81,8 @@ class OpenAiEndpoint:
             content = reply["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
             raise SidrecError(
-                f"{self._url} answered without choices[0].message.content; is it an "
-                "OpenAI-compatible endpoint?"
+                f"{self._url} answered without choices[0].message.content; give the "
+                "address of an OpenAI-compatible endpoint."
             ) from None
         return content if isinstance(content, str) else ""
 
@@ -106,12 +106,14 @@ class OpenAiEndpoint:
             except urllib.error.HTTPError as error:
                 wait_s = self._wait_after(error, attempt)
             except ValueError:
-                raise SidrecError(f"{self._url}{path} did not answer with JSON.") from None
+                raise SidrecError(
+                    f"{self._url}{path} did not answer with JSON; check the address."
+                ) from None
             except (OSError, http.client.HTTPException) as error:  # refused, timed out, interrupted
                 if attempt == _ATTEMPTS or not self._answered:
                     raise SidrecError(
                         f"{self._url} cannot be reached ({_reason(error)}); check the address "
-                        "and the network. What was written so far is kept."
+                        "and the network, then run again to resume."
                     ) from None
                 wait_s = 2.0**attempt
             else:
@@ -144,8 +146,8 @@ class OpenAiEndpoint:
             )
         if attempt == _ATTEMPTS:
             raise SidrecError(
-                f"{self._url} answered {code} {_ATTEMPTS} times; run the command again later, it "
-                "goes on where it was."
+                f"{self._url} answered {code} {_ATTEMPTS} times; run the command again later "
+                "to resume."
             )
         return float(asked) if asked.isdigit() else 2.0**attempt
 

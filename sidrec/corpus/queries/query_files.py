@@ -139,7 +139,7 @@ def _query(row: dict[str, Any], place: str, source: str) -> RawQuery:
     query_id = _id(_value(row, ("query_id",), place), place)
     text = _value(row, _TEXT_KEYS, place)
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{place}: the query is empty or no text; remove the line or fill it.")
+        raise DataError(f"{place}: the query is empty or not text; remove the line or fill it.")
     split = row.get("split") or ""
     if split not in (*SPLITS, ""):
         raise DataError(f"{place}: split is {split!r}, expected one of {', '.join(SPLITS)}.")
@@ -173,5 +173,5 @@ def _item_ids(value: Any, place: str) -> tuple[str, ...]:  # noqa: ANN401
 
 def _id(value: Any, place: str) -> str:  # noqa: ANN401
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise DataError(f"{place}: {value!r} is no id; ids are text or whole numbers.")
+        raise DataError(f"{place}: {value!r} is not an id; ids are text or whole numbers.")
     return str(value).strip()

@@ -93,7 +93,7 @@ def _from_files(files: Sequence[Path], columns: "Columns | None") -> "list[RawQu
             else load_query_files([file])
         )
         if not found:
-            say(f"warning: {file} holds no queries; check that it is the file you meant")
+            say(f"warning: {file} holds no queries; check the path")
         queries += found
     return queries
 

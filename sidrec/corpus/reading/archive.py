@@ -55,8 +55,8 @@ def extract(
         raise DataError(f"{archive} does not exist; check the path.") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(
-            f"{archive} cannot be unpacked: {error}; it is damaged, truncated or no plain zip: "
-            "fetch it again."
+            f"{archive} cannot be unpacked: {error}; it is damaged, truncated or not a zip: "
+            "download it again."
         ) from None
     except OSError as error:
         raise DataError(
@@ -72,13 +72,13 @@ def _choose(
     if members is not None:
         missing = sorted(set(members) - {info.filename for info in chosen})
         if missing:
-            raise DataError(f"{archive} does not hold {missing[0]}; is it the right archive?")
+            raise DataError(f"{archive} lacks {missing[0]}; check that it is the right archive.")
         chosen = [info for info in chosen if info.filename in members]
     seen: set[str] = set()
     for info in chosen:
         problem = _problem_of(info)
         if info.filename in seen:
-            problem = "stands in it twice"
+            problem = "occurs twice"
         if problem:
             raise DataError(
                 f"{archive}: member {info.filename!r} {problem}; refused, nothing was unpacked."

@@ -112,10 +112,7 @@ def _header(chunk: bytes, rules: _Rules, file: Path) -> tuple[list[str], bytes]:
     names = next(csv.reader([text], delimiter=rules.separator, quoting=quoting), [])
     doubled = [name for place, name in enumerate(names) if name in names[:place]]
     if doubled:
-        raise DataError(
-            f"{file} has two columns '{doubled[0]}'; rename one or take it out: nobody can tell "
-            "which is meant."
-        )
+        raise DataError(f"{file} has two columns '{doubled[0]}'; rename one or remove it.")
     return names, chunk[end:]
 
 

@@ -125,17 +125,17 @@ def _download(name: str, url: str, cache: Path) -> Path:
         return Path(fetcher.fetch(f"{name}.zip", downloader=downloader))
     except requests.RequestException as error:
         raise SidrecError(
-            f"Downloading {address} broke off {_RETRIES + 1} times ({type(error).__name__}); "
+            f"Downloading {address} failed {_RETRIES + 1} times ({type(error).__name__}); "
             "run the command again, or fetch the zip by hand and give its path as --source."
         ) from None
     except OSError as error:  # requests' errors are OSErrors too, so this comes second
         raise SidrecError(
-            f"{name}.zip cannot be kept in {cache} ({error.strerror}); free some space, or name "
+            f"{name}.zip cannot be saved in {cache} ({error.strerror}); free some space, or name "
             "another folder in SIDREC_CACHE."
         ) from None
     except ValueError:
         raise DataError(
-            f"{address} is not the file its publisher states (checksum {KNOWN_HASHES[name]} "
+            f"{address} differs from the published file (checksum {KNOWN_HASHES[name]} "
             "expected); nothing was kept. Check for a proxy that alters downloads, or "
             "give the path of your own zip as --source to use it as it is."
         ) from None
@@ -207,8 +207,8 @@ def _edition_in(folder: Path) -> Path:
     )
     if not found:
         raise DataError(
-            f"{folder} holds no MovieLens edition: none of {', '.join(MARKERS)} lies in it; "
-            "point --source at the folder that was unpacked from the zip."
+            f"{folder} holds no MovieLens edition (none of {', '.join(MARKERS)}); point --source "
+            "at the folder that was unpacked from the zip."
         )
     if len(set(found)) > 1:
         raise DataError(f"{folder} holds several editions ({found[0]}, {found[1]}); name one.")

@@ -42,13 +42,13 @@ def fetch_gzip(address: str, target: Path, *, mirror: str) -> None:
     except (OSError, EOFError, zlib.error) as error:
         part.unlink()
         raise DataError(
-            f"{address} arrived damaged ({error}); nothing was kept: run the command again, or "
-            f"name a mirror in {mirror}."
+            f"{address} is damaged after download ({error}); nothing was kept: run the command "
+            f"again, or name a mirror in {mirror}."
         ) from None
     part.replace(target)
     say(
-        f"{target.name}: {target.stat().st_size:,} bytes; the size and gzip's own checksum agree, "
-        "the publisher states no other"
+        f"{target.name}: {target.stat().st_size:,} bytes; size and gzip checksum are right; no "
+        "other checksum is published"
     )
 
 

@@ -140,7 +140,7 @@ def _decoded(raw: bytes, file: Path, number: int, decoder: json.JSONDecoder) -> 
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start])
         raise DataError(
-            f"{place}: holds half a character ({half}); write both halves or take it out."
+            f"{place}: has an unpaired surrogate ({half}); write the whole pair or remove it."
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(

@@ -45,7 +45,7 @@ def read_records(
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{file} cannot be read after row {row} ({error}); the file is damaged or incomplete: "
-            "fetch it again."
+            "download it again."
         ) from None
 
 

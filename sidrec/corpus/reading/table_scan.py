@@ -121,7 +121,7 @@ def _refuse_odd_bytes(column: pl.LazyFrame, file: Path) -> None:
             except UnicodeDecodeError:
                 raise DataError(
                     f"{file} row {row}: column '{column.collect_schema().names()[0]}' holds bytes "
-                    "that are no UTF-8; write text, or leave the column out."
+                    "that are not UTF-8; write text, or leave the column out."
                 ) from None
 
 
@@ -157,7 +157,7 @@ def renamed(frame: Any, columns: Columns, name: str) -> Any:  # noqa: ANN401
         given = next(key for key, value in new.items() if value == clash[0])
         raise DataError(
             f"{name} has a column '{given}' and a column '{clash[0]}'; rename or leave out "
-            f"'{clash[0]}', which is not the one of --columns.{clash[0]}."
+            f"'{clash[0]}', which differs from the one of --columns.{clash[0]}."
         )
     return frame.rename(new)
 

@@ -117,6 +117,6 @@ def _in_folder(folder: Path) -> AmazonFiles:
         if len(found) != 1:
             raise DataError(
                 f"{folder} holds {len(found)} files of {kind} ending in {', '.join(_ENDINGS)}, "
-                "expected one; keep the two files of one category in a folder of their own."
+                "expected one; give a folder with the two files of one category only."
             )
     return AmazonFiles(reviews[0], meta[0], folder.name)

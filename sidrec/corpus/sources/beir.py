@@ -173,7 +173,7 @@ def _judgments(file: Path) -> Iterator[tuple[str, str, str, float]]:
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
-            f"{file} row {row + 1}: score '{frame['score'][row]}' is no number; correct it."
+            f"{file} row {row + 1}: score '{frame['score'][row]}' is not a number; correct it."
         )
     rows = zip(frame["query-id"], frame["corpus-id"], scores, strict=True)
     for number, (query_id, document, score) in enumerate(rows, start=1):

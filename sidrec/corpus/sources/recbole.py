@@ -220,6 +220,6 @@ def _refuse_no_number(file: Path, written: pl.Series, read: pl.Series) -> None:
     if wrong.any():
         row = int(wrong.arg_true()[0])
         raise DataError(
-            f"{file} row {row + 1}: '{written[row]}' in field '{written.name}' is no number; "
+            f"{file} row {row + 1}: '{written[row]}' in field '{written.name}' is not a number; "
             "correct it, or change the type in the header."
         )

@@ -139,7 +139,7 @@ def check_query_splits(queries: Sequence[RawQuery], splits: Sequence[Split]) -> 
             if other_split != split:
                 raise DataError(
                     f"Queries '{other}' ({other_split}) and '{query.query_id}' ({split}) have the "
-                    f"same {key[0]} but lie on different sides; give them one split."
+                    f"same {key[0]} but different splits; give them one split."
                 )
 
 

@@ -22,7 +22,13 @@ from sidrec.corpus.reading.table_scan import (
     scan_columns,
 )
 from sidrec.corpus.reading.times import Timestamps, read_times
-from sidrec.corpus.sources.raw_catalogue import SPLITS, RawCatalogue, RawQuery, Split
+from sidrec.corpus.sources.raw_catalogue import (
+    SPLITS,
+    RawCatalogue,
+    RawQuery,
+    Split,
+    no_interactions,
+)
 from sidrec.errors import DataError
 
 MissingTitle = Literal["keep", "fill", "drop", "refuse"]
@@ -38,7 +44,7 @@ _TEXTS = ("item_id", "title", "text", "query_id", "query", "group", "split", "us
 
 def read_table(
     items: Path | Shards,
-    interactions: Path | Shards,
+    interactions: Path | Shards | None,
     *,
     columns: Columns = DEFAULT_COLUMNS,
     missing_title: MissingTitle = "refuse",
@@ -55,7 +61,7 @@ def read_table(
             (description, brand, categories …). Markup is taken out of titles and texts. Attributes
             that are objects become JSON text.
         interactions: Columns user_id, item_id, timestamp (see ``read_times``), and optionally
-            rating.
+            rating; None for a catalogue without any.
         columns: Column names of the tables.
         missing_title: Items without title but with other text: ``keep`` them without title,
             ``fill`` the title with the beginning of the text, ``drop`` them with their
@@ -66,19 +72,22 @@ def read_table(
     Raises:
         DataError: If a file cannot be read or lacks a column, or a row breaks the format.
     """
-    items, interactions = _shards(items), _shards(interactions)
+    items = _shards(items)
     read_items: list[FileRows] = []
     frame, left_out, filled = _read_items(items, columns, missing_title, read_items)
     read: list[FileRows] = []
-    lazy, written = scan_interactions(interactions, columns, timestamps, scratch, read)
-    notes = {"times": written}
+    lazy, name, notes = no_interactions(), "", dict[str, str]()
+    if interactions is not None:
+        interactions = _shards(interactions)
+        lazy, written = scan_interactions(interactions, columns, timestamps, scratch, read)
+        name, notes = interactions.name, {"times": written}
     if filled:
         notes["items without title"] = f"{filled:,} ({missing_title})"
     return RawCatalogue(
         frame,
         lazy,
         items.name,
-        interactions.name,
+        name,
         source=f"table {Path(items.name).name}",
         license=_LICENSE,
         item_files=tuple(read_items),

@@ -240,5 +240,7 @@ def load_enmf(run: RunDirectory) -> Enmf:
     file = run.finished_checkpoint()
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     if "tower.users.weight" not in checkpoint["state_dict"]:
-        raise RunError(f"{file} is no ENMF; give the folder of a run of configs/enmf.yaml.")
+        raise RunError(
+            f"{file} is not an ENMF checkpoint; give the folder of a run of configs/enmf.yaml."
+        )
     return Enmf.from_checkpoint(checkpoint)

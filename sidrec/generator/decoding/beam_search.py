@@ -1,7 +1,7 @@
 """Trie-constrained beam search of fixed depth, in log space, on the device."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,6 +70,17 @@ class Beams(NamedTuple):
         return cls(start, start + trie.num_items, start.float())
 
 
+class Chosen(NamedTuple):
+    """Candidates that become beams: their parent beam, code and score."""
+
+    parent: Int[Tensor, "request chosen"]
+    codes: Int[Tensor, "request chosen"]
+    scores: Float[Tensor, "request chosen"]
+
+
+Chooser: TypeAlias = Callable[[Float[Tensor, "request beam code"], int], Chosen]
+
+
 @torch.no_grad()
 def beam_search(
     step: Step,
@@ -79,7 +90,6 @@ def beam_search(
     top_k: int,
     excluded: Int[Tensor, "request excluded"],
     mass_before: Float[Tensor, "request bound"] | None = None,
-    widths: Sequence[int] | None = None,
 ) -> Decoded:
     """Find the most probable items of the catalogue, except those that a request excludes.
 
@@ -92,7 +102,6 @@ def beam_search(
         top_k: Length of the lists, at most ``num_beams``.
         excluded: item_index that each request must not get; -1 pads, and zero columns are valid.
         mass_before: See :func:`search_allowed`.
-        widths: See :func:`search_allowed`.
     """
     allowed = AllItemsBut.of(trie, excluded)
     return search_allowed(
@@ -103,7 +112,6 @@ def beam_search(
         num_beams=num_beams,
         top_k=top_k,
         mass_before=mass_before,
-        widths=widths,
     )
 
 
@@ -117,7 +125,6 @@ def search_allowed(
     num_beams: int,
     top_k: int,
     mass_before: Float[Tensor, "request bound"] | None = None,
-    widths: Sequence[int] | None = None,
 ) -> Decoded:
     """Find the most probable items among the allowed ones.
 
@@ -136,32 +143,68 @@ def search_allowed(
         mass_before: Prior mass of the items before every position of the trie, per request. With
             it, the step's result counts as logits over the children in the catalogue, see
             :func:`over_children`. None takes the result as it is. For models trained this way.
-        widths: Beams kept after each level but the last; None keeps ``num_beams`` everywhere. Fewer
-            at the first levels save time; more keep items whose first code has a low score.
 
     Raises:
-        ConfigError: If ``num_beams`` is smaller than ``top_k`` or below 1, or ``widths`` has not
-            one width of at least 1 for every level but the last.
+        ConfigError: If ``num_beams`` is smaller than ``top_k``, or ``top_k`` below 1.
+    """
+    check_top_k(num_beams=num_beams, top_k=top_k)
+    beams = search_beams(
+        step,
+        trie,
+        allowed,
+        num_requests=num_requests,
+        num_beams=num_beams,
+        mass_before=mass_before,
+        choose=best_children,
+    )
+    return expand(beams, trie, allowed, top_k)
+
+
+def check_top_k(*, num_beams: int, top_k: int) -> None:
+    """Check that a search is wide enough for its lists.
+
+    Raises:
+        ConfigError: If ``top_k`` is below 1 or above ``num_beams``.
     """
     if not 1 <= top_k <= num_beams:
         raise ConfigError(
             f"num_beams ({num_beams}) must be at least top_k ({top_k}), and top_k at least 1; "
-            "raise num_beams or ask for fewer items."
+            "raise num_beams or lower top_k."
         )
+
+
+def search_beams(
+    step: Step,
+    trie: SemanticIdTrie,
+    allowed: AllowedItems,
+    *,
+    num_requests: int,
+    num_beams: int,
+    mass_before: Float[Tensor, "request bound"] | None,
+    choose: Chooser,
+) -> Beams:
+    """Return the finished beams of :func:`search_allowed`, chosen by ``choose`` at each level."""
     beams, parent = Beams.at_root(trie, num_requests), trie.keys.new_zeros((num_requests, 1))
     codes = parent
-    for level, width in enumerate([*_widths(widths, trie, num_beams), num_beams]):
-        log_probabilities = step(level, parent, codes)
+    for level in range(trie.num_levels):
         beams, parent, codes = advance(
             beams,
-            log_probabilities,
+            step(level, parent, codes),
             trie,
             allowed,
             level=level,
-            width=width,
+            width=num_beams,
             mass_before=mass_before,
+            choose=choose,
         )
-    return expand(beams, trie, allowed, top_k)
+    return beams
+
+
+def best_children(candidates: Float[Tensor, "request beam code"], width: int) -> Chosen:
+    """Choose the ``width`` best children of all beams, in ascending order of beam and code."""
+    flat, size = candidates.flatten(1), candidates.shape[2]
+    chosen = best_columns(flat, min(width, flat.shape[1]))
+    return Chosen(chosen // size, chosen % size, flat.gather(1, chosen))
 
 
 def advance(
@@ -173,20 +216,19 @@ def advance(
     level: int,
     width: int,
     mass_before: Float[Tensor, "request bound"] | None,
+    choose: Chooser = best_children,
 ) -> tuple[Beams, Int[Tensor, "request chosen"], Int[Tensor, "request chosen"]]:
-    """Return the ``width`` best children of all beams, each with its parent and code.
+    """Return the chosen children of all beams, each with its parent and code.
 
     This is the whole cost of the catalogue per step: static shapes, and no read by the host.
     """
-    size = trie.codebook_sizes[level]
     bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
     if mass_before is not None:
         log_probabilities = over_children(log_probabilities, bounds, mass_before)
     num_allowed = allowed_in_children(allowed, trie, bounds, level=level)
-    candidates = candidate_scores(beams.scores, log_probabilities, num_allowed).flatten(1)
-    chosen = best_columns(candidates, min(width, candidates.shape[1]))
-    parent, codes = chosen // size, chosen % size
-    return follow(bounds, parent, codes, candidates.gather(1, chosen)), parent, codes
+    candidates = candidate_scores(beams.scores, log_probabilities, num_allowed)
+    parent, codes, scores = choose(candidates, width)
+    return follow(bounds, parent, codes, scores), parent, codes
 
 
 def over_children(
@@ -259,18 +301,6 @@ def follow(
         hi=torch.where(alive, flat.gather(1, cell + 1), 0),
         scores=scores,
     )
-
-
-def _widths(widths: Sequence[int] | None, trie: SemanticIdTrie, num_beams: int) -> Sequence[int]:
-    expected = trie.num_levels - 1
-    if widths is None:
-        return [num_beams] * expected
-    if len(widths) != expected or min(widths, default=1) < 1:
-        raise ConfigError(
-            f"widths {tuple(widths)} must hold {expected} numbers of at least 1: one for every "
-            "level but the last, whose width is num_beams."
-        )
-    return widths
 
 
 def expand(beams: Beams, trie: SemanticIdTrie, allowed: AllowedItems, top_k: int) -> Decoded:

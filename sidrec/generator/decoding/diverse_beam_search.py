@@ -1,21 +1,23 @@
 """Diverse beam search under the trie: groups of beams that avoid each other's codes."""
 
+from functools import partial
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sidrec.errors import ConfigError
 from sidrec.generator.decoding.beam_search import (
     Beams,
+    Chosen,
     Decoded,
     Step,
-    best_columns,
-    candidate_scores,
+    best_children,
+    check_top_k,
     expand,
-    follow,
-    over_children,
+    search_beams,
 )
-from sidrec.generator.decoding.item_filters import AllowedItems, allowed_in_children
+from sidrec.generator.decoding.item_filters import AllowedItems
 from sidrec.generator.decoding.trie import SemanticIdTrie
 
 _LOWEST = float("-inf")
@@ -65,24 +67,16 @@ def diverse_search(
         in no penalty; a Semantic ID appears once.
     """
     check_groups(num_beams, num_groups=num_groups, diversity_penalty=diversity_penalty)
-    if not 1 <= top_k <= num_beams:
-        raise ConfigError(f"num_beams ({num_beams}) must be at least top_k ({top_k}); raise it.")
-    beams, parent = Beams.at_root(trie, num_requests), trie.keys.new_zeros((num_requests, 1))
-    codes = parent
-    for level in range(trie.num_levels):
-        log_probabilities = step(level, parent, codes)
-        bounds = trie.child_bounds(beams.lo, beams.hi, level=level)
-        if mass_before is not None:
-            log_probabilities = over_children(log_probabilities, bounds, mass_before)
-        num_allowed = allowed_in_children(allowed, trie, bounds, level=level)
-        candidates = candidate_scores(beams.scores, log_probabilities, num_allowed)
-        parent, codes, scores = _choose(
-            candidates,
-            num_groups=num_groups,
-            group_size=num_beams // num_groups,
-            diversity_penalty=diversity_penalty,
-        )
-        beams = follow(bounds, parent, codes, scores)
+    check_top_k(num_beams=num_beams, top_k=top_k)
+    beams = search_beams(
+        step,
+        trie,
+        allowed,
+        num_requests=num_requests,
+        num_beams=num_beams,
+        mass_before=mass_before,
+        choose=partial(_choose, num_groups=num_groups, diversity_penalty=diversity_penalty),
+    )
     return expand(merged(beams), trie, allowed, top_k)
 
 
@@ -102,29 +96,25 @@ def check_groups(num_beams: int, *, num_groups: int, diversity_penalty: float) -
 
 def _choose(
     candidates: Float[Tensor, "request beam code"],
+    num_beams: int,
     *,
     num_groups: int,
-    group_size: int,
     diversity_penalty: float,
-) -> tuple[
-    Int[Tensor, "request chosen"], Int[Tensor, "request chosen"], Float[Tensor, "request chosen"]
-]:
-    """Let the groups choose in turn; return parent, code and score of their choices."""
+) -> Chosen:
+    """Let the groups choose in turn."""
     num_requests, num_parents, size = candidates.shape
     own = num_parents // num_groups if num_parents > 1 else 1  # all groups share the root's beam
-    width = min(group_size, own * size)
     taken = candidates.new_zeros((num_requests, size))
     parents, codes, scores = [], [], []
     for group in range(num_groups):
         first = group * own if num_parents > 1 else 0
         penalty = diversity_penalty * taken[:, None]
-        mine = (candidates[:, first : first + own] - penalty).flatten(1)
-        chosen = best_columns(mine, width)
-        parents.append(first + chosen // size)
-        codes.append(chosen % size)
-        scores.append(mine.gather(1, chosen))
+        mine = best_children(candidates[:, first : first + own] - penalty, num_beams // num_groups)
+        parents.append(first + mine.parent)
+        codes.append(mine.codes)
+        scores.append(mine.scores)
         taken.scatter_add_(1, codes[-1], (scores[-1] > _LOWEST).float())
-    return torch.cat(parents, dim=1), torch.cat(codes, dim=1), torch.cat(scores, dim=1)
+    return Chosen(*(torch.cat(parts, dim=1) for parts in (parents, codes, scores)))
 
 
 def merged(beams: Beams) -> Beams:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sidrec.errors import ConfigError
-from sidrec.generator.decoding.beam_search import Decoded, Step, search_allowed
+from sidrec.generator.decoding.beam_search import Decoded, Step, check_top_k, search_allowed
 from sidrec.generator.decoding.diverse_beam_search import check_groups, diverse_search
 from sidrec.generator.decoding.exhaustive import exact_search
 from sidrec.generator.decoding.item_filters import AllowedItems
@@ -51,11 +51,7 @@ class Decoding:
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``, or groups do not divide it.
         """
-        if not 1 <= top_k <= num_beams:
-            raise ConfigError(
-                f"model.search.num_beams ({num_beams}) must be at least model.search.top_k "
-                f"({top_k}); raise it."
-            )
+        check_top_k(num_beams=num_beams, top_k=top_k)
         if self.mode == "diverse":
             penalty = self.diversity_penalty
             check_groups(num_beams, num_groups=self.num_groups, diversity_penalty=penalty)

@@ -65,7 +65,7 @@ class SemanticIdTrie:
         """
         sizes, codes = table.codebook_sizes, table.codes.long()
         if not len(codes):
-            raise DataError("The Semantic ID table holds no item; make Semantic IDs first.")
+            raise DataError("The Semantic ID table is empty; make Semantic IDs with `sidrec ids`.")
         if math.prod(sizes) > _MAX_KEY:
             raise DataError(
                 f"Semantic IDs of codebook sizes {sizes} do not fit in 63 bits; "

@@ -1,4 +1,4 @@
-"""What the generator reads: requests of one task, padded, with the items they ask for."""
+"""Batches of requests of one task, padded, with their target items."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from sidrec.types import Request, Task
 
 
 class GeneratorBatch(NamedTuple):
-    """Requests of one task.
+    """Batch of requests of one task.
 
     Attributes:
         task: The same for all rows, and on all ranks at a step.
@@ -20,10 +20,10 @@ class GeneratorBatch(NamedTuple):
         text_rows: Row of each text in the training texts, for stored states; -1 elsewhere.
         indexed_item: item_index whose text is the query of an indexing example; -1 elsewhere.
         history: item_index, oldest first, already cut to the model's length; -1 pads at the end.
-        target: item_index of the answer; -1 when nobody knows it.
-        excluded: item_index that may not be answered; -1 pads.
+        target: item_index of the answer; -1 where it is unknown.
+        excluded: item_index of items that must not be returned; -1 pads.
         user_index: User of a training example of recommendation; -1 elsewhere.
-        request_rows: Row of each request in its sequence, so that ranks can sort them out.
+        request_rows: Row of each request in the full list of requests, to restore its order.
     """
 
     task: Task
@@ -38,7 +38,7 @@ class GeneratorBatch(NamedTuple):
 
     @property
     def num_requests(self) -> int:
-        """Rows of the batch; ``len`` is that of the tuple, which ``_replace`` relies on."""
+        """Number of requests; ``len`` is the number of fields, as ``_replace`` needs it."""
         return len(self.target)
 
 
@@ -50,13 +50,13 @@ def batch_of_requests(
     max_history_items: int,
     exclude_history: bool,
 ) -> GeneratorBatch:
-    """Return requests of one task as a batch to be answered.
+    """Collate requests of one task for decoding.
 
     Args:
-        requests: All of one task; none make an empty batch.
-        task: Theirs.
-        request_rows: Their rows, kept for the caller.
-        max_history_items: Only the most recent items are read; all are excluded.
+        requests: All of one task; an empty list makes an empty batch.
+        task: Task of the requests.
+        request_rows: Row of each request, passed through to the caller.
+        max_history_items: Number of most recent items to read; all items are excluded.
         exclude_history: Leave the user's own items out of recommendation lists.
     """
     histories = [request.history[-max_history_items:] for request in requests]

@@ -1,4 +1,4 @@
-"""Calibration of prior and T5 on validation requests, and what T5 adds to the prior."""
+"""Calibration of prior and T5 on validation requests, and T5's gain over the prior."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -27,15 +27,15 @@ _MOST_SCORES = 1 << 27  # float32 scores of one task in memory, on each rank: 51
 
 
 class ScoredBatch(NamedTuple):
-    """All that the likelihood of a batch's targets depends on, besides the scalars.
+    """Inputs to the likelihood of a batch's targets, except the calibrated scalars.
 
     Attributes:
-        scores: Exact scores of each scorer, by position of the trie.
-        is_allowed: Items that the request may get, by position.
+        scores: Exact scores of each scorer, by position in the trie.
+        is_allowed: True for items that the request allows, by position in the trie.
         path: T5's logits along each target.
-        tree: Of the catalogue.
-        rows: Which requests of the batch have a known target that they may get; the others are
-            left out.
+        tree: Prefixes of the catalogue.
+        rows: True for requests of the batch with a known, allowed target; the other fields hold
+            only these.
     """
 
     scores: Float[Tensor, "scorer request item"]
@@ -61,7 +61,7 @@ class ScoredBatch(NamedTuple):
 
 @torch.no_grad()
 def scored_batch(model: GeneratorModel, batch: GeneratorBatch) -> ScoredBatch | None:
-    """Return what the likelihood of a batch depends on; None where no target can be answered."""
+    """Score a batch for calibration; None if no request has a known, allowed target."""
     space = model.space(batch.task)
     trie = space.trie
     allowed = AllItemsBut.of(trie, batch.excluded)
@@ -93,12 +93,12 @@ def scored_batch(model: GeneratorModel, batch: GeneratorBatch) -> ScoredBatch | 
 def calibrate(model: GeneratorModel, batches: Sequence[GeneratorBatch]) -> None:
     """Fit the prior's weights and T5's factor of each task to the targets' likelihood.
 
-    At most four scalars a task. The weights of the prior alone are fitted first; where no factor
-    of T5 gives the targets a higher likelihood, it is 0 and the prior answers alone. All ranks
-    call it with their own batches and get the same scalars.
+    Fits at most four scalars per task. The weights of the prior alone are fitted first; if no
+    factor of T5 increases the likelihood, the factor becomes 0 and the prior ranks alone. Every
+    rank calls this with its own batches and gets the same scalars.
 
     Args:
-        model: In evaluation mode; nothing happens to one without an exact prior.
+        model: Generator in evaluation mode; unchanged if it has no exact prior.
         batches: Validation requests of both tasks, of this rank.
     """
     prior = model.prior
@@ -128,10 +128,10 @@ def calibrate(model: GeneratorModel, batches: Sequence[GeneratorBatch]) -> None:
 
 @torch.no_grad()
 def gain_over_prior(model: GeneratorModel, batch: GeneratorBatch) -> Float[Tensor, " request"]:
-    """Return how much higher the log-probability of each target is with T5 than without, in nats.
+    """Return the gain in each target's log-probability from adding T5 to the prior, in nats.
 
-    Prior alone and both each have their own calibrated weights. Where several items answer a
-    request, its first one counts; NaN where the target is unknown or not allowed.
+    Both sides use their own calibrated weights. A request with several relevant items counts its
+    first one. The gain is NaN where the target is unknown or not allowed.
     """
     gains = torch.full((batch.num_requests,), torch.nan, dtype=torch.float64)
     prior, part = model.prior, scored_batch(model, batch)
@@ -148,7 +148,7 @@ def gain_over_prior(model: GeneratorModel, batch: GeneratorBatch) -> Float[Tenso
 def _parts(
     model: GeneratorModel, task: Task, batches: Sequence[GeneratorBatch]
 ) -> dict[int, ScoredBatch]:
-    """Return the batches of a task, by their first request, as far as memory allows."""
+    """Score the batches of a task up to ``_MOST_SCORES``; keyed by the row of the first request."""
     parts: dict[int, ScoredBatch] = {}
     held = 0
     for batch in batches:

@@ -1,4 +1,4 @@
-"""The Semantic IDs in which a task answers: tokens, codes and trie."""
+"""Semantic IDs of a task inside the generator: tokens, codes and trie."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from sidrec.types import SemanticIdTable, Task
 
 @dataclass(frozen=True, slots=True)
 class CodeVocabulary:
-    """Which token stands for which code of which level.
+    """Token of every code of every level.
 
     Attributes:
         first_token: Number of text tokens; code 0 of level 0 has this token.
         codebook_sizes: Number of codes at each level.
-        num_shared_levels: First levels whose tokens another vocabulary has as well.
-        own_start: Token at which the levels behind these begin; None: right behind them.
+        num_shared_levels: Number of first levels whose tokens another vocabulary also uses.
+        own_start: First token of the levels after the shared ones; None: directly after them.
     """
 
     first_token: int
@@ -31,7 +31,7 @@ class CodeVocabulary:
 
     @property
     def num_tokens(self) -> int:
-        """Text and code tokens together, those of other vocabularies before the last included."""
+        """Number of text and code tokens, including those of a vocabulary placed before this."""
         return self.level_starts[-1] + self.codebook_sizes[-1]
 
     @property
@@ -60,7 +60,7 @@ class CodeVocabulary:
 def vocabularies_of(
     first_token: int, codebook_sizes: Mapping[Task, tuple[int, ...]], *, num_shared_levels: int
 ) -> dict[Task, CodeVocabulary]:
-    """Return each task's vocabulary: the same tokens on the shared levels, others behind them.
+    """Return each task's vocabulary: tokens of the first levels shared, those of the others not.
 
     >>> both = {"search": (4, 3), "recommendation": (4, 5)}
     >>> made = vocabularies_of(10, both, num_shared_levels=1)
@@ -75,14 +75,14 @@ def vocabularies_of(
 
 
 class CodeSpace(nn.Module):
-    """All Semantic IDs that a task may answer with; nothing outside its trie can be generated.
+    """Semantic IDs that a task can generate: nothing outside the trie is ever decoded.
 
-    Both tasks share one, unless each has IDs of its own.
+    Both tasks share one object unless each has IDs of its own.
 
     Args:
         vocabulary: Tokens of the codes.
         table: Semantic ID of every item.
-        popularity: Train interactions of each item: orders items that share a Semantic ID.
+        popularity: Train interactions of each item; orders items that share a Semantic ID.
     """
 
     codes: Tensor
@@ -104,14 +104,14 @@ class CodeSpace(nn.Module):
 
     @property
     def trie(self) -> SemanticIdTrie:
-        """The catalogue, on the device of the weights."""
+        """Trie of the catalogue, on the device of the weights."""
         if self._trie.items.device != self.codes.device:
             self._trie, self._tree = self._trie.to(self.codes.device), None
         return self._trie
 
     @property
     def tree(self) -> PrefixTree:
-        """The catalogue's prefixes, on the device of the weights."""
+        """Prefixes of the catalogue, on the device of the weights."""
         trie = self.trie
         if self._tree is None:
             self._tree = PrefixTree.of(trie)
@@ -122,6 +122,6 @@ class CodeSpace(nn.Module):
         return self.vocabulary.tokens_of(self.codes[items])
 
     def even_mass(self, num_requests: int) -> Float[Tensor, "request bound"]:
-        """Return the mass before each position of the trie where every item counts the same."""
+        """Return the cumulative mass before each position of the trie under a uniform prior."""
         even = torch.arange(self.trie.num_items + 1, device=self.codes.device).double()
         return even.expand(num_requests, -1)

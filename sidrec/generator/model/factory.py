@@ -1,5 +1,6 @@
-"""Factory of joint generators: new for training, or from a checkpoint."""
+"""Construction of joint generators: new for training, or from a checkpoint."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from sidrec.generator.model.t5 import (
 from sidrec.generator.scorers.item_prior import ItemPrior
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from sidrec.settings import as_plain
+from sidrec.training.lora import LoraSettings, apply_lora, merge_lora
 from sidrec.types import TASKS, Task
 
 _QUIET_HEAD = 0.1  # factor of the new codes' logits: the prior leads at first, T5 joins in
@@ -50,20 +53,20 @@ def new_generator(
     encoder_run: str | None,
     prior: ItemPrior | None,
 ) -> GeneratorModel:
-    """Return a generator to be trained; all ranks call it and get the same tokenizer.
+    """Build a generator for training; all ranks call this and get the same tokenizer.
 
     Args:
         settings: T5 or causal language model, pretrained or from scratch.
-        texts: Returns the training texts of a new tokenizer; only called for a T5 from scratch.
+        texts: Returns the texts to train a new tokenizer on; only called for a T5 from scratch.
         inputs: Encoder input of a request.
         ids: Semantic IDs of each task, and item embeddings.
         popularity: Train interactions of each item.
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
-        prior: Made from the corpus; None leaves T5 alone.
+        prior: Prior over items, made from the corpus; None: T5 alone.
 
     Raises:
         ConfigError: If the T5 cannot be made or loaded, or does not fit ``inputs``.
-        RunError: If the encoder run is not a finished one.
+        RunError: If the encoder run has not finished.
     """
     name, revision = settings.pretrained, settings.revision
     is_causal = isinstance(settings, CausalLmSettings)
@@ -89,17 +92,24 @@ def new_generator(
     is_tied = model.lm_head.weight is model.get_input_embeddings().weight
     if prior is not None and not is_tied:
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
+    base = None
     options = settings.training_options() if isinstance(settings, CausalLmSettings) else {}
-    return _together(model, tokenizer, inputs, ids, popularity, encoder_run, prior, **options)
+    if isinstance(settings, T5Settings) and settings.lora is not None:
+        base = {"name": name, "revision": revision, "lora": as_plain(settings.lora)}
+        apply_lora(model, settings.lora, first_new_token=tokenizer.get_vocab_size())
+    return _together(
+        model, tokenizer, inputs, ids, popularity, encoder_run, prior, base=base, **options
+    )
 
 
 def parts_of(model: GeneratorModel) -> dict[str, Any]:
-    """Return what ``generator_from`` needs besides the weights, for a checkpoint."""
+    """Return what a checkpoint must hold besides the weights, for ``generator_from``."""
     if isinstance(model, CausalGenerator):
         made_from = {"causal_lm": config_of(model.t5), "options": model.training_options()}
     else:
         made_from = {"t5": snapshot_of(model.t5)}
     return made_from | {
+        "base": model.base,
         "tokenizer": model.embedder.tokenizer.to_str(),
         "popularity": model.popularity.cpu(),
         "prior": None if model.prior is None else model.prior.state(),
@@ -113,7 +123,9 @@ def generator_from(
     ids: TaskBundles,
     encoder_run: str | None,
 ) -> GeneratorModel:
-    """Return a generator whose weights are still to be loaded; needs no hub and no corpus.
+    """Build a generator without weights from a checkpoint's parts; needs no hub and no corpus.
+
+    Only a T5 with adapters is read from the hub or its folder again.
 
     Args:
         parts: From ``parts_of``.
@@ -122,6 +134,7 @@ def generator_from(
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
 
     Raises:
+        ConfigError: If the T5 of the adapters cannot be loaded.
         RunError: If the encoder run is not a finished one.
         DataError: If the prior was made from another corpus than the Semantic IDs.
     """
@@ -132,11 +145,27 @@ def generator_from(
             prior, item_vectors=ids.item_vectors, corpus_fingerprint=fingerprint
         )
     tokenizer = Tokenizer.from_str(parts["tokenizer"])
-    is_causal = "causal_lm" in parts
-    t5 = causal_lm_from_snapshot(parts["causal_lm"]) if is_causal else t5_from_snapshot(parts["t5"])
-    options = parts["options"] if is_causal else {}
+    base, options = parts["base"], parts.get("options", {})
+    if "causal_lm" in parts:
+        t5 = causal_lm_from_snapshot(parts["causal_lm"])
+    elif base is None:
+        t5 = t5_from_snapshot(parts["t5"])
+    else:
+        widest = _vocabularies(tokenizer, ids)[TASKS[-1]]
+        t5 = t5_from_hub(base["name"], revision=base["revision"], vocabulary=widest)
+        lora = LoraSettings.from_plain(base["lora"])
+        apply_lora(t5, lora, first_new_token=tokenizer.get_vocab_size())
     popularity = parts["popularity"]
-    return _together(t5, tokenizer, inputs, ids, popularity, encoder_run, prior, **options)
+    return _together(
+        t5, tokenizer, inputs, ids, popularity, encoder_run, prior, base=base, **options
+    )
+
+
+def merged_t5(model: GeneratorModel) -> Any:  # noqa: ANN401
+    """Return a copy of the T5 as a plain model of transformers, with its adapters merged."""
+    t5 = copy.deepcopy(model.t5)
+    merge_lora(t5)
+    return t5
 
 
 def _together(
@@ -147,6 +176,8 @@ def _together(
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
     prior: ItemPrior | None,
+    *,
+    base: dict[str, Any] | None,
     **options: Any,  # noqa: ANN401
 ) -> GeneratorModel:
     tower = _frozen_tower(encoder_run) if inputs.text_input == "encoder_states" else None
@@ -158,9 +189,11 @@ def _together(
         table = ids.bundles[task].table
         spaces[task] = CodeSpace(vocabulary, table, popularity)
     kind = GeneratorModel if t5.config.is_encoder_decoder else CausalGenerator
-    return kind(
+    model = kind(
         t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower, prior, **options
     )
+    model.base = base
+    return model
 
 
 def _vocabularies(tokenizer: Tokenizer, ids: TaskBundles) -> dict[Task, CodeVocabulary]:

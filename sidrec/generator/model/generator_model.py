@@ -1,10 +1,9 @@
-"""The joint generator as a plain module: requests in, log-probabilities or ranked items out."""
+"""Joint generator as a plain torch module: requests to log-probabilities or ranked items."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -26,34 +25,44 @@ from sidrec.generator.model.prefix_prior import (
     target_log_probabilities,
 )
 from sidrec.generator.model.request_embedder import InputSettings, Reading, RequestEmbedder
-from sidrec.generator.model.t5_decoder import T5Decoder
+from sidrec.generator.model.seq2seq import Seq2SeqDecoder
+from sidrec.generator.model.t5_decoder import StepDecoder, T5Decoder
 from sidrec.generator.scorers.item_prior import ItemPrior
 from sidrec.generator.scorers.scorer import ScorerQuery
-from sidrec.kernels.t5_forward import read_positions, write_tokens
+from sidrec.kernels.t5_forward import (
+    code_logits,
+    has_wrapped_decoder,
+    is_wrapped,
+    plain_read_positions,
+    plain_write_tokens,
+    read_positions,
+    write_tokens,
+)
 from sidrec.types import TASKS, Task
 
 AnswerBy: TypeAlias = Literal["both", "t5", "prior"]
 
 
 class GeneratorModel(nn.Module):
-    """A T5 that reads requests of both tasks and writes Semantic IDs.
+    """T5 that reads requests of both tasks and generates Semantic IDs.
 
-    The probabilities of a step are a softmax over the codes that the catalogue goes on with, each
-    weighed by the prior of the items behind it, in training as in decoding: the probabilities of
-    all Semantic IDs sum to one. Without a prior every item counts the same. TIGER normalizes over
-    the whole vocabulary. The attribute ``decoding`` says how answers are searched for; beams,
-    unless it is set.
+    Each step is a softmax over the codes that continue a prefix in the trie. Each code is
+    weighted by the prior mass of the items below it, in training and in decoding, so the
+    probabilities of all Semantic IDs sum to one. Without a prior all items have equal mass.
+    TIGER instead normalizes over the whole vocabulary. The attribute ``decoding`` is the search
+    strategy, beam search by default. ``base`` holds name, revision and LoRA settings of a T5 with
+    adapters.
 
     Args:
         t5: ``T5ForConditionalGeneration`` whose vocabulary holds the codes.
-        inputs: How requests become positions.
-        tokenizer: Of ``t5``.
-        spaces: Semantic IDs in which each task answers, often the same object twice. Histories
-            are read in those of recommendation.
+        inputs: Encoder input of a request.
+        tokenizer: Tokenizer of ``t5``.
+        spaces: Semantic IDs of each task, often the same object twice. Histories use those of
+            recommendation.
         item_vectors: Bi-encoder embedding of every item.
         popularity: Train interactions of each item.
         tower: Frozen text tower; None when queries are read as T5's tokens.
-        prior: Weighs the items; None leaves T5 alone.
+        prior: Prior over items; None: T5 alone.
 
     Raises:
         ConfigError: If ``inputs`` needs a tower that is missing or of another width.
@@ -75,7 +84,8 @@ class GeneratorModel(nn.Module):
         self.prior = prior
         self._fill_order = popular_first(popularity)
         self.spaces = nn.ModuleDict({task: spaces[task] for task in TASKS})
-        self._read_positions, self._write_tokens = read_positions, write_tokens
+        self.base: dict[str, Any] | None = None
+        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
         self.embedder = RequestEmbedder(
             inputs,
             t5.get_input_embeddings(),
@@ -92,24 +102,39 @@ class GeneratorModel(nn.Module):
         return {}
 
     def space(self, task: Task) -> CodeSpace:
-        """Return the Semantic IDs in which a task answers."""
+        """Return the Semantic IDs of a task."""
         return cast("CodeSpace", self.spaces[task])
 
     def compile_t5(self) -> None:
-        """Let ``torch.compile`` turn T5's forward into kernels, in training alone."""
-        self._read_positions = torch.compile(read_positions, dynamic=True)
-        self._write_tokens = torch.compile(write_tokens, dynamic=True)
+        """Compile T5's training forward with ``torch.compile``."""
+        self._compiled = {one: torch.compile(one, dynamic=True) for one in self._forward_of_t5()}
+
+    def _forward_of_t5(self) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        """Return T5's encoder and decoder: transformers' own where anything wraps the model."""
+        if is_wrapped(self.t5):
+            read, write = plain_read_positions, plain_write_tokens
+        else:
+            read, write = read_positions, write_tokens
+        compiled = self._compiled if self.training else {}
+        return compiled.get(read, read), compiled.get(write, write)
+
+    @property
+    def decoder(self) -> StepDecoder:
+        """Step-wise decoder: transformers' own forward where anything wraps the decoder."""
+        kind = Seq2SeqDecoder if has_wrapped_decoder(self.t5) else T5Decoder
+        tokens = self.space("search").vocabulary.level_token_ids()
+        return kind(self.t5, tokens, normalize_over="level")
 
     def forward(self, batch: GeneratorBatch, *, label_smoothing: float) -> Float[Tensor, " level"]:
         """Return the mean cross-entropy of each level's code over the batch, in nats.
 
-        Teacher forcing: level ``l`` sees the target's codes before it. The sum over levels is
-        -ln of the probability that the catalogue's items share.
+        Uses teacher forcing: level ``l`` sees the target's codes before it. The sum over levels
+        is the negative log-likelihood of the target among the items of the catalogue.
 
         Args:
-            batch: Every target is known.
-            label_smoothing: Share of the target's probability spread over the codes that the
-                catalogue goes on with, in [0, 1).
+            batch: Training examples, every target known.
+            label_smoothing: Share of the target's probability spread over the codes that
+                continue the prefix in the trie, in [0, 1).
         """
         reading = self.embedder(batch)
         path = self.target_path(batch, reading)
@@ -138,7 +163,7 @@ class GeneratorModel(nn.Module):
         return torch.stack(losses) + self._untouched()
 
     def target_path(self, batch: GeneratorBatch, reading: Reading) -> TargetPath:
-        """Return T5's logits of the codes that compete with each code of the targets."""
+        """Return T5's logits of all codes at each level, along the targets' prefixes."""
         space = self.space(batch.task)
         codes = space.codes[batch.target]  # [request, level]
         hidden = self._states_before(space.vocabulary.tokens_of(codes), reading)
@@ -152,11 +177,12 @@ class GeneratorModel(nn.Module):
     ) -> TargetPath:
         trie, vocabulary = space.trie, space.vocabulary
         low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
-        high, weight = low + trie.num_items, self.t5.lm_head.weight
+        high = low + trie.num_items
         logits, bounds = [], []
         levels = zip(vocabulary.level_starts, vocabulary.codebook_sizes, strict=True)
         for level, (first, size) in enumerate(levels):
-            logits.append(F.linear(hidden[:, level], weight[first : first + size]).float())
+            tokens = slice(first, first + size)
+            logits.append(code_logits(self.t5, hidden[:, level], tokens).float())
             bounds.append(trie.child_bounds(low, high, level=level)[:, 0])  # [request, code + 1]
             code = codes[:, level, None]
             low, high = bounds[-1].gather(1, code), bounds[-1].gather(1, code + 1)
@@ -168,24 +194,21 @@ class GeneratorModel(nn.Module):
         """Return the hidden state that predicts each token of the targets."""
         source, mask = self.encode(reading), reading.mask
         start = torch.full_like(target[:, :1], self.t5.config.decoder_start_token_id)
-        write = self._write_tokens if self.training else write_tokens
-        hidden: Tensor = write(self.t5, torch.cat([start, target[:, :-1]], dim=1), source, mask)
-        return hidden
+        _, write = self._forward_of_t5()
+        return write(self.t5, torch.cat([start, target[:, :-1]], dim=1), source, mask)
 
     def _steps_of(self, reading: Reading, tokens: list[Int[Tensor, " _"]]) -> Callable[[], Step]:
         """Read the requests; return a function that starts a search over their answers."""
-        source = self.encode(reading)
-        decoder = T5Decoder(self.t5, tokens, normalize_over="level")
-        return lambda: decoder.start(source, reading.mask)
+        source, decoder = self.encode(reading), self.decoder
+        return lambda: decoder.start(source, reading.mask, level_token_ids=tokens)
 
     def encode(self, reading: Reading) -> Float[Tensor, "request position dim"]:
         """Return the output of T5's encoder."""
-        read = self._read_positions if self.training else read_positions
-        encoded: Tensor = read(self.t5, reading.positions, reading.mask)
-        return encoded
+        read, _ = self._forward_of_t5()
+        return read(self.t5, reading.positions, reading.mask)
 
     def _untouched(self) -> Float[Tensor, ""]:
-        """Return 0 as a function of the weights that only one of the tasks uses, for DDP."""
+        """Return 0 as a function of the weights that only one task uses, for DDP."""
         own = [weight.sum() * 0.0 for weight in self.prior.parameters()] if self.prior else []
         return sum(own, start=self.embedder.untouched())
 
@@ -201,7 +224,7 @@ class GeneratorModel(nn.Module):
     def _mass(
         self, batch: GeneratorBatch, reading: Reading, allowed: AllowedItems
     ) -> PrefixMass | None:
-        """Return the prior of a batch over the items that its requests may get, if there is one."""
+        """Return the prior of a batch over its allowed items, or None without a prior."""
         prior, space = self.prior, self.space(batch.task)
         if prior is None or not prior.is_exact(space.trie.num_items):
             return None
@@ -226,18 +249,18 @@ class GeneratorModel(nn.Module):
         allowed: AllowedItems | None = None,
         by: AnswerBy = "both",
     ) -> Decoded:
-        """Decode a batch under the trie: real items only, none twice, none excluded.
+        """Decode ranked lists under the trie: real items, none twice, none excluded.
 
-        Lists are ``top_k`` long wherever so many items are allowed: what a search left short, as
-        groups of beams that meet do, is filled up (``top_up``). The Semantic IDs in the answer are
-        those that the search found. Where T5's factor is 0, items are ranked by the prior itself.
+        A list shorter than ``top_k`` is filled up (``top_up``) as far as enough items are
+        allowed. The Semantic IDs of the result are those that the search found. Where T5's
+        factor is 0, the prior alone ranks the items.
 
         Args:
             batch: Requests of one task.
-            num_beams: Width of the search.
+            num_beams: Beam width.
             top_k: Length of the lists.
-            allowed: Items each request may get; None: all but ``batch.excluded``.
-            by: ``both``; ``t5``, every item counting the same; or ``prior``, which must exist.
+            allowed: Items that each request allows; None: all but ``batch.excluded``.
+            by: ``both``; ``t5``, with equal mass for every item; or ``prior``, which must exist.
 
         Raises:
             ConfigError: If ``num_beams`` is smaller than ``top_k``.
@@ -312,7 +335,7 @@ def smoothed_loss(
     *,
     label_smoothing: float,
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of ``code``, smoothed over the possible codes alone."""
+    """Return the mean cross-entropy of ``code``, smoothed over the possible codes only."""
     loss = -log_probabilities.gather(1, code).mean()
     if label_smoothing == 0:
         return loss

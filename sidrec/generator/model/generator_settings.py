@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sidrec.errors import ConfigError
 from sidrec.generator.decoding.search_strategy import Decoding, DecodingMode
 from sidrec.settings import (
     NonNegativeFloat,
@@ -10,6 +11,7 @@ from sidrec.settings import (
     Probability,
     Settings,
 )
+from sidrec.training.lora import LoraSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class T5Shape(Settings):
         num_heads: Attention heads per block.
         dropout_rate: Dropout probability in [0, 1).
         feed_forward_proj: Activation: ``relu`` or ``gated-gelu``.
-        tie_word_embeddings: Output embeddings are the input embeddings.
+        tie_word_embeddings: Share the weights of input and output embeddings.
         other: Further fields of ``T5Config``.
     """
 
@@ -49,15 +51,22 @@ class T5Shape(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class T5Settings(Settings):
-    """T5: pretrained, or from scratch with a tokenizer trained on the corpus.
+    """T5 of the generator: pretrained, or from scratch with a tokenizer trained on the corpus.
 
     Attributes:
         pretrained: Hub name or folder of a pretrained T5; None starts from scratch.
         revision: Branch, tag or commit of ``pretrained`` on the hub.
         shape: Architecture of a T5 from scratch; unused with ``pretrained``.
-        text_vocabulary_size: Text tokens of a T5 from scratch, at most.
+        text_vocabulary_size: Maximum number of text tokens of a T5 from scratch.
         codes_from_items: Initialize the codes' embeddings from the item embeddings, not at random.
-        torch_compile: Compile the training forward; speed only, rounding aside.
+        torch_compile: Compile the training forward; changes results by rounding only.
+        activation_checkpointing: Keep only the inputs of each block and compute the block again in
+            the backward pass: less memory, slower.
+        lora: Adapters of a pretrained T5, whose own weights stay frozen. Trained are the adapters,
+            the embeddings of the codes, and all that is not T5. None trains all weights.
+
+    Raises:
+        ConfigError: If ``lora`` is given without ``pretrained``.
     """
 
     pretrained: str | None = None
@@ -66,11 +75,21 @@ class T5Settings(Settings):
     text_vocabulary_size: PositiveInt = 4000
     codes_from_items: bool = True
     torch_compile: bool = False
+    activation_checkpointing: bool = False
+    lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora is not None and self.pretrained is None:
+            raise ConfigError(
+                "t5.lora adapts a pretrained T5, but t5.pretrained is missing; name one, or leave "
+                "lora out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorLossSettings(Settings):
-    """Cross-entropy of the levels, for both tasks.
+    """Cross-entropy over the levels, for both tasks.
 
     Attributes:
         label_smoothing: Share of the target's probability spread over its level, in [0, 1).
@@ -85,13 +104,13 @@ class GeneratorLossSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings(Settings):
-    """Search for the answers.
+    """Decoding of ranked lists.
 
     Attributes:
-        num_beams: Width of the search, at least ``top_k``; ``exact`` ignores it.
+        num_beams: Beam width, at least ``top_k``; ``exact`` ignores it.
         top_k: Length of the lists.
         decoding: ``beam``, ``diverse`` (groups of beams that avoid each other's codes) or
-            ``exact`` (every Semantic ID is scored).
+            ``exact`` (scores every Semantic ID).
         num_groups: Groups of ``diverse``, a divisor of ``num_beams``; 1 otherwise.
         diversity_penalty: Penalty of ``diverse``, in nats for each beam of an earlier group.
     """
@@ -107,7 +126,7 @@ class SearchSettings(Settings):
         self.strategy().check_width(num_beams=self.num_beams, top_k=self.top_k)
 
     def strategy(self) -> Decoding:
-        """Return the mode and the numbers that belong to it."""
+        """Return the search strategy with its settings."""
         return Decoding(self.decoding, self.num_groups, self.diversity_penalty)
 
 
@@ -118,7 +137,8 @@ class GeneratorTaskSettings(Settings):
     Attributes:
         search_share: Share of the batches that are search; 0 switches the task off.
         recommendation_share: Share of the batches that are recommendation; 0 switches it off.
-        indexing_share: Share of the search examples that are item text -> its own ID, in [0, 1).
+        indexing_share: Share of the search examples that map an item's text to its own ID, in
+            [0, 1).
     """
 
     search_share: NonNegativeFloat = 0.5
@@ -128,13 +148,13 @@ class GeneratorTaskSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class HistorySettings(Settings):
-    """Histories that are read, and their training targets.
+    """User histories and their training targets.
 
     Attributes:
-        max_history_items: Most recent items of a history that are read.
-        target_window: A training target is drawn from the next so many interactions.
+        max_history_items: Number of most recent items of a history to read.
+        target_window: Number of next interactions from which a training target is drawn.
         history_dropout: Probability in [0, 1) that an item of a training history is left out.
-        targets_per_user: Last interactions of a user that serve as targets, so that long
+        targets_per_user: Number of a user's last interactions to use as targets, so that long
             histories do not outweigh the others; None takes all.
     """
 
@@ -149,8 +169,8 @@ class EvaluationSettings(Settings):
     """Evaluation requests.
 
     Attributes:
-        batch_size: Requests decoded together on a rank.
-        valid_requests: Validation requests per task, spread evenly over all; None takes all.
+        batch_size: Requests per decoding batch and rank.
+        valid_requests: Validation requests per task, evenly spaced; None takes all.
     """
 
     batch_size: PositiveInt = 64

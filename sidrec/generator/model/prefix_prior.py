@@ -1,4 +1,4 @@
-"""Prior over items, summed below every prefix of the trie, and a step that it weighs."""
+"""Prior over items, summed over every prefix of the trie, and decoding steps weighted by it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,10 +19,9 @@ class PrefixTree:
     """Distinct prefixes of each depth, from one code to a whole Semantic ID.
 
     Attributes:
-        node_at: Per depth: the prefix to which the item at each position of the trie belongs, and
-            0 behind the last.
-        first_child: Per depth: each prefix's first child, a prefix of the next depth; at the last
-            depth the first item.
+        node_at: Per depth: prefix of the item at each position of the trie, then a 0.
+        first_child: Per depth: first child of each prefix, a prefix of the next depth; at the
+            last depth the position of its first item.
     """
 
     node_at: tuple[Int[Tensor, " bound"], ...]
@@ -30,7 +29,7 @@ class PrefixTree:
 
     @classmethod
     def of(cls, trie: SemanticIdTrie) -> "PrefixTree":
-        """Cut the sorted Semantic IDs of a trie into prefixes."""
+        """Collect the prefixes of a trie's sorted Semantic IDs."""
         prefixes = trie.keys
         starts: list[Tensor] = []
         node_at: list[Tensor] = []
@@ -46,18 +45,18 @@ class PrefixTree:
 
 
 class PrefixMass:
-    """Unnormalized prior of each request, summed over the items below any prefix.
+    """Prior mass of every prefix: the unnormalized prior of each request, summed over its items.
 
-    The sum below a prefix is the sum over its children, from the items up: one exponential and at
-    most ``level`` additions per item and request, and ``4 * requests * (items + prefixes)`` bytes.
-    Only non-negative float32 numbers are added, each prefix in the order of its children, so
-    results have float32's relative precision and are the same on every run; a difference of
-    cumulative sums has neither on a GPU.
+    Sums run from the items up, each prefix over its children. They cost one exponential and at
+    most ``level`` additions per item and request, and ``4 * requests * (items + prefixes)``
+    bytes. Only non-negative float32 numbers are added, in the order of the children, so results
+    have float32's relative precision and are the same on every run. Differences of cumulative
+    sums have neither property on a GPU.
 
     Args:
-        tree: Of the catalogue.
-        scores: Logarithm of the prior, up to a constant of the request, by position of the trie.
-        is_allowed: Items that the request may get, by position; the others have no mass.
+        tree: Prefixes of the catalogue.
+        scores: Logarithm of the prior, up to a constant per request, by position in the trie.
+        is_allowed: True for allowed items, by position in the trie; the others have no mass.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class PrefixMass:
         with torch.autocast(scores.device.type, enabled=False):
             shut = scores.float().masked_fill(~is_allowed, NO_ITEM)
             mass = (shut - shut.detach().amax(dim=1, keepdim=True)).exp()
-            mass = mass.clamp(min=LEAST_MASS) * is_allowed  # rounding rules no allowed item out
+            mass = mass.clamp(min=LEAST_MASS) * is_allowed  # rounding excludes no allowed item
             below = mass.T.contiguous()  # [item, request]
             masses: list[Float[Tensor, "_ request"]] = []
             for first in reversed(tree.first_child):
@@ -86,15 +85,15 @@ class PrefixMass:
         logits: Float[Tensor, "request beam code"],
         bounds: Int[Tensor, "request beam bound"],
     ) -> Float[Tensor, "request beam code"]:
-        """Return log-probabilities, in nats, of the codes after each beam.
+        """Return log-probabilities, in nats, of the codes that follow each beam.
 
-        Equal logits give every child its share of the prior. Children without an allowed item get
+        With equal logits each code has its share of the prior. Codes without an allowed item get
         a very low number (not -inf).
 
         Args:
-            level: Of the codes.
-            logits: Of the codes; a constant of the beam may be missing.
-            bounds: Children of each beam, from ``SemanticIdTrie.child_bounds``.
+            level: Level of the codes.
+            logits: Logits of the codes, up to a constant per beam.
+            bounds: Child ranges of each beam, from ``SemanticIdTrie.child_bounds``.
         """
         child = self._tree.node_at[level].index_select(0, bounds[..., :-1].flatten())
         child = child.view(len(bounds), -1).long()
@@ -105,13 +104,13 @@ class PrefixMass:
 
 
 class PriorSteps:
-    """Steps of a model, weighed by a prior and normalized over the catalogue: a ``beams.Step``.
+    """Decoding steps weighted by a prior and normalized over the catalogue; a ``Step``.
 
     Args:
-        step: The model, set to the batch's sources; its logits may lack a constant.
-        trie: The catalogue.
-        mass: Prior of each request.
-        t5_factor: Factor of the model's logits; 0 leaves the prior alone.
+        step: Steps of the model for the batch; logits up to a constant per beam.
+        trie: Trie of the catalogue.
+        mass: Prior mass of each request.
+        t5_factor: Factor of the model's logits; 0: the prior alone.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class PriorSteps:
         parent: Int[Tensor, "request beam"],
         codes: Int[Tensor, "request beam"],
     ) -> Float[Tensor, "request beam code"]:
-        """Return log-probabilities of the codes of ``level``; very low where no item is."""
+        """Return log-probabilities of the codes of ``level``; very low where no item follows."""
         logits = self._step(level, parent, codes)
         if self._bounds is None:
             low = torch.zeros_like(parent, dtype=torch.int32)
@@ -142,10 +141,10 @@ class TargetPath(NamedTuple):
     """T5's logits along the Semantic IDs of the targets.
 
     Attributes:
-        logits: Per level: of all codes of the level, after the target's codes before it.
-        bounds: Per level: children of the target's prefix, from ``SemanticIdTrie.child_bounds``.
+        logits: Per level: logits of all codes, given the target's earlier codes.
+        bounds: Per level: child ranges of the target's prefix (``SemanticIdTrie.child_bounds``).
         codes: Semantic ID of each target.
-        num_items: Size of the catalogue.
+        num_items: Number of items in the catalogue.
     """
 
     logits: list[Float[Tensor, "request _"]]
@@ -155,18 +154,18 @@ class TargetPath(NamedTuple):
 
     @property
     def has_items(self) -> list[Bool[Tensor, "request _"]]:
-        """Per level: which codes the catalogue goes on with."""
+        """Per level: True for the codes that continue the target's prefix in the trie."""
         return [bounds.diff(dim=-1) > 0 for bounds in self.bounds]
 
 
 def target_log_probabilities(
     path: TargetPath, mass: PrefixMass | None, *, t5_factor: float | Tensor
 ) -> list[Float[Tensor, "request _"]]:
-    """Return the log-probabilities, in nats, of the codes of each level of the targets.
+    """Return the log-probabilities, in nats, of all codes at each level along the targets.
 
     Args:
-        path: Of the targets.
-        mass: Prior of each request; None holds all items for equal.
+        path: T5's logits along the targets.
+        mass: Prior mass of each request; None: equal mass for all items.
         t5_factor: Factor of T5's logits.
     """
     found = []
@@ -187,12 +186,12 @@ def rank_by_scores(
     *,
     top_k: int,
 ) -> Decoded:
-    """Rank allowed items by their scores alone; equal ones by their position in the trie.
+    """Rank allowed items by their scores alone; ties by position in the trie.
 
     Args:
-        scores: Logarithm of the prior, up to a constant, by position of the trie.
-        is_allowed: By position of the trie.
-        trie: The catalogue.
+        scores: Logarithm of the prior, up to a constant, by position in the trie.
+        is_allowed: True for allowed items, by position in the trie.
+        trie: Trie of the catalogue.
         top_k: Length of the lists.
     """
     shut = scores.float().masked_fill(~is_allowed, float("-inf"))
@@ -209,12 +208,12 @@ def rerank(
     t5_factor: float,
     top_k: int,
 ) -> Decoded:
-    """Rank the items that a search found by ``t5_factor`` times T5's score plus the prior's.
+    """Re-rank retrieved items by ``t5_factor`` times T5's score plus the prior's score.
 
     Args:
-        found: Of a search by T5 alone.
+        found: Result of a search by T5 alone.
         scores: Logarithm of the prior, up to a constant, by item_index.
-        trie: The catalogue.
+        trie: Trie of the catalogue.
         t5_factor: Factor of T5's log-probabilities.
         top_k: Length of the lists.
     """
@@ -244,10 +243,10 @@ def _decoded(
 def allowed_positions(
     allowed: AllowedItems, trie: SemanticIdTrie, num_requests: int
 ) -> Bool[Tensor, "request item"]:
-    """Return which items each request may get, by position of the trie."""
+    """Return True for the items that each request allows, by position in the trie."""
     device = trie.items.device
     if isinstance(allowed, AllItemsBut):
-        width = trie.num_items + allowed.excluded.shape[1] + 1  # padding lies beyond the last
+        width = trie.num_items + allowed.excluded.shape[1] + 1  # padding is past the last position
         mask = torch.ones((num_requests, width), dtype=torch.bool, device=device)
         return mask.scatter_(1, allowed.excluded.long(), value=False)[:, : trie.num_items]
     bounds = torch.arange(trie.num_items + 1, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""Cache of a frozen encoder's token states of the training texts, memory-mapped."""
+"""Memory-mapped cache of a frozen encoder's token states for the training texts."""
 
 import os
 import zlib
@@ -22,15 +22,15 @@ _TOKENIZED_TOGETHER = 4_096
 
 @dataclass(frozen=True)
 class TextStates:
-    """Token states of texts, in bfloat16, in one file for each rank that wrote them.
+    """Token states of texts in bfloat16, one file per rank that wrote them.
 
     Attributes:
         files: Bit patterns of bfloat16 states, memory-mapped, one file per rank.
-        paths: Of the files, for messages.
-        file: Which of them holds text ``i``.
-        first: Its first row there.
-        lengths: Its number of tokens.
-        checksums: CRC-32 of its bytes, compared at every read.
+        paths: Paths of the files, for messages.
+        file: Number of the file that holds text ``i``.
+        first: First row of text ``i`` in its file.
+        lengths: Number of tokens of text ``i``.
+        checksums: CRC-32 of the bytes of text ``i``, compared at every read.
     """
 
     files: list[Int16[np.ndarray, "token dim"]]
@@ -43,10 +43,10 @@ class TextStates:
     def gather(
         self, rows: Int[Tensor, " text"]
     ) -> tuple[BFloat16[Tensor, "text token dim"], Bool[Tensor, "text token"]]:
-        """Return padded bfloat16 states and their mask; row -1 has no token at all.
+        """Return padded bfloat16 states and their mask; row -1 has no tokens.
 
         Raises:
-            DataError: If the bytes of a text are not those that were written.
+            DataError: If the bytes of a text differ from those that were written.
         """
         chosen = rows.tolist()
         lengths = [0 if row < 0 else int(self.lengths[row]) for row in chosen]
@@ -64,8 +64,8 @@ class TextStates:
         )
         if zlib.crc32(states.data) != self.checksums[row]:
             raise DataError(
-                f"{self.paths[number]} is damaged at text {row}; run the same command again, it "
-                "is written anew."
+                f"{self.paths[number]} is damaged at text {row}; run the same command again to "
+                "write it anew."
             )
         return states
 
@@ -80,20 +80,20 @@ def store_text_states(
     folder: Path,
     bf16: bool,
 ) -> TextStates:
-    """Encode texts with a frozen tower, each rank its share, and map what all ranks wrote.
+    """Encode texts with a frozen tower, split over ranks, and map the files of all ranks.
 
-    No file has two writers: network disks write whole pages back.
+    Each file has one writer, because network disks write whole pages back.
 
     Args:
-        tower: In evaluation mode afterwards.
+        tower: Text tower; set to evaluation mode.
         texts: The same on every rank.
-        max_tokens: Longer texts are cut.
+        max_tokens: Longer texts are cut; the tower's query prompt does not count.
         batch_size: Texts per forward pass.
-        folder: On a disk that all ranks share; the files are written anew.
+        folder: On a disk that all ranks share; existing files are replaced.
         bf16: Run the encoder under bfloat16 autocast.
 
     Raises:
-        SidrecError: If a disk has no room for its file; on every rank.
+        SidrecError: On every rank, if a disk has no room for its file.
     """
     tower.eval()
     rank, world_size = rank_and_world_size()
@@ -120,7 +120,7 @@ def store_text_states(
         stream.flush()
         os.fsync(stream.fileno())
     for number, found in enumerate(gather_objects(checksums[file == rank])):
-        checksums[file == number] = found  # all have written, too
+        checksums[file == number] = found  # also waits for all ranks to have written
     files = [_mapped(*one) for one in zip(paths, shapes, strict=True)]
     return TextStates(files, paths, file, first, lengths, checksums)
 
@@ -129,14 +129,16 @@ def _lengths(tower: TextTower, texts: list[str], max_tokens: int) -> Int64[np.nd
     lengths: list[int] = []
     for first in range(0, len(texts), _TOKENIZED_TOGETHER):
         part = texts[first : first + _TOKENIZED_TOGETHER]
-        lengths += tower.tokenize(part, max_tokens=max_tokens).mask.sum(dim=1).tolist()
+        lengths += (
+            tower.tokenize(part, max_tokens=max_tokens, kind="query").mask.sum(dim=1).tolist()
+        )
     return np.array(lengths, dtype=np.int64)
 
 
 def _states(
     tower: TextTower, texts: list[str], max_tokens: int, bf16: bool
 ) -> Int16[np.ndarray, "text token dim"]:
-    tokens = tower.tokenize(texts, max_tokens=max_tokens)
+    tokens = tower.tokenize(texts, max_tokens=max_tokens, kind="query")
     device = next(tower.parameters()).device
     on_device = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
     from sidrec.encoder.encode import autocast_of  # a retriever needs no catalogue
@@ -149,13 +151,13 @@ def _states(
 
 def _remove_old(folder: Path) -> None:
     for file in folder.glob("text_states.*.bin"):
-        file.unlink()  # a reader of the old file keeps it
+        file.unlink()  # processes that have mapped the old file keep it
 
 
 def _reserve(file: Path, *, num_bytes: int) -> SidrecError | None:
-    """Make the file at its full size: a full disk is noticed before the work; return the error."""
+    """Allocate the file at its full size, so that a full disk fails early; return the error."""
     try:
-        with disk_errors(file, "make room and run again; what was trained so far is kept."):
+        with disk_errors(file, "free space and run the same command again to resume."):
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb") as opened:
                 os.posix_fallocate(opened.fileno(), 0, max(1, num_bytes))

@@ -1,15 +1,14 @@
-"""From a request to the positions that T5's encoder reads."""
+"""Embedding of requests as input positions of T5's encoder."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from sidrec.encoder.tower import TextTower, mean_pool
+from sidrec.encoder.tower import TextTower
 from sidrec.errors import ConfigError
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.code_space import CodeSpace
@@ -24,10 +23,10 @@ Positions = tuple[Float[Tensor, "request position dim"], Bool[Tensor, "request p
 
 
 class Reading(NamedTuple):
-    """What T5's encoder reads of a batch, and the one vector that stands for each request.
+    """Input of T5's encoder for a batch, and the query embeddings.
 
     Attributes:
-        positions: Embeddings; each request's real positions stand together, padding last.
+        positions: Embeddings; padding comes after each request's real positions.
         mask: True on real positions.
         vector: Query embedding; None for a history, and where no bi-encoder reads the query.
     """
@@ -46,12 +45,12 @@ class InputSettings(Settings):
         recommendation_prompt: Template with ``{history}``.
         text_input: ``tokens``: T5's own tokens of the query; ``encoder_states``: the trained
             bi-encoder's output for the query, one position for its embedding, one per token.
-        history_input: ``codes``: every code of every item is a position (TIGER); ``items``: an
-            item is one position, the sum of its codes' embeddings, its projected bi-encoder
-            embedding and an embedding of how long ago it was.
-        max_query_tokens: Tokens of a query that are read, at most.
-        max_history_items: Most recent items that are read; at least the data module's.
-        query_token_dropout: Probability in [0, 1) that a query token is hidden in training.
+        history_input: ``codes``: one position per code of every item (TIGER); ``items``: one
+            position per item, the sum of its codes' embeddings, its projected bi-encoder
+            embedding and an embedding of its distance from the end of the history.
+        max_query_tokens: Maximum number of tokens read from a query.
+        max_history_items: Number of most recent items to read; at least the data module's.
+        query_token_dropout: Probability in [0, 1) that a query token is masked in training.
 
     Raises:
         ConfigError: If a template lacks its placeholder, or a number is out of range.
@@ -82,9 +81,9 @@ class InputSettings(Settings):
 
 
 class _OwnedElsewhere(NamedTuple):
-    """Modules that the embedder reads with and does not own.
+    """Modules that the embedder uses and that belong to another module.
 
-    In a tuple no torch module sees them: their weights are neither saved nor counted twice.
+    A tuple hides them from torch, so their weights are neither saved nor counted twice.
     """
 
     tokens: nn.Embedding
@@ -93,15 +92,15 @@ class _OwnedElsewhere(NamedTuple):
 
 
 class RequestEmbedder(nn.Module):
-    """Turn a batch of requests into embeddings for T5's encoder.
+    """Embed a batch of requests for T5's encoder.
 
     Args:
-        settings: How.
+        settings: Encoder input of a request.
         tokens: T5's input embedding, shared with T5.
         tokenizer: T5's tokenizer.
-        space: Semantic IDs in which histories are read.
+        space: Semantic IDs of the items of histories.
         item_vectors: Bi-encoder embedding of every item.
-        tower: The bi-encoder's tower, frozen; needed for ``encoder_states``.
+        tower: Frozen tower of the bi-encoder; needed for ``encoder_states``.
         end_token: Token that ends each request; None takes the tokenizer's ``</s>``.
         has_recency: Whether an item is told how long ago it was; not where all positions of a
             history are read at once.
@@ -145,13 +144,19 @@ class RequestEmbedder(nn.Module):
 
     @property
     def tower(self) -> TextTower | None:
-        """The frozen bi-encoder; no submodule, so that its weights stay in its own run."""
+        """Frozen bi-encoder; not a submodule, so its weights are saved in its own run only."""
         return self._elsewhere.tower
 
-    def forward(self, batch: GeneratorBatch) -> Reading:
-        """Return what T5's encoder reads.
+    @property
+    def _tower(self) -> TextTower:
+        if self.tower is None:
+            raise AssertionError("no tower, although text_input is encoder_states")
+        return self.tower
 
-        As T5's own inputs, each request ends with the end token, so none is ever empty.
+    def forward(self, batch: GeneratorBatch) -> Reading:
+        """Return the input of T5's encoder.
+
+        Each request ends with T5's end token, so no input is empty.
         """
         read = self._query(batch) if batch.task == "search" else self.history(batch)
         inner, seen, vector = read
@@ -174,9 +179,8 @@ class RequestEmbedder(nn.Module):
     def untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of all weights of this module.
 
-        Each task reads with weights of its own. Added to the loss, this gives the others a
-        gradient of 0 instead of none, so that weights move the same with and without DDP, which
-        waits for the gradient of every weight.
+        Each task uses weights of its own. DDP waits for the gradient of every weight; added to
+        the loss, this gives unused weights a gradient of 0 instead of None, with and without DDP.
         """
         zero = self.item_vectors.new_zeros((), dtype=torch.float32)
         return sum((weight.sum() * 0.0 for weight in self.parameters()), start=zero)
@@ -186,7 +190,7 @@ class RequestEmbedder(nn.Module):
             tokens = self._tokenize(batch.texts)
             return Reading(self._embed(tokens.ids), self._thin(tokens.mask), None)
         states, mask = self._states(batch)
-        embedding = F.normalize(mean_pool(states, mask), dim=-1)
+        embedding = self._tower.pool(states, mask)
         indexed = batch.indexed_item >= 0
         known = self.item_vectors[batch.indexed_item.clamp(min=0)]
         embedding = torch.where(indexed[:, None], known, embedding)
@@ -200,20 +204,19 @@ class RequestEmbedder(nn.Module):
     def _states(
         self, batch: GeneratorBatch
     ) -> tuple[Float[Tensor, "text token dim"], Bool[Tensor, "text token"]]:
-        """Return token states; stored ones in training, made now otherwise.
+        """Return token states: cached ones in training, computed ones otherwise.
 
-        The text of an indexing row has none: its embedding says it all.
+        Indexing rows have none; they use their item's embedding alone.
         """
         device = self.item_vectors.device
         is_training_row = torch.maximum(batch.text_rows, batch.indexed_item) >= 0
         if self.states is not None and bool(is_training_row.all()):
             states, mask = self.states.gather(batch.text_rows)
             return states.to(device).float(), mask.to(device)
-        tower = self.tower
-        if tower is None:
-            raise AssertionError("no tower, although text_input is encoder_states")
+        tower = self._tower
         tower.to(device).eval()
-        tokens = tower.tokenize(batch.texts, max_tokens=self.settings.max_query_tokens)
+        limit = self.settings.max_query_tokens
+        tokens = tower.tokenize(batch.texts, max_tokens=limit, kind="query")
         tokens = TextTokens(tokens.ids.to(device), tokens.mask.to(device))
         with torch.no_grad():
             states = tower.token_states(tokens)
@@ -273,8 +276,8 @@ def _check_tower(tower: TextTower | None, dim: int) -> None:
         raise ConfigError("text_input encoder_states needs model.encoder_run; give --from RUN.")
     if tower.dim != dim:
         raise ConfigError(
-            f"text_input encoder_states needs Semantic IDs from the encoder that reads the "
-            f"queries: its states are {tower.dim} wide, the item embeddings {dim}; give the "
+            "text_input encoder_states needs Semantic IDs from the encoder that reads the "
+            f"queries: its states have width {tower.dim}, the item embeddings {dim}; give the "
             "encoder run that made them, or text_input tokens."
         )
 
@@ -282,9 +285,9 @@ def _check_tower(tower: TextTower | None, dim: int) -> None:
 def packed(
     states: Float[Tensor, "request given dim"], mask: Bool[Tensor, "request given"]
 ) -> Positions:
-    """Move every row's real positions to its front, in their order, and cut common padding.
+    """Move each row's real positions to the front, in order, and cut common padding.
 
-    T5 sees distances between positions, so a hole would make a request depend on its batch.
+    T5's position bias uses distances, so a gap would make a request depend on its batch.
     """
     order = torch.argsort((~mask).byte(), dim=1, stable=True)
     order = order[:, : int(mask.sum(dim=1).max())]

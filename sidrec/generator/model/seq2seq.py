@@ -1,4 +1,4 @@
-"""Steps over any encoder-decoder of transformers, with its own forward and its own cache."""
+"""Decoding steps of any encoder-decoder of transformers, with its own forward and cache."""
 
 from typing import Any
 
@@ -7,55 +7,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sidrec.errors import ConfigError
-from sidrec.generator.model.t5_decoder import NormalizeOver, StepDecoder
+from sidrec.generator.model.t5_decoder import CachedSteps, NormalizeOver, StepDecoder
 
 
-class Seq2SeqDecoder(StepDecoder):
-    """Step-wise decoding with any ``AutoModelForSeq2SeqLM``, such as BART, mT5 or Pegasus.
-
-    The model's own forward runs once a step, on every beam as a row of the batch, with its
-    ``EncoderDecoderCache`` reordered as beams change places. So the source is copied for every
-    beam: general, and slower than ``T5Decoder``, which is the one to take for a T5.
-
-    Raises:
-        ConfigError: If the model is no encoder-decoder, or names no ``decoder_start_token_id``.
-    """
+class Seq2SeqSteps(CachedSteps):
+    """Cache of one batch for :class:`Seq2SeqDecoder`."""
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401 (transformers is untyped)
-        level_token_ids: list[Int[Tensor, " _"]],
-        *,
-        normalize_over: NormalizeOver,
-    ) -> None:
-        if not model.config.is_encoder_decoder:
-            raise ConfigError(f"{type(model).__name__} is no encoder-decoder; give one that is.")
-        super().__init__(model, level_token_ids, normalize_over=normalize_over)
-
-    def _steps(
-        self,
-        source: Float[Tensor, "request token dim"],
-        source_mask: Bool[Tensor, "request token"],
-        level_token_ids: list[Int[Tensor, " _"]],
-    ) -> "Seq2SeqSteps":
-        return Seq2SeqSteps(self, source, source_mask, level_token_ids)
-
-
-class Seq2SeqSteps:
-    """Cache of one batch; a :class:`sidrec.generator.decoding.beam_search.Step`."""
-
-    def __init__(
-        self,
-        decoder: Seq2SeqDecoder,
+        decoder: StepDecoder,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
         level_token_ids: list[Int[Tensor, " _"]],
     ) -> None:
-        self._model, self._normalize_over = decoder.model, decoder.normalize_over
-        self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
+        super().__init__(decoder, source, source_mask, level_token_ids)
         self._source, self._mask = source, source_mask.long()
         self._cache: Any = None
-        self._num_beams = 1  # of the call before
+        self._num_beams = 1  # of the previous call
 
     @torch.no_grad()
     def __call__(
@@ -69,16 +37,13 @@ class Seq2SeqSteps:
 
         num_requests, num_beams = parent.shape
         request = torch.arange(num_requests, device=parent.device)[:, None]
-        if level == 0:
-            tokens = torch.full_like(codes, self._model.config.decoder_start_token_id)
-        else:
-            tokens = self._level_token_ids[level - 1][codes]
+        if level > 0:
             self._cache.reorder_cache((request * self._num_beams + parent).flatten())
         rows = request.expand(-1, num_beams).flatten()
         output = self._model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self._source[rows]),
             attention_mask=self._mask[rows],
-            decoder_input_ids=tokens.view(-1, 1),
+            decoder_input_ids=self._tokens(level, codes).view(-1, 1),
             past_key_values=self._cache,
             use_cache=True,
         )
@@ -88,3 +53,30 @@ class Seq2SeqSteps:
         if self._normalize_over == "vocabulary":
             return own - logits.logsumexp(dim=-1, keepdim=True)
         return own.log_softmax(dim=-1)
+
+
+class Seq2SeqDecoder(StepDecoder):
+    """Step-wise decoding with any ``AutoModelForSeq2SeqLM``, such as BART, mT5 or Pegasus.
+
+    The model's own forward runs once per step, with each beam as a row of the batch and its
+    ``EncoderDecoderCache`` reordered after every step. The source is copied for every beam, so
+    this is slower than ``T5Decoder``; use that for a T5.
+
+    Raises:
+        ConfigError: If the model is not an encoder-decoder or has no ``decoder_start_token_id``.
+    """
+
+    steps = Seq2SeqSteps
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 (transformers is untyped)
+        level_token_ids: list[Int[Tensor, " _"]],
+        *,
+        normalize_over: NormalizeOver,
+    ) -> None:
+        if not model.config.is_encoder_decoder:
+            raise ConfigError(
+                f"{type(model).__name__} is not an encoder-decoder; give one that is."
+            )
+        super().__init__(model, level_token_ids, normalize_over=normalize_over)

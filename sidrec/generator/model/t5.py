@@ -1,4 +1,4 @@
-"""A T5 from the hub or from a configuration, its vocabulary extended by the codes."""
+"""T5 models from the hub or from a configuration, their vocabulary extended by the codes."""
 
 import json
 from typing import Any
@@ -17,8 +17,8 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 def train_tokenizer(texts: list[str], *, vocabulary_size: int) -> Tokenizer:
     """Train a byte-pair tokenizer on the corpus, for a T5 that starts from scratch.
 
-    Lower case, accents folded, one blank between words. Token 0 pads, 1 ends a text, 2 is
-    unknown, as in T5. The same texts give the same tokenizer.
+    Text is lower-cased, accents are folded and words are separated by one blank. As in T5,
+    token 0 pads, 1 ends a text and 2 is unknown. The same texts give the same tokenizer.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
@@ -70,7 +70,7 @@ def load_tokenizer_of(name: str, *, revision: str | None, setting: str = "model.
 def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) -> Any:  # noqa: ANN401
     """Return a pretrained ``T5ForConditionalGeneration`` with rows for the codes.
 
-    The rows are drawn at random, as widely spread as the text tokens' rows.
+    The rows are drawn at random, with the standard deviation of the text tokens' rows.
 
     Raises:
         ConfigError: If it cannot be loaded.
@@ -90,10 +90,10 @@ def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) 
     with torch.no_grad():
         rows = model.shared.weight
         rows[vocabulary.first_token :].normal_(std=float(rows[text].std()))
-        if is_own:  # v1.1 and flan have a head of their own, which resizing ties again
+        if is_own:  # v1.1 and flan have an untied head, which resizing ties
             untie(model, std=float(head[text].std()))
             model.lm_head.weight[text] = head[text]
-    return model
+    return model.train()  # transformers loads in evaluation mode: without dropout
 
 
 def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> Any:  # noqa: ANN401
@@ -104,8 +104,7 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
         vocabulary: Text and code tokens.
 
     Raises:
-        ConfigError: If a setting is none of T5Config's, of another type, or one that sidrec makes
-            itself.
+        ConfigError: If a setting is unknown to T5Config, of another type, or set by sidrec.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import T5Config, T5ForConditionalGeneration
@@ -119,8 +118,8 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
     unknown = sorted(set(settings) - set(T5Config().to_dict()) | set(settings) & set(own))
     if unknown:
         raise ConfigError(
-            "model.t5.shape has settings that T5Config does not know or sidrec makes itself: "
-            f"{unknown}."
+            "model.t5.shape has settings that T5Config does not know or sidrec sets itself; leave "
+            f"them out: {unknown}."
         )
     try:
         config = T5Config(**own, **settings)
@@ -133,12 +132,12 @@ def t5_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> A
 
 
 def snapshot_of(model: Any) -> str:  # noqa: ANN401
-    """Return what ``t5_from_snapshot`` needs besides the weights, as JSON."""
+    """Return a model's configuration as JSON, for ``t5_from_snapshot``."""
     return json.dumps({"config": model.config.to_dict(), "is_tied": is_tied(model)}, default=str)
 
 
 def t5_from_snapshot(snapshot: str) -> Any:  # noqa: ANN401
-    """Return a ``T5ForConditionalGeneration`` whose weights are still to be loaded."""
+    """Return a ``T5ForConditionalGeneration`` with random weights, to load a checkpoint into."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     stored = json.loads(snapshot)
@@ -149,12 +148,12 @@ def t5_from_snapshot(snapshot: str) -> Any:  # noqa: ANN401
 
 
 def is_tied(model: Any) -> bool:  # noqa: ANN401
-    """Say whether input embedding and output head are one weight."""
+    """Return whether input embedding and output head are one weight."""
     return model.lm_head.weight is model.shared.weight
 
 
 def untie(model: Any, *, std: float) -> None:  # noqa: ANN401
-    """Give the output head a weight of its own, drawn at random."""
+    """Separate the output head from the input embedding, with random weights."""
     shape = model.shared.weight.shape
     model.lm_head.weight = nn.Parameter(torch.randn(shape) * std)
 
@@ -168,11 +167,11 @@ def start_codes_from_items(
     *,
     seed: int,
 ) -> None:
-    """Give codes of like items like embeddings, in T5's input and in its output head.
+    """Initialize the codes' input and output embeddings from the item embeddings.
 
-    What a code stands for is in ``code_means``. One random projection for all levels takes
-    these means to the width of the model; each level is scaled to the root mean square that its
-    rows had. Codes without items keep their random rows.
+    One random projection maps ``code_means`` of all levels to the width of the model; each level
+    is scaled to the root mean square that its rows had. Codes without items keep their random
+    rows.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
@@ -192,11 +191,11 @@ def code_means(
     item_vectors: Float[Tensor, "item dim"],
     codebook_sizes: tuple[int, ...],
 ) -> list[Float[Tensor, "_ dim"]]:
-    """Return what each code stands for: the mean of what its items have left after earlier levels.
+    """Return the mean residual of each code's items after the earlier levels.
 
-    For RQ-KMeans these are its centroids, up to the mean of all items and items that a collision
-    policy moved; for any other way of making codes they are the best additive codebooks of this
-    greedy form. Codes without items are 0.
+    For RQ-KMeans these are the centroids, up to the mean of all items and the items that a
+    collision policy moved. For other quantizers they are the greedy least-squares additive
+    codebooks. Codes without items are 0.
     """
     residual = item_vectors.float() - item_vectors.float().mean(dim=0)
     means = []

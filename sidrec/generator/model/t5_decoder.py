@@ -1,7 +1,7 @@
-"""T5's decoder for many short beams over one source: nothing of the source is copied per beam."""
+"""T5 decoding steps for many short beams over one source, without copying the source per beam."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,21 @@ from sidrec.generator.decoding.beam_search import Step
 NormalizeOver = Literal["level", "vocabulary"]
 
 
-class StepDecoder(ABC):
-    """A model of transformers and the tokens of its codes; ``start`` gives the steps of a batch.
+class StepDecoder:
+    """Decoder of Semantic IDs on a model of transformers; ``start`` returns the steps of a batch.
 
     Args:
-        model: An encoder-decoder in eval mode; the rows of its head for the codes must exist.
+        model: Encoder-decoder in eval mode whose head has rows for the codes.
         level_token_ids: Token of each code, one tensor per level.
-        normalize_over: What the probabilities of a step sum to one over: ``level``, all codes of
-            the level, allowed or not (every token that can stand there); or ``vocabulary``, all
-            tokens, which is what transformers' ``generate`` does and costs the whole head.
+        normalize_over: Tokens over which the probabilities of a step sum to one: ``level``, all
+            codes of the level, allowed or not; or ``vocabulary``, all tokens, as transformers'
+            ``generate`` does, at the cost of the whole head.
 
     Raises:
-        ConfigError: If the model names no ``decoder_start_token_id``.
+        ConfigError: If the model has no ``decoder_start_token_id``.
     """
+
+    steps: ClassVar[type["CachedSteps"]]
 
     def __init__(
         self,
@@ -51,69 +53,67 @@ class StepDecoder(ABC):
         *,
         level_token_ids: list[Int[Tensor, " _"]] | None = None,
     ) -> Step:
-        """Read the encoder's output of a batch and return its first step.
+        """Return the steps of a batch, given its encoder output.
 
         Args:
-            source: Last hidden states of the encoder, as ``model.get_encoder()`` gives them.
+            source: Last hidden states of ``model.get_encoder()``.
             source_mask: True on tokens, False on padding; at least one True in each row.
-            level_token_ids: Tokens of this batch's own code space, where tasks have codes of their
-                own, as long as the trie that is searched has levels; None takes the decoder's.
+            level_token_ids: Tokens of the batch's code space where each task has its own, one
+                tensor per level of the trie; None takes the decoder's.
 
         Raises:
-            RuntimeError: If the model is in training mode: dropout would be on.
+            RuntimeError: If the model is in training mode, where dropout is on.
         """
         if self.model.training:
             name = type(self).__name__
             raise RuntimeError(f"{name} needs model.eval(): dropout is on in training mode.")
-        return self._steps(source, source_mask, level_token_ids or self.level_token_ids)
-
-    @abstractmethod
-    def _steps(
-        self,
-        source: Float[Tensor, "request token dim"],
-        source_mask: Bool[Tensor, "request token"],
-        level_token_ids: list[Int[Tensor, " _"]],
-    ) -> Step:
-        """Return the steps of one batch."""
+        return self.steps(self, source, source_mask, level_token_ids or self.level_token_ids)
 
 
-class T5Decoder(StepDecoder):
-    """Step-wise decoding with the weights of transformers' ``T5ForConditionalGeneration``.
-
-    Gives the numbers of the model's own forward, in another arrangement:
-
-    - cross-attention reads keys and values that are made once per request; the beams of a request
-      stand where a text's tokens would, as queries;
-    - self-attention keeps the keys of all earlier beams and lets each beam see its own ancestors
-      only, so nothing is reordered when beams change places;
-    - the output head is cut to the tokens of the level.
-
-    ``model`` is a ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
-    """
-
-    def _steps(
-        self,
-        source: Float[Tensor, "request token dim"],
-        source_mask: Bool[Tensor, "request token"],
-        level_token_ids: list[Int[Tensor, " _"]],
-    ) -> "T5Steps":
-        return T5Steps(self, source, source_mask, level_token_ids)
-
-
-class T5Steps:
+class CachedSteps(ABC):
     """Cache of one batch; a :class:`sidrec.generator.decoding.beam_search.Step`."""
 
     def __init__(
         self,
-        decoder: T5Decoder,
+        decoder: StepDecoder,
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
         level_token_ids: list[Int[Tensor, " _"]],
     ) -> None:
-        model = decoder.model
-        self._model, self._normalize_over = model, decoder.normalize_over
+        del source_mask
+        self._model, self._normalize_over = decoder.model, decoder.normalize_over
         self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
-        self._blocks = list(model.decoder.block)
+
+    @abstractmethod
+    def __call__(
+        self,
+        level: int,
+        parent: Int[Tensor, "request beam"],
+        codes: Int[Tensor, "request beam"],
+    ) -> Float[Tensor, "request beam code"]:
+        """Return float32 log-probabilities of the codes of ``level``, see ``Step``."""
+
+    def _tokens(
+        self, level: int, codes: Int[Tensor, "request beam"]
+    ) -> Int[Tensor, "request beam"]:
+        """Return the decoder's input tokens: the start token, or those of the last codes."""
+        if level == 0:
+            return torch.full_like(codes, self._model.config.decoder_start_token_id)
+        return self._level_token_ids[level - 1][codes]
+
+
+class T5Steps(CachedSteps):
+    """Cache of one batch for :class:`T5Decoder`."""
+
+    def __init__(
+        self,
+        decoder: StepDecoder,
+        source: Float[Tensor, "request token dim"],
+        source_mask: Bool[Tensor, "request token"],
+        level_token_ids: list[Int[Tensor, " _"]],
+    ) -> None:
+        super().__init__(decoder, source, source_mask, level_token_ids)
+        self._blocks = list(self._model.decoder.block)
         self._heads = self._blocks[0].layer[0].SelfAttention.n_heads
         self._source_mask = source_mask[:, None, None, :]  # [request, 1, 1, token]
         self._source_cache = [
@@ -145,17 +145,10 @@ class T5Steps:
             hidden = hidden * self._model.model_dim**-0.5
         return self._log_probabilities(level, hidden)
 
-    def _tokens(
-        self, level: int, codes: Int[Tensor, "request beam"]
-    ) -> Int[Tensor, "request beam"]:
-        if level == 0:
-            return torch.full_like(codes, self._model.config.decoder_start_token_id)
-        return self._level_token_ids[level - 1][codes]
-
     def _tree_bias(
         self, level: int, parent: Int[Tensor, "request beam"]
     ) -> Float[Tensor, "request head beam earlier"]:
-        """Let each beam see its ancestors and itself; add T5's bias of their distance."""
+        """Return T5's position bias to each beam's ancestors and itself; -inf to other beams."""
         num_requests, num_beams = parent.shape
         earlier = self._ancestors.shape[2]
         inherited = self._ancestors.gather(1, parent[..., None].expand(-1, -1, earlier))
@@ -218,3 +211,20 @@ class T5Steps:
             logits = F.linear(hidden, weight).float()
             return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
         return F.linear(hidden, weight[ids]).float().log_softmax(dim=-1)
+
+
+class T5Decoder(StepDecoder):
+    """Step-wise decoding with the weights of transformers' ``T5ForConditionalGeneration``.
+
+    Computes the same numbers as the model's own forward:
+
+    - cross-attention makes keys and values once per request; the beams of a request are its
+      queries;
+    - self-attention keeps the keys of all earlier beams and masks all but each beam's ancestors,
+      so no cache is reordered;
+    - the output head is cut to the tokens of the level.
+
+    ``model`` is a ``T5ForConditionalGeneration`` of any size, gated or not, tied or not.
+    """
+
+    steps = T5Steps

@@ -1,5 +1,7 @@
 """Appended items: serve items that are newer than the training of the generator."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -49,7 +51,7 @@ def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> Traine
     )
     larger.load_state_dict(model.state_dict())
     larger.decoding = model.decoding
-    return TrainedGenerator(larger.eval(), ids, generator.num_beams)
+    return replace(generator, model=larger.eval(), ids=ids)
 
 
 def check_extends(trained: TaskBundles, ids: TaskBundles) -> None:
@@ -60,8 +62,8 @@ def check_extends(trained: TaskBundles, ids: TaskBundles) -> None:
     """
     if (trained.is_common, trained.num_shared_levels) != (ids.is_common, ids.num_shared_levels):
         raise DataError(
-            "The Semantic IDs to serve share other levels between the tasks than those of "
-            "training; append to the bundle that the generator was trained on."
+            "The given Semantic IDs share other levels between the tasks than those of training; "
+            "append to the bundle that the generator was trained on."
         )
     for task in TASKS:
         _check_bundle(trained.bundles[task], ids.bundles[task])
@@ -72,14 +74,14 @@ def _check_bundle(old: SemanticIdBundle, new: SemanticIdBundle) -> None:
     num_old = len(old.item_ids)
     if old.table.codebook_sizes != new.table.codebook_sizes:
         raise DataError(
-            f"The Semantic IDs to serve have codebook sizes {list(new.table.codebook_sizes)}, the "
+            f"The given Semantic IDs have codebook sizes {list(new.table.codebook_sizes)}, the "
             f"generator was trained on {list(old.table.codebook_sizes)}; {remedy}."
         )
     for row, item_id in enumerate(old.item_ids):
         if new.item_ids[row : row + 1] != [item_id]:
             raise DataError(
-                f"item_id '{item_id}' is item {row} of the generator's Semantic IDs but not of "
-                f"those to serve; {remedy}."
+                f"item_id '{item_id}' is item {row} of the generator's Semantic IDs but not of the "
+                f"given ones; {remedy}."
             )
     codes = new.table.codes[:num_old]
     changed = (codes != old.table.codes).any(dim=1).nonzero().flatten().tolist()

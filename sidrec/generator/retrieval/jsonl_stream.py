@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sidrec.generator.retrieval.parse_request import MAX_LINE_BYTES, Understood, understand
 from sidrec.generator.retrieval.retriever import RetrievedItem
@@ -11,61 +11,100 @@ from sidrec.generator.retrieval.retriever import RetrievedItem
 if TYPE_CHECKING:
     from sidrec.generator.retrieval.retriever import Retriever
 
-_BATCHES_AT_ONCE = 16  # lines in memory: enough to batch requests of similar length
+BLOCK_LINES = 1024  # lines in memory: enough to batch requests of similar length
 _BLOCK_BYTES = 2 * MAX_LINE_BYTES
+
+
+@runtime_checkable
+class Output(Protocol):
+    """Place for the answers of numbered blocks of lines."""
+
+    def find(self, number: int, block: Sequence[bytes]) -> str | None:
+        """Return the answers of a block that is finished; None otherwise."""
+        ...
+
+    def keep(self, number: int, block: Sequence[bytes], text: str) -> None:
+        """Take the answers of a block."""
+        ...
 
 
 def answer_lines(
     retriever: "Retriever",
     lines: Iterable[bytes],
-    write: Callable[[str], object],
+    output: Output,
     *,
     top_k: int,
     batch_size: int,
-    counts: Counter[str] | None = None,
-    end_block: Callable[[Counter[str]], object] | None = None,
-) -> Counter[str]:
-    """Answer every line that is not blank by one line, in order.
+    block_lines: int = BLOCK_LINES,
+) -> Iterator[Counter[str]]:
+    """Answer every line that is not blank by one line, in order, block by block.
 
-    Memory does not grow with the number of lines. Blocks of lines are answered one after another.
-    The end of a block depends only on the lines from its beginning on and on ``batch_size``.
+    Memory does not grow with the number of lines. A block that ``output`` finds is not answered
+    again. The blocks depend only on the lines and on ``block_lines``.
 
     Args:
         retriever: Retriever that answers.
         lines: Lines, each with its line end, see ``parse_request.understand``.
-        write: Takes each line of answers.
+        output: Place for the answers.
         top_k: Items per answer.
         batch_size: Requests decoded together.
-        counts: Counts of earlier lines, to be added to.
-        end_block: Called with the counts after the last line of a block is written. At that point
-            exactly the lines of the blocks so far have been taken from ``lines``.
+        block_lines: Maximum number of lines in a block.
 
-    Returns:
-        Number of ``answered`` requests, of ``errors``, of item_ids ``unknown`` to the catalogue,
-        and of queries that were ``cut``.
+    Yields:
+        After each block, its numbers of ``answered`` requests, of ``errors``, of item_ids
+        ``unknown`` to the catalogue, of queries that were ``cut``, of input ``bytes``, and of
+        input bytes that were ``found`` answered.
     """
-    counts = Counter() if counts is None else counts
-    for block in _blocks(lines, batch_size * _BATCHES_AT_ONCE):
+    for number, block in enumerate(_blocks(lines, block_lines)):
         understood = [understand(line, retriever) for line in block]
-        asked = [one for one in understood if one.request is not None]
-        answers = iter(
-            retriever.answer(
-                [one.request for one in asked if one.request is not None],
-                top_k=top_k,
-                batch_size=batch_size,
-                restrictions=[one.restriction for one in asked],
-            )
+        found = output.find(number, block)
+        text = found
+        if text is None:
+            text = _answers(retriever, understood, top_k=top_k, batch_size=batch_size)
+            output.keep(number, block, text)
+        num_errors = sum("error" in json.loads(line) for line in text.splitlines())
+        num_bytes = sum(map(len, block))
+        yield Counter(
+            answered=len(block) - num_errors,
+            errors=num_errors,
+            unknown=sum(one.num_unknown for one in understood),
+            cut=sum(one.is_cut for one in understood),
+            bytes=num_bytes,
+            found=0 if found is None else num_bytes,
         )
-        for one in understood:
-            found = None if one.request is None else next(answers)
-            result = _result(one, found)
-            counts["errors" if "error" in result else "answered"] += 1
-            counts["unknown"] += one.num_unknown
-            counts["cut"] += one.is_cut
-            write(json.dumps(result, allow_nan=False) + "\n")
-        if end_block is not None:
-            end_block(counts)
-    return counts
+
+
+def answers_of(
+    retriever: "Retriever", lines: Iterable[bytes], *, top_k: int, batch_size: int
+) -> list[str]:
+    """Answer lines in memory, none of them blank; return one line for each, in order.
+
+    Args:
+        retriever: Retriever that answers.
+        lines: Lines, see ``parse_request.understand``.
+        top_k: Items per answer.
+        batch_size: Requests decoded together.
+    """
+    understood = [understand(line, retriever) for line in lines]
+    text = _answers(retriever, understood, top_k=top_k, batch_size=batch_size)
+    return text.splitlines(keepends=True)
+
+
+def _answers(
+    retriever: "Retriever", understood: Sequence[Understood], *, top_k: int, batch_size: int
+) -> str:
+    """Return the lines that answer a block."""
+    asked = [one for one in understood if one.request is not None]
+    answers = iter(
+        retriever.answer(
+            [one.request for one in asked if one.request is not None],
+            top_k=top_k,
+            batch_size=batch_size,
+            restrictions=[one.restriction for one in asked],
+        )
+    )
+    results = [_result(one, None if one.request is None else next(answers)) for one in understood]
+    return "".join(json.dumps(result, allow_nan=False) + "\n" for result in results)
 
 
 def _blocks(lines: Iterable[bytes], num_lines: int) -> Iterator[list[bytes]]:
@@ -90,7 +129,7 @@ def _result(one: Understood, found: list[RetrievedItem] | None) -> dict[str, Any
     if not found:
         return {
             "id": one.request_id,
-            "error": "no item is left to answer with; allow more or exclude fewer",
+            "error": "no allowed item is left; allow more or exclude fewer",
         }
     return {"id": one.request_id, "items": [_as_json(item) for item in found]}
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from lightning.pytorch.utilities.memory import is_oom_error
 
 from sidrec.console import say
 from sidrec.errors import RunError
@@ -18,7 +17,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     CUDA has a separate class for it; the CPU's allocator raises a plain RuntimeError.
     """
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_oom_error(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    from lightning.pytorch.utilities.memory import is_oom_error  # a second that answers need not
+
+    return is_oom_error(error)
 
 
 class FittingBatches:
@@ -74,7 +77,7 @@ class FittingBatches:
             )
         if self._fits == math.inf:
             say(
-                f"{self.device} is out of memory with {num_rows} requests at once; going on with "
-                "half as many. A smaller --batch_size would spare the attempts."
+                f"{self.device} is out of memory with {num_rows} requests at once; continuing with "
+                "half as many; a lower --batch_size avoids these attempts."
             )
         self._fits = num_rows // 2

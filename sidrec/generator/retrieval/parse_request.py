@@ -69,20 +69,20 @@ def beginning_of(query: str) -> str:
 
 def _parsed(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
-        raise BadRequestError(f"line is longer than {MAX_LINE_BYTES >> 20} MiB; ask for less")
+        raise BadRequestError(f"line is longer than {MAX_LINE_BYTES >> 20} MiB; shorten it")
     try:
         given = json.loads(line, parse_constant=_no_number)
     except RecursionError:
-        raise BadRequestError("no valid JSON: nested too deeply") from None
+        raise BadRequestError("not valid JSON: nested too deeply") from None
     except ValueError as error:  # broken JSON or broken UTF-8
-        raise BadRequestError(f"no valid JSON: {error}") from None
+        raise BadRequestError(f"not valid JSON: {error}") from None
     if not isinstance(given, dict):
         raise BadRequestError(f"expected a JSON object, got {type(given).__name__}")
     return given
 
 
 def _no_number(name: str) -> NoReturn:
-    raise BadRequestError(f"no valid JSON: {name} is no number")
+    raise BadRequestError(f"not valid JSON: {name} is not a number")
 
 
 def _understood(given: dict[str, Any], catalogue: KnowsItems) -> Understood:

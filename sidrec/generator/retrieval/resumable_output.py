@@ -1,201 +1,153 @@
-"""Resumable output file: it grows block by block, and resumes after an interruption."""
+"""Resumable output file: finished blocks are files in ``OUTPUT.part`` until all are there."""
 
 import fcntl
 import hashlib
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import BufferedRandom
+from io import TextIOBase
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sidrec.console import say
 from sidrec.errors import ConfigError, DataError
-from sidrec.files import read_json, write_json
+from sidrec.files import atomic_file, read_json, write_json
 
 _CHUNK_BYTES = 1 << 20
 
 
 @runtime_checkable
 class ByteStream(Protocol):
-    """Binary file, reduced to what this module needs."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes; none at the end."""
-        ...
+    """Binary stream, reduced to what this module needs; need not be seekable."""
 
     def readline(self, size: int, /) -> bytes:
         """Return the bytes through the next line end, at most ``size``."""
         ...
 
 
-class LineReader:
-    """Reader of lines from a binary stream, with the position and hash of the bytes read.
+def read_lines(stream: ByteStream, *, max_line_bytes: int) -> Iterator[bytes]:
+    """Yield the lines of a stream, without reading ahead of the yielded ones.
+
+    Of a line above ``max_line_bytes``, this many bytes and one more are kept, so that the caller
+    can tell; the rest is skipped.
+    """
+    while line := stream.readline(max_line_bytes + 1):
+        rest = line
+        while len(line) > max_line_bytes and rest and not rest.endswith(b"\n"):
+            rest = stream.readline(_CHUNK_BYTES)
+        yield line
+
+
+class BlockFiles:
+    """Finished blocks of output, one file each, named by number and hash of the block's requests.
 
     Args:
-        stream: Stream, read from its current position; need not be seekable.
-        max_line_bytes: Maximum line length. Of a longer line, this many bytes and one more are
-            kept, so that the caller can tell; the rest is skipped.
+        folder: Existing folder of the files.
     """
 
-    def __init__(self, stream: ByteStream, *, max_line_bytes: int) -> None:
-        self._stream, self._max = stream, max_line_bytes
-        self._digest = hashlib.sha256()
-        self.num_bytes = 0
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = {int(one.name[:6]): one for one in folder.glob("*.jsonl")}
 
     @property
-    def sha256(self) -> str:
-        """sha256 of all bytes read so far, in hexadecimal."""
-        return self._digest.hexdigest()
+    def num_blocks(self) -> int:
+        """Number of finished blocks."""
+        return len(self._files)
 
-    def skip(self, num_bytes: int) -> None:
-        """Skip ``num_bytes``, or to the end of a shorter stream."""
-        end = self.num_bytes + num_bytes
-        while self.num_bytes < end and self._read(self._stream.read, end - self.num_bytes):
-            pass
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the remaining lines, without reading ahead of the yielded ones."""
-        while line := self._read(self._stream.readline, self._max + 1):
-            rest = line
-            while len(line) > self._max and rest and not rest.endswith(b"\n"):
-                rest = self._read(self._stream.readline, _CHUNK_BYTES)
-            yield line
-
-    def _read(self, read: Callable[[int], bytes], num_bytes: int) -> bytes:
-        part = read(min(num_bytes, max(_CHUNK_BYTES, self._max + 1)))
-        self._digest.update(part)
-        self.num_bytes += len(part)
-        return part
-
-
-class HalfWritten:
-    """Partial output ``OUTPUT.part``, with its progress and inputs in ``OUTPUT.part.json``.
-
-    The note records the answered bytes of input (their number and sha256), the bytes of output that
-    answer them, and what else the answers depend on. It is written after each block, so a killed
-    run loses one block at most. Output behind the recorded bytes is cut off.
-
-    Args:
-        stream: ``OUTPUT.part``, opened for reading and writing.
-        note: ``OUTPUT.part.json``.
-        depends_on: Everything besides the requests that the answers depend on, as JSON.
-        lines: Reader of the requests.
-    """
-
-    def __init__(
-        self, stream: BufferedRandom, note: Path, depends_on: dict[str, Any], lines: LineReader
-    ) -> None:
-        self._stream, self._note = stream, note
-        self._depends_on, self._lines = depends_on, lines
-        self.counts: Counter[str] = Counter()
-
-    def write(self, text: str) -> None:
-        """Append to the current block."""
-        self._stream.write(text.encode())
-
-    def go_on(self) -> None:
-        """Move requests and output to the position at which the note records both as complete.
+    def find(self, number: int, block: Sequence[bytes]) -> str | None:
+        """Return the output of a finished block; None if the block is still to be answered.
 
         Raises:
-            ConfigError: If the note belongs to other requests, another run or other settings.
+            ConfigError: If the block was finished for other requests.
         """
-        noted = self._noted()
-        if noted is None:
-            self._note.unlink(missing_ok=True)
-            self._stream.truncate(0)
-            return
-        theirs = noted["depends_on"]
-        differing = [
-            f"{key} {theirs.get(key)}, now {self._depends_on.get(key)}"
-            for key in sorted(theirs.keys() | self._depends_on.keys())
-            if theirs.get(key) != self._depends_on.get(key)
-        ]
-        self._lines.skip(noted["input_bytes"])
-        if self._lines.sha256 != noted["input_sha256"]:
-            differing.append(f"the first {noted['input_bytes']:,} bytes of the requests differ")
-        if differing:
-            raise ConfigError(
-                f"{self._stream.name} was begun with other settings ({'; '.join(differing)}); "
-                "give those again to go on, or delete it to start over."
-            )
-        self._stream.truncate(noted["output_bytes"])
-        self._stream.seek(noted["output_bytes"])
-        self.counts = Counter(noted["counts"])
-        done = self.counts["answered"] + self.counts["errors"]
-        say(f"going on with {self._stream.name} after {done:,} requests")
-
-    def end_block(self, counts: Counter[str]) -> None:
-        """Flush the block and record it in the note, so that it survives any interruption."""
-        self.counts = counts
-        self.flush()
-        content = {
-            "depends_on": self._depends_on,
-            "input_bytes": self._lines.num_bytes,
-            "input_sha256": self._lines.sha256,
-            "output_bytes": self._stream.tell(),
-            "counts": dict(counts),
-        }
-        write_json(self._note, content)
-
-    def flush(self) -> None:
-        """Flush the file's bytes to disk."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def _noted(self) -> dict[str, Any] | None:
-        """Return the note if it matches the existing bytes."""
-        try:
-            noted: dict[str, Any] = read_json(self._note)
-            size = os.fstat(self._stream.fileno()).st_size
-            return noted if noted["output_bytes"] <= size else None
-        except (DataError, KeyError, TypeError):
+        file = self._files.get(number)
+        if file is None:
             return None
+        if file.name != _name(number, block):
+            raise ConfigError(
+                f"{self._folder} was begun with other requests (block {number} differs); give "
+                "those again to resume, or delete the folder to start over."
+            )
+        return file.read_text()
+
+    def keep(self, number: int, block: Sequence[bytes], text: str) -> None:
+        """Write the output of a block, whole or not at all."""
+        self._files[number] = self._folder / _name(number, block)
+        with atomic_file(self._files[number]) as temporary:
+            temporary.write_text(text)
+
+    def join(self, target: Path) -> None:
+        """Write all blocks into one file, in order, atomically."""
+        with atomic_file(target) as temporary, temporary.open("wb") as output:
+            for _, file in sorted(self._files.items()):
+                with file.open("rb") as block:
+                    shutil.copyfileobj(block, output)
 
 
 @contextmanager
-def half_written(
-    target: Path, depends_on: dict[str, Any], lines: LineReader
-) -> Iterator[HalfWritten]:
-    """Yield the partial output, resumed or new; it becomes ``target`` at the end.
+def block_files(target: Path, depends_on: dict[str, Any]) -> Iterator[BlockFiles]:
+    """Yield the finished blocks of ``target``, old ones included; join them at the end.
 
-    When the block raises, the recorded part stays. The next call with the same requests and
-    settings resumes; ``target`` keeps its old content until then.
+    When the block raises, the files stay in ``target.part``, and the next call with the same
+    requests and settings resumes. ``target`` keeps its old content until all blocks are joined.
 
     Args:
         target: Path of the complete output.
-        depends_on: Everything besides the requests that the answers depend on, as JSON.
-        lines: Reader at the beginning of the requests.
+        depends_on: Everything besides the requests that the output depends on, as JSON.
 
     Raises:
-        ConfigError: If the partial output belongs to other inputs, or another process is
-            writing it.
+        ConfigError: If the blocks were written with other settings, or another process is
+            writing them.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    note = part.with_name(f"{part.name}.json")
-    part.touch()
-    with part.open("r+b") as stream:
-        _lock(stream)
-        output = HalfWritten(stream, note, depends_on, lines)
-        output.go_on()
+    folder = target.with_name(f"{target.name}.part")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as stream:
+        _lock(stream, folder)
+        _check_settings(folder, depends_on)
+        files = BlockFiles(folder)
+        if files.num_blocks:
+            say(f"resuming {target}: {files.num_blocks:,} finished blocks of requests")
         try:
-            yield output
-            output.flush()
-            part.replace(target)
-            note.unlink(missing_ok=True)
+            yield files
+            files.join(target)
+            shutil.rmtree(folder)
         finally:
-            if not note.exists():  # not one complete block
-                part.unlink(missing_ok=True)
+            if not files.num_blocks:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(stream: BufferedRandom) -> None:
+def _name(number: int, block: Sequence[bytes]) -> str:
+    return f"{number:06d}-{hashlib.sha256(b''.join(block)).hexdigest()[:16]}.jsonl"
+
+
+def _check_settings(folder: Path, depends_on: dict[str, Any]) -> None:
+    """Refuse blocks of other settings; note the settings of a new output."""
+    note = folder / "settings.json"
+    try:
+        theirs = read_json(note)
+    except DataError:  # none, or damaged: blocks without settings count for nothing
+        for file in folder.glob("*.jsonl"):
+            file.unlink()
+        write_json(note, depends_on)
+        return
+    differing = [
+        f"{key} {theirs.get(key)}, now {depends_on.get(key)}"
+        for key in sorted(theirs.keys() | depends_on.keys())
+        if theirs.get(key) != depends_on.get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{folder} was begun with other settings ({'; '.join(differing)}); give those again "
+            "to resume, or delete the folder to start over."
+        )
+
+
+def _lock(stream: TextIOBase, folder: Path) -> None:
     with suppress(OSError):  # some network file systems have no locks
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{stream.name} is being written by another process; wait for it, or give "
-                "another --output."
+                f"{folder} is being written by another process; wait for it, or give another "
+                "--output."
             ) from None

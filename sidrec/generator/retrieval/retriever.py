@@ -10,11 +10,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sidrec.errors import ConfigError, DataError, RunError
-from sidrec.files import read_json
 from sidrec.generator.decoding.beam_search import Decoded
 from sidrec.generator.decoding.item_filters import Restriction, SharedSet, allowed_items
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.batch import batch_of_requests
+from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.retrieval.appended_items import with_appended_items
 from sidrec.generator.retrieval.oom_batching import FittingBatches, is_out_of_memory
 from sidrec.generator.retrieval.parse_request import beginning_of
@@ -86,7 +86,9 @@ class Retriever:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise RunError(f"{device} has no room for the model; use --device cpu.") from None
+            raise RunError(
+                f"{device} has too little memory for the model; use --device cpu."
+            ) from None
         self.generator, self.bf16, self.device = generator, bf16, device
         self.max_history_items, self.exclude_history = max_history_items, exclude_history
         self._rows = {item_id: row for row, item_id in enumerate(generator.ids.item_ids)}
@@ -127,7 +129,7 @@ class Retriever:
             "device": device_named(device),
             "bf16": bf16,
             "max_history_items": data["histories"]["max_history_items"],
-            "exclude_history": _exclude_history(Path(data["corpus"])),
+            "exclude_history": generator.exclude_history,
         }
         if semantic_ids is None:
             return cls(generator, **how)
@@ -135,6 +137,12 @@ class Retriever:
         retriever = cls(larger, **how)
         retriever._trained = cls(generator, **how)
         return retriever
+
+    @property
+    def models(self) -> list[GeneratorModel]:
+        """Models that answer: over all items, and over those of training if others came later."""
+        own: GeneratorModel = self.generator.model
+        return [own] if self._trained is None else [own, *self._trained.models]
 
     def search(
         self, texts: Sequence[str], top_k: int = 30, *, allowed: AllowedSet | None = None
@@ -352,9 +360,3 @@ def _alike(requests: Sequence[Request], restrictions: Sequence[Restriction]) -> 
     for rows in groups.values():
         rows.sort(key=lambda row: (len(requests[row].query), len(requests[row].history)))
     return [groups[key] for key in sorted(groups, reverse=True)]
-
-
-def _exclude_history(corpus: Path) -> bool:
-    """Return the setting of the run's corpus; its default where the corpus is missing."""
-    file = corpus / "corpus.json"
-    return bool(read_json(file)["settings"]["exclude_history"]) if file.exists() else True

@@ -1,4 +1,4 @@
-"""Likelihood fit of the few scalars that weigh scorers and T5."""
+"""Maximum-likelihood fit of the scalars that weight scorers and T5."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,13 +18,13 @@ def fit_scalars(
 ) -> tuple[Scalars, float]:
     """Return the non-negative scalars with the least loss, and that loss.
 
-    L-BFGS-B in units of ``unit``, so that scalars of different size move alike. Every rank calls
-    it with its own parts and gets the same answer: parts are summed in the order of their numbers,
-    whatever rank holds them.
+    Runs L-BFGS-B in units of ``unit``, so that steps suit scalars of different size. Every rank
+    calls this with its own parts and gets the same result: parts are summed in the order of their
+    numbers.
 
     Args:
         losses: Loss of each part of the data as a function of the scalars, by number of the part.
-        start: Where the search begins; the fit is no worse.
+        start: Initial scalars; the result has no higher loss.
         unit: Expected size of each scalar, ``> 0``.
     """
     unit = unit.double()
@@ -48,13 +48,13 @@ def flat_loss(
     is_allowed: Bool[Tensor, "request item"],
     target: Int[Tensor, " request"],
 ) -> Float[Tensor, ""]:
-    """Return the summed -ln of each target's share in the softmax of the weighted scores.
+    """Return the summed negative log-likelihood of the targets under weighted scores, in nats.
 
     Args:
-        weights: One for each scorer.
+        weights: Weight of each scorer.
         scores: Exact item scores.
-        is_allowed: Items that the request may get; the target among them.
-        target: Column of the right item.
+        is_allowed: True for allowed items, including the target.
+        target: Column of the target item.
     """
     total = torch.tensordot(weights.to(scores), scores, dims=1)
     total = total.masked_fill(~is_allowed, float("-inf"))

@@ -1,4 +1,4 @@
-"""Dense scorer: inner product of the request's embedding with each item's own embedding."""
+"""Dense scorer: inner product of the request embedding with each item embedding."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from sidrec.generator.scorers.scorer import Scorer, ScorerQuery, recency_weights
 
 
 class DenseScorer(Scorer):
-    """Cosine of the request's embedding and every item's embedding.
+    """Cosine of the request embedding and every item embedding.
 
-    The embedding of a query is the bi-encoder's; that of a history is the recency-weighted mean
-    of its items' embeddings, L2-normalized.
+    The bi-encoder embeds a query. The embedding of a history is the recency-weighted mean of its
+    item embeddings, L2-normalized.
 
     Args:
         item_vectors: Bi-encoder embedding of every item, L2-normalized.
@@ -48,5 +48,5 @@ class DenseScorer(Scorer):
         return vectors.float() @ self.item_vectors.T
 
     def state(self) -> dict[str, Any]:
-        """Return the half-life; the vectors are those of the Semantic-ID bundle."""
+        """Return the half-life; the item vectors come from the Semantic-ID bundle."""
         return {"half_life_items": self.half_life_items}

@@ -1,7 +1,7 @@
 """Prior over items: a weighted sum of exact scorers for each task."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sidrec.console import say
-from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError
 from sidrec.generator.scorers.dense import DenseScorer
 from sidrec.generator.scorers.lexical import LexicalScorer
@@ -18,19 +17,22 @@ from sidrec.generator.scorers.prior_settings import PriorSettings
 from sidrec.generator.scorers.scorer import PopularityScorer, Scorer, ScorerQuery
 from sidrec.types import TASKS, Task
 
+if TYPE_CHECKING:  # a retriever needs no corpus, and its tables take a second to import
+    from sidrec.corpus.store import Corpus
+
 TaskScorers = Mapping[Task, Mapping[str, Scorer]]
 
 
 class ItemPrior(nn.Module):
-    """``pi(y | r)``, proportional to ``exp(sum of weight * score)`` over the allowed items ``y``.
+    """Prior over items: softmax of a weighted sum of scores over the allowed items.
 
-    In training the weights are ``exp(log_weights)``, which move with a learning rate of their
-    own. In evaluation mode they are those of ``set_calibrated``, once it was called, and T5's
-    logits have the factor that was found with them.
+    In training the weights are ``exp(log_weights)``, with a learning rate of their own. In
+    evaluation mode they are the calibrated ones, after ``set_calibrated``, together with the
+    calibrated factor of T5's logits.
 
     Args:
-        scorers: Of each task, by name; a task that is missing has no prior.
-        corpus_fingerprint: Of the corpus from which the scorers were made.
+        scorers: Scorers of each task, by name; a missing task has no prior.
+        corpus_fingerprint: Fingerprint of the corpus from which the scorers were made.
         dropout: Probability in training that an example has no prior, in [0, 1).
         max_exact_items: See ``PriorSettings``.
     """
@@ -63,19 +65,19 @@ class ItemPrior(nn.Module):
     @classmethod
     def of_corpus(
         cls,
-        corpus: Corpus,
+        corpus: "Corpus",
         settings: PriorSettings,
         *,
         tasks: Collection[Task],
         item_vectors: Float[Tensor, "item dim"],
         popularity: Int[Tensor, " item"],
     ) -> "ItemPrior":
-        """Make the scorers for training, next-item models of each fold included.
+        """Make the scorers for training, including next-item models of each fold.
 
         Args:
-            corpus: Its item texts and train interactions are read.
-            settings: Which scorers.
-            tasks: Those that are trained; the others get no prior.
+            corpus: Source of item texts and train interactions.
+            settings: Settings of the prior.
+            tasks: Tasks that are trained; the others get no prior.
             item_vectors: Bi-encoder embedding of every item.
             popularity: Train interactions of each item.
 
@@ -112,7 +114,7 @@ class ItemPrior(nn.Module):
         )
 
     def state(self) -> dict[str, Any]:
-        """Return what ``from_state`` needs besides the weights, as plain types and tensors."""
+        """Return the arguments of ``from_state`` except the weights, as plain types and tensors."""
         return {
             "corpus_fingerprint": self.corpus_fingerprint,
             "max_exact_items": self.max_exact_items,
@@ -130,12 +132,12 @@ class ItemPrior(nn.Module):
         item_vectors: Float[Tensor, "item dim"],
         corpus_fingerprint: str,
     ) -> "ItemPrior":
-        """Return a prior for answering, whose weights are still to be loaded.
+        """Build a prior for decoding, to load its weights into.
 
         Args:
-            state: From ``state``.
-            item_vectors: Of the Semantic-ID bundle.
-            corpus_fingerprint: Of the corpus to which the Semantic IDs belong.
+            state: Result of ``state``.
+            item_vectors: Item embeddings of the Semantic-ID bundle.
+            corpus_fingerprint: Fingerprint of the corpus of the Semantic IDs.
 
         Raises:
             DataError: If the scorers were made from another corpus.
@@ -163,14 +165,13 @@ class ItemPrior(nn.Module):
         )
 
     def extended(self, item_vectors: Float[Tensor, "item dim"]) -> "ItemPrior":
-        """Return the prior over a larger catalogue, whose weights are still to be loaded.
+        """Build the prior over a catalogue with appended items, to load its weights into.
 
-        Items behind the old ones have their dense score. Where a scorer lacks data for them, they
-        score 0: as an item that shares no word with the query, follows no history, or has no
-        interaction.
+        Appended items have a dense score. Scorers without data for them score 0, as for an item
+        that shares no word with the query, follows no history, or has no interaction.
 
         Args:
-            item_vectors: Of the old items, then of the new ones.
+            item_vectors: Embeddings of the old items, then of the appended ones.
         """
         state, num_items = self.state(), len(item_vectors)
         for of_task in state["scorers"].values():
@@ -185,10 +186,10 @@ class ItemPrior(nn.Module):
     def scores(self, query: ScorerQuery, *, task: Task) -> Float[Tensor, "scorer request item"]:
         """Return the exact scores of each scorer of a task, by item_index.
 
-        Costs ``4 * scorers * requests * items`` bytes.
+        Takes ``4 * scorers * requests * items`` bytes.
 
         Raises:
-            DataError: If a score is NaN or infinite; names the scorer.
+            DataError: If a score is NaN or infinite; the message names the scorer.
         """
         weights = self.log_weights[task]
         with torch.autocast(weights.device.type, enabled=False):
@@ -208,22 +209,22 @@ class ItemPrior(nn.Module):
         return scores
 
     def is_exact(self, num_items: int) -> bool:
-        """Return whether the prior weighs every step, and does not just re-rank what was found."""
+        """Return whether the prior weights every decoding step, rather than re-ranks."""
         return num_items <= self.max_exact_items
 
     def weights(self, task: Task) -> Float[Tensor, " scorer"]:
-        """Return the weights that are in force: of training, or calibrated ones."""
+        """Return the current weights: trained ones in training mode, calibrated ones otherwise."""
         if self.training or not self.is_calibrated(task):
             moving: Tensor = self.log_weights[task]
             return moving.exp()
         return self._buffer(task, "scalars")[:-1]
 
     def weights_alone(self, task: Task) -> Float[Tensor, " scorer"]:
-        """Return the weights with which the prior answers best without T5."""
+        """Return the weights that are calibrated for the prior without T5."""
         return self._buffer(task, "alone") if self.is_calibrated(task) else self.weights(task)
 
     def t5_factor(self, task: Task) -> float:
-        """Return the factor of T5's logits that is in force; 1 in training."""
+        """Return the current factor of T5's logits; 1 in training."""
         if self.training or not self.is_calibrated(task):
             return 1.0
         return float(self._buffer(task, "scalars")[-1])
@@ -239,10 +240,10 @@ class ItemPrior(nn.Module):
         scalars: Float[Tensor, " scalar"],
         alone: Float[Tensor, " scorer"],
     ) -> None:
-        """Keep what a likelihood fit found.
+        """Store the scalars of a likelihood fit.
 
         Args:
-            task: Whose.
+            task: Task of the requests.
             scalars: Weights with T5, then T5's factor.
             alone: Weights without T5.
         """
@@ -259,7 +260,7 @@ class ItemPrior(nn.Module):
         return found
 
     def dropped(self, indexed_item: Int[Tensor, " request"]) -> Bool[Tensor, " request"]:
-        """Draw which examples of a training batch have no prior; indexing examples never have."""
+        """Draw the training examples without a prior; indexing examples never have one."""
         chance = torch.rand(len(indexed_item), device=indexed_item.device)
         return (indexed_item >= 0) | (chance < self.dropout)
 

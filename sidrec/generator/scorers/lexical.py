@@ -16,18 +16,18 @@ from sidrec.generator.scorers.scorer import Scorer, ScorerQuery
 
 
 class LexicalScorer(Scorer):
-    """BM25 weights, from a matrix of terms by items that is made once.
+    """BM25 scores, from a sparse matrix of terms by items.
 
-    Lucene's variant with ``k1 = 1.5`` and ``b = 0.75``, English stop words left out, no stemming.
-    A batch costs as many additions as its terms have postings, on the CPU, and
-    ``4 * request * item`` bytes for the answer.
+    Uses Lucene's variant with ``k1 = 1.5`` and ``b = 0.75``, without English stop words and
+    without stemming. A batch costs one addition per posting of its terms, on the CPU, and
+    ``4 * request * item`` bytes for the result.
 
     Args:
         terms: Vocabulary, in the order of the matrix's rows.
         starts: Postings of term ``t`` are ``[starts[t], starts[t + 1])``.
         items: item_index of each posting.
         weights: BM25 weight of each posting.
-        num_items: Size of the catalogue.
+        num_items: Number of items in the catalogue.
 
     Source:
         Robertson et al. 1994, in the form of bm25s (https://arxiv.org/abs/2407.03618).
@@ -54,7 +54,7 @@ class LexicalScorer(Scorer):
         documents = words_of(texts)
         if not any(documents):
             raise DataError(
-                "Scorer 'lexical' needs words and no item text has one; leave it out of "
+                "Scorer 'lexical' needs words, but no item text has any; leave it out of "
                 "model.prior.search."
             )
         index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
@@ -62,7 +62,7 @@ class LexicalScorer(Scorer):
         starts = index.scores["indptr"]
         terms = sorted(index.vocab_dict, key=index.vocab_dict.__getitem__)
         return cls(
-            terms=terms[: len(starts) - 1],  # an empty word without postings stands last
+            terms=terms[: len(starts) - 1],  # the last term is an empty word without postings
             starts=torch.from_numpy(starts.astype(np.int64)),
             items=torch.from_numpy(index.scores["indices"].astype(np.int64)),
             weights=torch.from_numpy(index.scores["data"].astype(np.float32)),
@@ -70,11 +70,11 @@ class LexicalScorer(Scorer):
         )
 
     def forward(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
-        """Return BM25 weights on the CPU; 0 for items that share no word with the query."""
+        """Return BM25 scores on the CPU; 0 for items that share no word with the query."""
         return torch.from_numpy(self.scores(query.texts))
 
     def scores(self, texts: Sequence[str]) -> Float[np.ndarray, "text item"]:
-        """Return the BM25 weight of every item for each text; a repeated word counts again."""
+        """Return the BM25 score of every item for each text; repeated words count repeatedly."""
         counts = [
             Counter(self._rows[word] for word in words if word in self._rows)
             for words in words_of(list(texts))

@@ -1,6 +1,6 @@
-"""Next-item scorer: ridge regression from a recency-weighted history to the item that follows."""
+"""Next-item scorer: ridge regression from a recency-weighted history to the next item."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -11,19 +11,21 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from sidrec.console import say
-from sidrec.corpus.store import Interactions
 from sidrec.errors import DataError
 from sidrec.generator.scorers.prior_settings import NextItemSettings
 from sidrec.generator.scorers.scorer import Scorer, ScorerQuery, recency_weights, weighted_rows
 
+if TYPE_CHECKING:  # a retriever needs no corpus, and its tables take a second to import
+    from sidrec.corpus.store import Interactions
+
 
 class NextItemExamples(NamedTuple):
-    """Every train interaction that has one before it.
+    """Training examples of the next-item scorer: each train interaction with a predecessor.
 
     Attributes:
         histories: Recency-weighted items before each interaction, examples by items.
-        targets: item_index that followed.
-        user_index: Whose it was.
+        targets: item_index of the next item.
+        user_index: User of the interaction.
     """
 
     histories: sp.csr_array
@@ -32,11 +34,11 @@ class NextItemExamples(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A linear map from weighted histories to item scores, in one or two factors.
+    """Linear map from weighted histories to item scores, with one or two factors.
 
     Attributes:
-        rows: One row per history item; all items wide, or as wide as the rank.
-        head: From the rank to all items; None where ``rows`` are as wide as the catalogue.
+        rows: One row per history item; its width is the number of items, or the rank.
+        head: Second factor, from the rank to all items; None without one.
     """
 
     rows: Float[Tensor, "item width"]
@@ -50,17 +52,17 @@ class Linear(NamedTuple):
 
 
 class NextItemScorer(Scorer):
-    """Linear scores of the item that follows a history.
+    """Linear scores of the next item after a history.
 
-    A training example is scored by a map that was fitted without its user: the map of all users
-    has seen the answer. Answers come from the map of all users. One request costs
+    Training examples use a map fitted without their user (cross-fitting), because the map of all
+    users was fitted on their targets; decoding uses the map of all users. One request costs
     ``history * width`` multiplications, and ``rank * item`` more with a low-rank head.
 
     Args:
-        everyone: Map of all users.
-        half_life_items: Items of a history over which a weight halves.
-        folds: Map without the users whose index is ``fold`` modulo their number; empty outside
-            training.
+        everyone: Map fitted on all users.
+        half_life_items: Number of history items over which a weight halves.
+        folds: Map number ``f`` was fitted without the users whose index is ``f`` modulo the
+            number of folds; empty outside training.
     """
 
     initial_weight = 150.0
@@ -76,15 +78,15 @@ class NextItemScorer(Scorer):
 
     @classmethod
     def of_interactions(
-        cls, train: Interactions, num_items: int, settings: NextItemSettings, *, num_folds: int
+        cls, train: "Interactions", num_items: int, settings: NextItemSettings, *, num_folds: int
     ) -> "NextItemScorer":
-        """Fit the maps of all users and of all users but each fold's.
+        """Fit the map of all users, and one map per fold without that fold's users.
 
         Args:
             train: Train interactions only.
-            num_items: Size of the catalogue.
-            settings: Of the regression.
-            num_folds: Of the cross-fit; 0 outside training.
+            num_items: Number of items in the catalogue.
+            settings: Settings of the regression.
+            num_folds: Number of folds of the cross-fit; 0 outside training.
 
         Raises:
             DataError: If no user has two train interactions.
@@ -103,8 +105,8 @@ class NextItemScorer(Scorer):
         if num_items > settings.max_dense_items:
             say(
                 f"next_item: {num_items:,} items are above prior.next_item.max_dense_items "
-                f"({settings.max_dense_items:,}); a head of rank {settings.rank} takes the place "
-                "of the dense matrix."
+                f"({settings.max_dense_items:,}); a map of rank {settings.rank} replaces "
+                "the dense one."
             )
         fold = examples.user_index % max(num_folds, 1)
         kept = [fold != number for number in range(num_folds)] if num_folds > 1 else []
@@ -116,11 +118,11 @@ class NextItemScorer(Scorer):
 
     @property
     def everyone(self) -> Linear:
-        """Map of all users."""
+        """Map fitted on all users."""
         return self._map(self._num_folds)
 
     def forward(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
-        """Return the scores of the map that has not seen the request's user."""
+        """Return scores; for training examples those of the map fitted without their user."""
         if not self._num_folds or not bool((query.user_index >= 0).any()):
             return self._map(self._num_folds).scores(
                 query.history, half_life_items=self.half_life_items
@@ -139,7 +141,7 @@ class NextItemScorer(Scorer):
         return torch.cat(parts)[torch.argsort(torch.cat(rows))]
 
     def state(self) -> dict[str, Any]:
-        """Return the map of all users in half precision: its scores rank alike."""
+        """Return the map of all users in half precision."""
         rows, head = self.everyone
         return {
             "rows": rows.half().cpu(),
@@ -149,7 +151,7 @@ class NextItemScorer(Scorer):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "NextItemScorer":
-        """Return the scorer that ``state`` described, for answering."""
+        """Build a scorer for decoding from the result of ``state``."""
         head = state["head"]
         everyone = Linear(state["rows"].float(), None if head is None else head.float())
         return cls(everyone, half_life_items=state["half_life_items"])
@@ -159,15 +161,15 @@ class NextItemScorer(Scorer):
 
 
 def next_item_examples(
-    train: Interactions, num_items: int, *, half_life_items: float, max_history_items: int
+    train: "Interactions", num_items: int, *, half_life_items: float, max_history_items: int
 ) -> NextItemExamples:
-    """Return weighted histories and what followed them.
+    """Return weighted histories with their next items.
 
     Args:
         train: Train interactions only.
-        num_items: Size of the catalogue.
-        half_life_items: Items over which a weight halves.
-        max_history_items: Only the most recent ones count.
+        num_items: Number of items in the catalogue.
+        half_life_items: Number of history items over which a weight halves.
+        max_history_items: Number of most recent items to use.
     """
     starts, items = train.user_starts[:-1], train.item_index
     first = np.repeat(starts, np.diff(train.user_starts))  # first interaction of the same user
@@ -192,9 +194,9 @@ def fit_next_item(examples: NextItemExamples, settings: NextItemSettings) -> Lin
     """Solve the ridge regression of one-hot next items on weighted histories in closed form.
 
     With histories ``X`` and targets ``Y``, the map is ``(X'X + ridge I)^-1 X'Y``: ``2 n^3``
-    operations and ``24 n^2`` bytes for ``n`` items. Above ``settings.max_dense_items`` it is
-    restricted to the ``rank`` largest singular directions of ``X``, and neither ``X'X`` nor the
-    map is ever formed.
+    operations and ``24 n^2`` bytes for ``n`` items. Above ``settings.max_dense_items`` the map is
+    restricted to the ``rank`` largest singular directions of ``X``; neither ``X'X`` nor the full
+    map is formed.
     """
     x, num_items = examples.histories, examples.histories.shape[1]
     shape = (len(examples.targets), num_items)

@@ -14,16 +14,16 @@ RecommendationScorer: TypeAlias = Literal["dense", "next_item", "popularity"]
 
 @dataclass(frozen=True, kw_only=True)
 class NextItemSettings(Settings):
-    """Ridge regression from a history to the item that follows.
+    """Ridge regression from a history to the next item.
 
     Attributes:
-        half_life_items: Items of a history over which a weight halves, ``> 0``.
-        max_history_items: Only the most recent ones count, at least 1.
+        half_life_items: Number of history items over which a weight halves, ``> 0``.
+        max_history_items: Number of most recent items to use, at least 1.
         ridge: Penalty on the squared weights, in squared history weights, ``> 0``.
-        num_folds: Groups of users of the cross-fit in training, at least 2; each takes one more
-            fit, and one more matrix of the catalogue's size squared in memory.
-        max_dense_items: Larger catalogues get a head of low rank.
-        rank: Of that head, at least 1.
+        num_folds: Groups of users in the cross-fit of training, at least 2; each needs one more
+            fit and one more matrix of ``items * items`` float32.
+        max_dense_items: Largest catalogue with a dense map; larger ones get a low-rank map.
+        rank: Rank of the low-rank map, at least 1.
     """
 
     half_life_items: PositiveFloat = 10.0
@@ -36,19 +36,21 @@ class NextItemSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PriorSettings(Settings):
-    """Which scorers make up the prior over items, and how their weights move.
+    """Scorers of the prior over items, and the training of their weights.
 
     Attributes:
-        search: Scorers of queries: ``dense``, ``lexical``; empty: T5 alone answers.
+        search: Scorers of queries: ``dense``, ``lexical``; empty: T5 ranks alone.
         recommendation: Scorers of histories: ``dense``, ``next_item``, ``popularity``; empty: T5
-            alone answers.
+            ranks alone.
         learning_rate: Peak of AdamW for the logarithms of the weights, ``> 0``.
         dropout: Probability in training that an example has no prior, in [0, 1), so that T5
-            learns to answer alone. Indexing examples never have one.
-        dense_half_life_items: Items of a history over which the dense scorer halves a weight.
+            learns to rank alone. Indexing examples never have one.
+        dense_half_life_items: Number of history items over which the dense scorer halves a
+            weight, ``> 0``.
         next_item: Regression of the scorer ``next_item``.
-        max_exact_items: Larger catalogues are searched by T5 alone, and the prior re-ranks the
-            finished beams: the exact prior takes ``4 * requests * items`` bytes per scorer.
+        max_exact_items: Largest catalogue with an exact prior, which takes
+            ``4 * requests * items`` bytes per scorer. In larger ones T5 searches alone and the
+            prior re-ranks the finished beams.
     """
 
     search: tuple[SearchScorer, ...] = ("dense", "lexical")

@@ -1,4 +1,4 @@
-"""Interface of a scorer, and the simplest one: popularity."""
+"""Scorer interface, and the popularity scorer."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -12,15 +12,15 @@ from sidrec.errors import DataError
 
 
 class ScorerQuery(NamedTuple):
-    """What scorers know of a batch of requests of one task.
+    """Input of scorers: a batch of requests of one task.
 
     Attributes:
         texts: Queries; empty for recommendation.
         vectors: Query embeddings; None where no bi-encoder reads the queries, and for
             recommendation.
         history: item_index, oldest first; -1 pads at the end.
-        user_index: User of a training example, for scorers that are cross-fitted over users; -1
-            for a request to be answered.
+        user_index: User of a training example, for scorers cross-fitted over users; -1 outside
+            training.
     """
 
     texts: list[str]
@@ -30,10 +30,10 @@ class ScorerQuery(NamedTuple):
 
 
 class Scorer(nn.Module, ABC):
-    """Scores of every item of the catalogue for a request, in any unit.
+    """Scorer of every item of the catalogue for a request, in any unit.
 
-    A scorer has no weights that train; its tensors are buffers outside the state dict, and
-    ``state`` holds what a checkpoint needs to make it again without a corpus.
+    A scorer has no trainable weights. Its tensors are buffers outside the state dict; a
+    checkpoint stores ``state``, which rebuilds it without a corpus.
     """
 
     initial_weight: ClassVar[float]
@@ -49,7 +49,7 @@ class Scorer(nn.Module, ABC):
 
 
 class PopularityScorer(Scorer):
-    """Logarithm of one more than the number of train interactions of each item.
+    """Scorer ``log(1 + train interactions of the item)``.
 
     Args:
         popularity: Train interactions of each item.
@@ -76,18 +76,18 @@ class PopularityScorer(Scorer):
         return self.log_counts.expand(len(query.history), -1)
 
     def state(self) -> dict[str, Any]:
-        """Return the counts."""
+        """Return the numbers of train interactions."""
         return {"popularity": self._popularity.cpu()}
 
 
 def recency_weights(
     history: Int[Tensor, "request item"], *, half_life_items: float
 ) -> Float[Tensor, "request item"]:
-    """Return the weight of every item of a history: 1 for the last one, halved going back.
+    """Return recency weights of history items: 1 for the most recent one, halving backwards.
 
     Args:
-        history: item_index, oldest first; -1 pads at the end and weighs 0.
-        half_life_items: Items over which a weight halves, ``> 0``.
+        history: item_index, oldest first; -1 pads at the end and has weight 0.
+        half_life_items: Number of items over which a weight halves, ``> 0``.
 
     >>> recency_weights(torch.tensor([[4, 7, -1]]), half_life_items=1.0)
     tensor([[0.5000, 1.0000, 0.0000]])
@@ -105,8 +105,8 @@ def weighted_rows(
 ) -> Float[Tensor, "request dim"]:
     """Return the weighted sum of table rows for each request, without a copy of the rows.
 
-    Costs ``request * item * dim`` multiplications; sums in the order of the items, so results are
-    the same on every run.
+    Costs ``request * item * dim`` multiplications. Sums run in the order of the items, so results
+    are the same on every run.
     """
     if not items.shape[1]:
         return table.new_zeros(len(items), table.shape[1])

@@ -1,4 +1,4 @@
-"""Which examples batch k of rank r holds: a pure function that also keeps lengths together."""
+"""Schedule of training batches: a pure function of step, epoch and rank, bucketed by length."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ LengthOf = Callable[[Rows], Rows]
 
 
 class ScheduledExamples(NamedTuple):
-    """Task of a batch and the example rows of that task that it holds.
+    """Task and example rows of one batch.
 
     Attributes:
         task: The same on every rank at the same step.
         rows: Row numbers of this rank, each in ``[0, num_rows[task])``.
-        turn: How often the task's rows have been gone through before, since training began;
-            whatever else is drawn for a row is drawn from this number.
+        turn: Number of completed passes over the task's rows since training began; seeds all
+            other draws for a row.
     """
 
     task: Task
@@ -33,22 +33,23 @@ class ScheduledExamples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BucketedSchedule:
-    """Everything that decides an epoch's batches, for all ranks.
+    """Batches of an epoch for all ranks, with rows of similar length together.
 
-    An epoch shows the task that is largest for its share once; the other starts over, newly
-    shuffled, until it has had its share of the steps. Rows are shuffled, then sorted by length
-    inside pools of ``pool_batches`` global batches, and the batches of a pool are shuffled again:
-    little padding, yet no order by length over the epoch. The global batches are the same for any
-    number of ranks with the same product ``batch_size * world_size``.
+    An epoch passes once over the task with the most batches for its share; the other task
+    repeats, shuffled anew, until it has its share of the steps. Rows are shuffled, sorted by
+    length inside pools of ``pool_batches`` global batches, and the batches of a pool are shuffled
+    again. This saves padding without ordering the epoch by length. The global batches are the
+    same for any number of ranks with the same product ``batch_size * world_size``.
 
     Attributes:
         num_rows: Examples of search and of recommendation.
-        length_of: Per task, how long some rows are, in any unit: only their order counts.
-        mix: Share of the steps that each task gets, any positive scale; 0 switches a task off.
+        length_of: Per task: function from rows to their lengths, in any unit; only the order
+            matters.
+        mix: Share of the steps per task, any positive scale; 0 switches a task off.
         batch_size: Examples per rank.
         world_size: Number of ranks.
-        pool_batches: Global batches that are sorted together; 1 switches bucketing off.
-        seed: Chooses the shuffles.
+        pool_batches: Global batches sorted together; 1 switches bucketing off.
+        seed: Seed of the shuffles.
 
     Raises:
         ConfigError: If a task does not fill one global batch, or a setting is out of range.
@@ -82,7 +83,7 @@ class BucketedSchedule:
 
     @property
     def num_full_batches(self) -> tuple[int, int]:
-        """Global batches that each task fills without showing a row twice."""
+        """Global batches in one pass over each task."""
         return self.num_rows[0] // self._together, self.num_rows[1] // self._together
 
     @property
@@ -130,7 +131,7 @@ class BucketedSchedule:
         return self.batch_size * self.world_size
 
     def _search_batches_before(self, step: int) -> int:
-        """Count search batches among the first ``step``; rises by 0 or 1 with each step."""
+        """Return the number of search batches among the first ``step`` batches."""
         total = len(self)
         return (step * self.num_batches[0] + total // 2) // total
 

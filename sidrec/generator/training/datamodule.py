@@ -27,6 +27,7 @@ from sidrec.generator.training.examples import (
     SearchExamples,
 )
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
+from sidrec.runs.lightning_private import uses_distributed_sampler
 from sidrec.settings import PositiveInt
 from sidrec.training.resumable_data import CorpusDataModule
 from sidrec.types import TASKS, Request, Task
@@ -40,7 +41,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
     Args:
         corpus: Corpus directory; ``--from`` gives the encoder run's.
         tasks: Shares of both tasks in the batches.
-        histories: Histories that are read, and their training targets.
+        histories: User histories and their training targets.
         evaluation: Evaluation requests.
         batch_size: Training examples per rank.
         bucket_batches: Batches sorted by length together; 1 switches bucketing off.
@@ -68,26 +69,25 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
 
     @property
     def trained_tasks(self) -> tuple[Task, ...]:
-        """Tasks that have a share of the batches."""
+        """Tasks with a share of the batches above 0."""
         return tuple(task for task, share in zip(TASKS, self.mix, strict=True) if share > 0)
 
     def setup(self, stage: str) -> None:
-        """Refuse batches that Lightning would share out once more."""
+        """Refuse a trainer that would split each rank's batches over the ranks again."""
         del stage
-        connector = self.trainer._accelerator_connector
-        if rank_and_world_size()[1] > 1 and connector.use_distributed_sampler:
+        if rank_and_world_size()[1] > 1 and uses_distributed_sampler(self.trainer):
             raise ConfigError(
                 "Set trainer.use_distributed_sampler to false: GeneratorDataModule gives every "
                 "rank its own batches."
             )
 
     def train_queries(self) -> list[str]:
-        """Return the texts of the train queries, in the order of their numbers."""
+        """Return the texts of the train queries, in row order."""
         texts: list[str] = self.corpus.queries.select(train_query_rows(self.corpus))["text"][:]
         return list(texts)
 
     def requests(self, split: Split) -> list[Sequence[Request]]:
-        """Return the requests of a split: of search, then of recommendation."""
+        """Return the requests of a split: search, then recommendation."""
         if split not in self._requests:
             self._requests[split] = [
                 search_requests(self.corpus, split),
@@ -108,7 +108,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         return self.test_dataloader()
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Return what decides the batches."""
+        """Return the settings that determine the batches."""
         schedule = self.batches.schedule
         return {
             "corpus": self.corpus.fingerprint,
@@ -123,7 +123,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         }
 
     def lay_out(self, rank: int, world_size: int) -> GeneratorBatches:
-        """Return the training batches of a rank: the examples of both tasks, and their schedule."""
+        """Return the training batches of a rank: examples of both tasks and their schedule."""
         search = self._search_examples() if self.mix[0] > 0 else None
         recommendation = self._recommendation_examples() if self.mix[1] > 0 else None
         schedule = BucketedSchedule(
@@ -179,24 +179,24 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         rank, world_size = rank_and_world_size()
         first, end = (len(batches) * r // world_size for r in (rank, rank + 1))
         own: Sequence[int] = range(first, end)
-        if not own:  # Lightning would warn, or leave the loop out while other ranks wait
+        if not own:  # Lightning would warn, or skip the loop while other ranks wait
             own = [EMPTY_BATCH]
         return DataLoader(batches, batch_size=None, sampler=own)
 
 
 @dataclass(frozen=True)
 class RequestBatches(Dataset[GeneratorBatch]):
-    """Evaluation requests of one task, made batch by batch when asked for.
+    """Evaluation requests of one task, collated batch by batch on demand.
 
-    Ranks share whole batches, so a request is decoded beside the same others whatever the number
-    of ranks, and its answer has the same bits. Batch ``EMPTY_BATCH`` has no requests.
+    Each batch belongs to one rank as a whole, so the batches, and with them the bits of every
+    result, do not depend on the number of ranks. Batch ``EMPTY_BATCH`` has no requests.
 
     Attributes:
-        task: Of the requests.
-        requests: Of one task and split.
-        rows: Which of them, ascending.
+        task: Task of the requests.
+        requests: Requests of one task and split.
+        rows: Rows of ``requests`` to use, ascending.
         batch_size: Requests in a batch; the last one may hold fewer.
-        max_history_items: Only the most recent items of a history are read.
+        max_history_items: Number of most recent items of a history to read.
         exclude_history: Leave the user's own items out of recommendation lists.
     """
 

@@ -1,4 +1,4 @@
-"""Training examples of both tasks as virtual rows: nothing is materialized but running counts."""
+"""Training examples of both tasks as virtual rows, computed on demand from running counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from sidrec.training.numbered_batches import BatchNumber
 
 @dataclass(frozen=True)
 class SearchExamples:
-    """Train queries, then indexing rows: item text → the item's own Semantic ID.
+    """Search examples: train queries, then indexing rows (item text -> its own Semantic ID).
 
     Attributes:
         pairs: Train queries and their items.
         queries: Text of each train query.
-        item_texts: Row = item_index.
-        num_indexing: Indexing rows; turn after turn they walk on through the items.
+        item_texts: Text of each item; row = item_index.
+        num_indexing: Number of indexing rows; each turn continues with the next items.
     """
 
     pairs: QueryItemPairs
@@ -40,7 +40,7 @@ class SearchExamples:
         return len(self.pairs) + self.num_indexing
 
     def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
-        """Return how long rows are, in characters; indexing rows, long texts, count as -1."""
+        """Return the lengths of rows in characters; -1 for indexing rows, whose text is long."""
         lengths: Int64[np.ndarray, " row"] = self._lengths[np.minimum(rows, len(self.pairs))]
         return lengths
 
@@ -49,12 +49,12 @@ class SearchExamples:
         return np.array([*map(len, self.queries), -1], dtype=np.int64)
 
     def batch(self, rows: Int64[np.ndarray, " example"], *, seed: int, turn: int) -> GeneratorBatch:
-        """Return some rows; the same arguments give the same batch.
+        """Return a batch of rows; the same arguments give the same batch.
 
         Args:
             rows: In ``[0, len(self))``.
-            seed: Of the draw of one item for each query.
-            turn: How often all rows have been gone through before.
+            seed: Seed of the draw of one item for each query.
+            turn: Number of completed passes over all rows.
         """
         num_queries = len(self.pairs)
         is_query = rows < num_queries
@@ -82,16 +82,16 @@ class SearchExamples:
 
 @dataclass(frozen=True)
 class RecommendationExamples:
-    """Every train interaction that has one before it: history → the item that came.
+    """Recommendation examples: each train interaction with a predecessor (history -> next item).
 
     Attributes:
         interactions: Train interactions only.
         row_starts: Rows of user ``u`` are ``[row_starts[u], row_starts[u + 1])``.
-        max_history_items: Only the most recent ones are read.
-        target_window: The target is drawn from the next so many interactions; 1 is the next one.
-        history_dropout: Probability with which an item of a history is left out.
-        exclude_history: Whether the items that a user had before the target are no candidates, as
-            in answering; a target that was among them stays one.
+        max_history_items: Number of most recent items to read.
+        target_window: Number of next interactions from which the target is drawn; 1: the next.
+        history_dropout: Probability that an item of a history is left out.
+        exclude_history: Whether a user's items before the target are excluded, as in decoding;
+            a target among them stays allowed.
     """
 
     interactions: Interactions
@@ -112,14 +112,14 @@ class RecommendationExamples:
         targets_per_user: int | None = None,
         exclude_history: bool = False,
     ) -> "RecommendationExamples":
-        """Lay virtual rows over train histories.
+        """Count the rows of each train history.
 
         Args:
             interactions: Train interactions only.
             max_history_items: See the attribute.
             target_window: See the attribute.
             history_dropout: See the attribute.
-            targets_per_user: Only the last so many interactions of a user are next items, so that
+            targets_per_user: Number of a user's last interactions to use as targets, so that
                 users with long histories do not outweigh the others; None takes all.
             exclude_history: See the attribute.
 
@@ -153,19 +153,19 @@ class RecommendationExamples:
         return int(self.row_starts[-1])
 
     def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
-        """Return the number of history items of rows, before any is left out."""
+        """Return the number of history items of rows, before dropout."""
         user = self._user(rows)
         before = self._place(rows, user) - self.interactions.user_starts[user]
         lengths: Int64[np.ndarray, " row"] = np.minimum(before, self.max_history_items)
         return lengths
 
     def batch(self, rows: Int64[np.ndarray, " example"], *, seed: int, turn: int) -> GeneratorBatch:
-        """Return some rows; the same arguments give the same batch.
+        """Return a batch of rows; the same arguments give the same batch.
 
         Args:
             rows: In ``[0, len(self))``.
-            seed: Of targets and left-out items.
-            turn: How often all rows have been gone through before.
+            seed: Seed of targets and dropped items.
+            turn: Number of completed passes over all rows.
         """
         user = self._user(rows)
         starts, items = self.interactions.user_starts, self.interactions.item_index
@@ -205,7 +205,7 @@ class RecommendationExamples:
         seed: int,
         turn: int,
     ) -> Int64[np.ndarray, "example item"]:
-        """Return the items before ``ends``, oldest first, -1 behind the shorter ones."""
+        """Return the items before ``ends``, oldest first, padded with -1 at the end."""
         lengths = self.length_of(rows)
         ago = np.arange(lengths.max(initial=0), 0, -1)[None, :]  # [1, item], oldest first
         kept = self._kept(rows, ago, seed=seed, turn=turn) & (ago <= lengths[:, None])
@@ -222,7 +222,7 @@ class RecommendationExamples:
         seed: int,
         turn: int,
     ) -> Bool[np.ndarray, "example item"]:
-        """Draw which items stay; where none would, the most recent one does."""
+        """Draw the items to keep: at least the most recent one."""
         counters = rows[:, None] * (self.max_history_items + 1) + ago
         chance = uniform(counters.reshape(-1), key=key_of(seed, turn, "history"))
         kept = chance.reshape(counters.shape) >= self.history_dropout
@@ -233,7 +233,7 @@ class RecommendationExamples:
     def _place(
         self, rows: Int64[np.ndarray, " row"], user: Int64[np.ndarray, " row"]
     ) -> Int64[np.ndarray, " row"]:
-        """Return where the next interaction of each row stands."""
+        """Return the position of each row's next interaction."""
         ends = self.interactions.user_starts[user + 1]
         place: Int64[np.ndarray, " row"] = ends - (self.row_starts[user + 1] - rows)
         return place
@@ -244,13 +244,13 @@ class RecommendationExamples:
 
 @dataclass(frozen=True)
 class GeneratorBatches(Dataset[GeneratorBatch]):
-    """Batch by number, for one rank.
+    """Training batches of one rank by number.
 
     Attributes:
-        schedule: Which rows.
-        rank: Of this process.
-        search: None when the task is off.
-        recommendation: None when the task is off.
+        schedule: Rows of each batch.
+        rank: Rank of this process.
+        search: Search examples; None when the task is off.
+        recommendation: Recommendation examples; None when the task is off.
     """
 
     schedule: BucketedSchedule

@@ -1,4 +1,4 @@
-"""Training and decoding loop of the joint generator."""
+"""Training and evaluation loop of the joint generator."""
 
 import math
 from pathlib import Path
@@ -37,7 +37,10 @@ from sidrec.metrics import (
     validation_figures,
 )
 from sidrec.runs.directory import RunDirectory
+from sidrec.runs.lightning_private import is_attached
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from sidrec.training.activation_checkpointing import checkpoint_activations
+from sidrec.training.lora import keep_adapters_only, restore_base
 from sidrec.training.optimizer import OptimizerSettings
 from sidrec.training.stage_module import StageModule
 from sidrec.types import TASKS
@@ -46,7 +49,7 @@ _ENCODE_BATCH = 128
 
 
 class JointGenerator(StageModule[GeneratorDataModule]):
-    """One T5 for both tasks: reads a query or a history, writes the Semantic ID of the answer.
+    """Joint generator: one T5 that maps a query or a history to the Semantic ID of an item.
 
     Args:
         semantic_ids: Folder of one Semantic-ID bundle, or of one per task; ``--from`` gives it.
@@ -55,10 +58,10 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         t5: Pretrained T5, or the shape of one that starts from scratch.
         causal_lm: Causal language model in place of T5; None takes T5.
         inputs: Encoder input of a request.
-        prior: Scorers whose weighted sum is the prior over items; None: T5 answers alone.
-        loss: Cross-entropy of the levels, for both tasks.
-        optimizer: AdamW, its schedule, and the losses that it may skip.
-        search: Search for the answers.
+        prior: Scorers whose weighted sum is the prior over items; None: T5 ranks alone.
+        loss: Cross-entropy over the levels, for both tasks.
+        optimizer: AdamW, its schedule, and the number of losses that it may skip.
+        search: Decoding of ranked lists.
     """
 
     stage = "generator"
@@ -119,7 +122,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse data with longer histories than the model's."""
+        """Refuse data whose histories are longer than the model reads."""
         del stage
         longest = self._data().histories.max_history_items
         if longest > self.inputs.max_history_items:
@@ -136,7 +139,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         data, prompts = self._data(), [self.inputs.search_prompt, self.inputs.recommendation_prompt]
         self.ids = self._load_ids()
         self.model = new_generator(
-            self.t5_settings if self.causal_lm is None else self.causal_lm,
+            self.causal_lm or self.t5_settings,
             texts=lambda: [*prompts, *data.corpus.item_texts(), *data.train_queries()],
             inputs=self.inputs,
             ids=self.ids,
@@ -151,7 +154,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             ]
 
     def _new_prior(self, data: GeneratorDataModule) -> ItemPrior | None:
-        """Return the prior of the tasks that are trained, made from the corpus."""
+        """Make the prior of the trained tasks from the corpus."""
         if self.prior is None:
             return None
         return ItemPrior.of_corpus(
@@ -163,7 +166,9 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         )
 
     def on_fit_start(self) -> None:
-        """Compile T5, if asked to; encode the training queries once: the encoder is frozen."""
+        """Prepare T5's forward; cache the frozen encoder's states of the training queries."""
+        if (self.causal_lm or self.t5_settings).activation_checkpointing:
+            checkpoint_activations(self.model.t5)
         if self.t5_settings.torch_compile:
             self.model.compile_t5()
         embedder = self.model.embedder
@@ -178,17 +183,17 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             )
 
     def on_fit_end(self) -> None:
-        """Name the tasks whose prior no validation request calibrated."""
+        """Warn of trained tasks whose prior was not calibrated."""
         prior = self.model.prior
         for task in () if prior is None else prior.names:
             if prior is not None and not prior.is_calibrated(task):
                 say(
-                    f"{task}: the prior was not calibrated, for want of validation; its weights "
-                    "are those of training."
+                    f"{task}: the prior was not calibrated because no validation request was "
+                    "scored; it keeps its trained weights."
                 )
 
     def training_step(self, batch: GeneratorBatch, batch_idx: int) -> Tensor:
-        """Return the weighted sum of the levels' losses of one batch of one task."""
+        """Return the weighted sum of the losses of all levels, for a batch of one task."""
         loss: Tensor = self.model(batch, label_smoothing=self.loss_settings.label_smoothing).sum()
         ids = self._data().corpus.item_ids
         mean = self._mean_loss(loss, batch_idx, task=batch.task, items=batch.target, item_ids=ids)
@@ -198,12 +203,12 @@ class JointGenerator(StageModule[GeneratorDataModule]):
     def validation_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep a batch of validation requests; they are answered with calibrated weights."""
+        """Collect a batch of validation requests, decoded at the epoch's end after calibration."""
         del batch_idx
         self._valid_batches.append((dataloader_idx, batch))
 
     def test_step(self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Answer a batch of test requests: with the prior, and each of the two alone."""
+        """Decode a batch of test requests: with both parts, with T5 alone, with the prior alone."""
         del batch_idx
         self._predictions += self._answer(batch, "test", dataloader_idx)
         prior = self.model.prior
@@ -218,21 +223,21 @@ class JointGenerator(StageModule[GeneratorDataModule]):
     def predict_step(
         self, batch: GeneratorBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[Prediction]:
-        """Answer a batch of test requests; ``predictions.parquet`` holds the answers."""
+        """Decode a batch of test requests for ``predictions.parquet``."""
         del batch_idx
         answered = self._answer(batch, "test", dataloader_idx)
         self._predictions += answered
         return answered
 
     def on_validation_epoch_start(self) -> None:
-        """Start the metrics of both tasks anew."""
+        """Reset the metrics of both tasks."""
         self._valid_batches = []
         self._metrics = {task: ranking_metrics().to(self.device) for task in TASKS}
 
     def on_validation_epoch_end(self) -> None:
-        """Calibrate the prior, answer, and log the metrics and the means that choose checkpoints.
+        """Calibrate the prior, decode, and log the metrics and the means that rank checkpoints.
 
-        Those are harmonic means over the tasks that have a share in training.
+        The means are harmonic, over the tasks with a share in training.
         """
         batches, self._valid_batches = self._valid_batches, []
         with self.trainer.precision_plugin.forward_context():
@@ -275,17 +280,21 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         return [{"params": own, "lr": self.prior.learning_rate, "weight_decay": 0.0}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put beside the weights what the model is built from, and the bundle's hash."""
+        """Add the parts of the model and the bundle's hash to the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["generator"] = parts_of(self.model)
+        if self.model.base is not None:
+            keep_adapters_only(checkpoint, self)
         checkpoint["bundle_hash"] = self.ids.hash
+        checkpoint["exclude_history"] = self._data().corpus.exclude_history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model from the checkpoint; refuse another bundle.
 
         Raises:
-            DataError: If the Semantic IDs are not those that the weights were trained on, or
-                belong to another corpus than the data.
+            DataError: If the Semantic IDs differ from those of the training, or belong to another
+                corpus than the data.
+            RunError: If the pretrained T5 of the adapters has changed.
         """
         super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "ids"):
@@ -298,17 +307,19 @@ class JointGenerator(StageModule[GeneratorDataModule]):
                 ids=self.ids,
                 encoder_run=self.encoder_run,
             )
+        if self.model.base is not None:
+            restore_base(checkpoint, self, base=self.model.base["name"])
         self.model.decoding = self.decoding
 
     def _load_ids(self) -> TaskBundles:
-        fingerprint = None if self._trainer is None else self._data().corpus.fingerprint
+        fingerprint = None if not is_attached(self) else self._data().corpus.fingerprint
         return TaskBundles.load(Path(self.semantic_ids), corpus_fingerprint=fingerprint)
 
     def _answer(
         self, batch: GeneratorBatch, split: Split, loader: int, *, by: AnswerBy = "both"
     ) -> list[Prediction]:
-        """Answer a batch of search (loader 0) or recommendation (1)."""
-        if batch.num_requests == 0:  # this rank has no share; it waits for the others at the end
+        """Decode a batch of search (loader 0) or recommendation (loader 1)."""
+        if batch.num_requests == 0:  # this rank has no requests; it waits for the others at the end
             return []
         asked = self._data().requests(split)[loader]
         width, top_k = self.search.num_beams, self.search.top_k
@@ -323,6 +334,6 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         )
 
     def _gathered(self) -> list[Prediction]:
-        """Return the predictions of all ranks, and forget this rank's."""
+        """Return the predictions of all ranks, and clear this rank's."""
         own, self._predictions = self._predictions, []
         return [one for part in gather_objects(own) for one in part]

@@ -1,4 +1,4 @@
-"""Figures of the prior, and of what prior and T5 do alone, for ``metrics.json``."""
+"""Metrics of the prior alone and of T5 alone, and prior weights, for ``metrics.json``."""
 
 import math
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from sidrec.types import TASKS, Task
 
 
 class PartsAlone:
-    """Collect the answers of prior and T5 alone during a test, then report them.
+    """Collector of the results of prior alone and T5 alone during a test.
 
-    Ranks collect their own requests; ``figures`` gathers them, so all ranks call it.
+    Each rank adds its own requests; ``figures`` gathers them, so all ranks must call it.
     """
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class PartsAlone:
         answers: Mapping[AnswerBy, list[Prediction]],
         gains: Float[Tensor, " request"],
     ) -> None:
-        """Keep the answers of one batch.
+        """Add the results of one batch.
 
         Args:
-            batch: The requests.
+            batch: Requests of one task.
             answers: Ranked lists of ``prior`` and ``t5``.
-            gains: Log-probability of each target with T5 above that without, in nats; NaN where
-                the target is unknown.
+            gains: Gain in each target's log-probability from adding T5, in nats; NaN where the
+                target is unknown or not allowed.
         """
         for by, own in self._answers.items():
             own += answers[by]
@@ -45,10 +45,10 @@ class PartsAlone:
         ]
 
     def figures(self, model: GeneratorModel) -> dict[str, int | float]:
-        """Return whether each task has a prior, its weights, and what each part does alone.
+        """Return the prior's weights and the metrics of each part alone, then clear the collector.
 
-        ``TASK/t5_gain_nats`` is the mean log-probability of the right item above that of the
-        prior alone, each with its own calibrated weights. What was collected is forgotten.
+        ``TASK/t5_gain_nats`` is the mean gain in the target's log-probability from adding T5 to
+        the prior, each side with its own calibrated weights.
         """
         names = () if model.prior is None else tuple(model.prior.names)
         found: dict[str, int | float] = {f"{task}/has_prior": int(task in names) for task in TASKS}

@@ -1,4 +1,4 @@
-"""Predictions: answers to evaluation requests, and their table on disk."""
+"""Predictions: ranked items for evaluation requests, and their table on disk."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,14 +39,14 @@ def predictions_of(
     split: str,
     exclude_history: bool = True,
 ) -> list[Prediction]:
-    """Pair what the generator found with what was asked.
+    """Combine decoded lists with their requests.
 
     Args:
-        requests: Row ``i`` of ``decoded`` answers ``requests[i]``.
-        decoded: From the beam search.
-        trie: The catalogue that was searched.
-        split: Where the requests come from.
-        exclude_history: Whether items of a request's history were no candidates.
+        requests: Row ``i`` of ``decoded`` belongs to ``requests[i]``.
+        decoded: Result of the search.
+        trie: Trie of the catalogue.
+        split: Split of the requests.
+        exclude_history: Whether items of a request's history were excluded.
     """
     plain = predictions_of_ranked(
         requests, decoded.ranked, split=split, exclude_history=exclude_history
@@ -64,7 +64,7 @@ def predictions_of(
 def predictions_of_ranked(
     requests: Sequence[Request], ranked: RankedItems, *, split: str, exclude_history: bool = True
 ) -> list[Prediction]:
-    """Pair the lists of a system without Semantic IDs with what was asked; padding is dropped."""
+    """Combine ranked lists of a system without Semantic IDs with their requests; drop padding."""
     rows = zip(requests, ranked.items.tolist(), ranked.scores.tolist(), strict=True)
     predictions = []
     for request, items, scores in rows:
@@ -88,7 +88,7 @@ def predictions_of_ranked(
 def write_predictions(target: Path, predictions: Iterable[Prediction]) -> None:
     """Write ``predictions.parquet``, atomically, sorted by task and request, each request once.
 
-    Where items share one score, a tool that sorts by score would mix them: rank by position.
+    Items may share a score; the order of a list is that of its positions.
     """
     distinct = {(one.task, one.request_id): one for one in predictions}
     ordered = [distinct[key] for key in sorted(distinct)]
@@ -124,7 +124,7 @@ def read_predictions(source: Path) -> list[Prediction]:
 
 
 def _lies_in_history(request: Request) -> bool:
-    """Return whether the request has right answers and all of them lie in its history."""
+    """Return whether a request has relevant items and all of them are in its history."""
     return bool(request.relevant) and set(request.relevant) <= set(request.history)
 
 

@@ -56,10 +56,10 @@ def attributes_of_run(folder: Path, corpus_fingerprint: str) -> list[Attribute]:
     try:
         corpus = Corpus.load(read_config(run.config)["data"]["init_args"]["corpus"])
     except (SidrecError, KeyError, TypeError):
-        say("No purity figures: the corpus of the run is not at hand.")
+        say("No purity metrics: the corpus of the run does not exist here.")
         return []
     if corpus.fingerprint != corpus_fingerprint:
-        say("No purity figures: the corpus of the run has changed since.")
+        say("No purity metrics: the corpus of the run has changed.")
         return []
     return attributes_of_items(corpus.items.data.table)
 
@@ -90,12 +90,13 @@ def encode_new_items(
     made_by, source = encoder_hash(encoder), bundle.source
     if made_by != bundle.embeddings.encoder_hash or "max_item_tokens" not in source:
         raise DataError(
-            f"The bundle's vectors were not made by the encoder of {run}; give its own run, or "
-            "append vectors."
+            f"The bundle's vectors were not made by the encoder of {run}; give the run that made "
+            "them, or append vectors."
         )
     vectors = encode_texts(
         encoder.to(device),
         items["text"].to_list(),
+        kind="item",
         max_tokens=source["max_item_tokens"],
         batch_size=_BATCH_SIZE,
         bf16=source.get("bf16", False),

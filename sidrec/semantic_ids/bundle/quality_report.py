@@ -55,7 +55,7 @@ def _draw_usage(axes: Any, bundle: SemanticIdBundle) -> None:  # noqa: ANN401
     axes.set(xlabel="code, most used first", ylabel="items", yscale="symlog", xscale="log")
     axes.set_ylim(bottom=0)
     axes.set_title("Items per code")
-    axes.legend()
+    axes.legend(loc="upper right")
 
 
 def _draw_collisions(axes: Any, bundle: SemanticIdBundle) -> None:  # noqa: ANN401
@@ -68,7 +68,7 @@ def _draw_collisions(axes: Any, bundle: SemanticIdBundle) -> None:  # noqa: ANN4
     axes.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 1.1))
     axes.set_ylabel("fraction of items")
     axes.set_title("Collisions, before and after the policy")
-    axes.legend()
+    axes.legend(loc="upper right")
 
 
 _SHARES = {

@@ -74,7 +74,10 @@ class SemanticIdBundle:
             "titles": len(self.titles),
         }
         if len(set(counts.values())) > 1:
-            raise DataError(f"Parts of the bundle disagree on the number of items: {counts}.")
+            raise DataError(
+                f"Parts of the bundle disagree on the number of items: {counts}; make the bundle "
+                "again."
+            )
         if len(self._rows) < len(self.item_ids):
             twice = next(x for row, x in enumerate(self.item_ids) if self._rows[x] != row)
             raise DataError(f"item_id '{twice}' occurs more than once; ids must be unique.")

@@ -103,13 +103,13 @@ def read_description(folder: Path, *, schema_version: int) -> dict[str, Any]:
     """
     source = folder / DESCRIPTION
     if not source.exists():
-        raise DataError(f"{folder} is no Semantic-ID bundle: {DESCRIPTION} is missing.")
+        raise DataError(f"{folder} is not a Semantic-ID bundle: {DESCRIPTION} is missing.")
     facts = read_json(source)
     found = facts.get("schema_version") if isinstance(facts, dict) else None
     if found != schema_version:
         maker = "sidrec 0.1" if found == 1 else f"another version of sidrec (schema {found})"
         raise DataError(
-            f"{folder} was made by {maker}, this one reads schema {schema_version}; make the "
+            f"{folder} was made by {maker}, this version reads schema {schema_version}; make the "
             "Semantic IDs again."
         )
     missing = [key for key in _KEYS if key not in facts]
@@ -157,7 +157,7 @@ def _check_file(path: Path, expected: dict[str, Any]) -> None:
     if size != expected.get("bytes"):
         raise DataError(
             f"{path} has {size} bytes, {DESCRIPTION} says {expected.get('bytes')}: "
-            "it was cut off or replaced; make the bundle again."
+            "it was truncated or replaced; make the bundle again."
         )
     if size <= _HASHED_BYTES and sha256_of_file(path) != expected.get("sha256"):
         raise DataError(

@@ -223,11 +223,13 @@ def _from_npy(source: Path) -> Tensor:
     try:
         with source.open("rb") as file:
             if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
-                raise DataError(f"{source} is no NumPy array: write it with numpy.save.")
+                raise DataError(f"{source} is not a NumPy array; write it with numpy.save.")
         array = np.load(source, mmap_mode="c", allow_pickle=False)  # "c": torch needs write access
         return torch.from_numpy(array)
     except (OSError, EOFError, ValueError, TypeError) as error:
-        raise DataError(f"{source} is no NumPy array of numbers: {error}") from None
+        raise DataError(
+            f"{source} is not a NumPy array of numbers ({error}); write it with numpy.save."
+        ) from None
 
 
 def _from_safetensors(source: Path) -> Tensor:
@@ -259,7 +261,7 @@ def _from_parquet(source: Path) -> tuple[Tensor, list[str] | None, list[str] | N
                 for column in ("item_id", "title")
             )
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{source} cannot be read as Parquet: {error}") from None
+        raise DataError(f"{source} cannot be read as Parquet ({error}); write it again.") from None
     if titles is not None:
         titles = ["" if title is None else str(title) for title in titles]
     return rows, None if ids is None else _checked_ids(ids, source), titles

@@ -152,7 +152,7 @@ def count_checked_rows(vectors: Float[Tensor, "row dim"]) -> int:
         total += num_rows
     _refuse(named)
     if total == 0:
-        raise DataError("There are no vectors to fit on; the catalogue is empty.")
+        raise DataError("There are no vectors to fit; give a catalogue with items.")
     return total
 
 

@@ -97,7 +97,9 @@ def _fused(
         return fused_svd(first.vectors, second.vectors, dim=dim or 0, combine=combine)
     fused = find_function("fusions", fusion, known=FUSIONS)(first.vectors, second.vectors, dim=dim)
     if not (isinstance(fused, torch.Tensor) and len(fused) == len(first.vectors)):
-        raise DataError(f"The fusion '{fusion}' did not return one vector for every item.")
+        raise DataError(
+            f"The fusion '{fusion}' must return one vector per item; correct the function."
+        )
     return finite_rows(fused, f"the result of fusion '{fusion}'")
 
 

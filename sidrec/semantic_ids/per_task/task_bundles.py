@@ -40,7 +40,9 @@ class TaskBundles:
         if search.item_ids != recommendation.item_ids or (
             search.corpus_fingerprint != recommendation.corpus_fingerprint
         ):
-            raise DataError("The bundles of the two tasks hold other items; make both of one run.")
+            raise DataError(
+                "The bundles of the two tasks hold different items; make both from one run."
+            )
         shared = [
             bundle.table.codes[:, : self.num_shared_levels] for bundle in self.bundles.values()
         ]
@@ -63,8 +65,8 @@ class TaskBundles:
         """
         if self.hash != wanted:
             raise DataError(
-                f"{folder} holds Semantic IDs {self.hash[:12]}, but this generator was trained on "
-                f"{wanted[:12]}; give it those."
+                f"{folder} holds Semantic IDs {self.hash[:12]}, but the generator was trained on "
+                f"{wanted[:12]}; give those."
             )
 
     @property
@@ -162,5 +164,8 @@ class TaskBundles:
         }
         for task, bundle in bundles.items():
             if bundle.hash != description["hashes"][task]:
-                raise DataError(f"{folder / task} is not the bundle that belongs here.")
+                raise DataError(
+                    f"{folder / task} differs from the hash in {TASK_IDS}; make the Semantic IDs "
+                    "again."
+                )
         return cls(bundles, int(description["num_shared_levels"]))

@@ -70,7 +70,7 @@ def read_attributes(source: Path, item_ids: Sequence[str]) -> list[Attribute]:
     try:
         frame = _READERS[source.suffix](source)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{source} cannot be read: {error}") from None
+        raise DataError(f"{source} cannot be read ({error}); write it again.") from None
     if "item_id" not in frame.columns:
         raise DataError(f"{source} has columns {frame.columns}; expected 'item_id' among them.")
     row_of = {item_id: row for row, item_id in enumerate(item_ids)}
@@ -82,7 +82,7 @@ def read_attributes(source: Path, item_ids: Sequence[str]) -> list[Attribute]:
     if not attributes:
         raise DataError(
             f"{source} has no column with at least {_ITEMS_PER_VALUE} items per value, "
-            "e.g. genre or brand; nothing to judge the IDs by."
+            "e.g. genre or brand; add one, or leave the file out."
         )
     return attributes
 

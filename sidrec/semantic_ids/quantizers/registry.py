@@ -11,6 +11,7 @@ from sidrec.semantic_ids.quantizers.base import FittedQuantizer, Quantizer
 
 _CLASSES = {
     "rq_kmeans": "sidrec.semantic_ids.quantizers.rq_codebooks.FittedRqKMeans",
+    "given": "sidrec.semantic_ids.quantizers.rq_codebooks.FittedRqKMeans",
     "balanced_rq_kmeans": "sidrec.semantic_ids.quantizers.balanced.FittedBalancedRqKMeans",
     "rq_vae": "sidrec.semantic_ids.learned.codebooks.FittedLearnedQuantizer",
     "residual_lfq": "sidrec.semantic_ids.learned.codebooks.FittedLearnedQuantizer",

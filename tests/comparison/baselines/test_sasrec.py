@@ -8,12 +8,20 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidrec.comparison.baselines.sasrec import SasRec, SasRecModel, next_item_loss
-from sidrec.comparison.baselines.sasrec_data import WindowDataModule, padded, windows_of
+from sidrec.comparison.baselines.sasrec_data import (
+    WindowBatches,
+    WindowDataModule,
+    padded,
+    windows_of,
+)
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.errors import ConfigError
 from sidrec.generator.training.predictions import read_predictions
+from sidrec.training.numbered_batches import BatchNumber
+from sidrec.training.row_data import RowSchedule
 from tests.encoder.test_module import Stop, equal
 from tests.pairs.made import make_corpus
 from tests.settings import made
@@ -59,8 +67,9 @@ def test_padding_changes_no_score():
 def test_loss_by_hand():
     """Two items, scores 1 and 0 for the first place; the second place is padding."""
     states = torch.tensor([[[1.0], [9.0]]])
-    loss = next_item_loss(states, torch.tensor([[1.0], [0.0]]), torch.tensor([[0, -1]]))
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
+    targets = torch.tensor([[0, -1]])
+    loss = next_item_loss(states, torch.tensor([[1.0], [0.0]]), targets, mean_targets=2.0)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)) / 2)
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 7])
@@ -85,7 +94,74 @@ def test_a_batch_shifts_by_one(synthetic):
 
 def test_padded_by_hand():
     rows = [np.array([3, 4]), np.array([5], np.int64), np.array([], np.int64)]
-    assert padded(rows).tolist() == [[3, 4], [5, -1], [-1, -1]]
+    assert padded(rows, at_most=2).tolist() == [[3, 4], [5, -1], [-1, -1]]
+    assert padded(rows, at_most=9, step=3).tolist() == [[3, 4, -1], [5, -1, -1], [-1, -1, -1]]
+
+
+def windows_of_lengths(lengths, **settings):
+    """Return a data module's batches over users with so many items each, and nothing else."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    first, end = windows_of(starts, max_history_items=50)
+    schedule = RowSchedule(len(first), 16, 1, seed=3, lengths=end - first, **settings)
+    items = np.arange(starts[-1], dtype=np.int64) % 90
+    return WindowBatches(schedule, 0, first, end, items, 50)
+
+
+def test_batches_of_like_lengths_have_few_shapes_and_little_padding():
+    lengths = np.random.default_rng(0).geometric(0.15, 2_000) + 1  # mean 8, like shop histories
+    bucketed = windows_of_lengths(lengths, pool_batches=20)
+    plain = windows_of_lengths(lengths, pool_batches=1)
+
+    def places_per_target(batches):
+        epoch = [batches[BatchNumber(0, step)] for step in range(len(batches))]
+        shapes = {tuple(one.histories.shape) for one in epoch}
+        assert len(shapes) <= 13  # 4, 8, ..., 48, 50
+        targets = sum(int((one.targets >= 0).sum()) for one in epoch)
+        assert epoch[0].mean_targets == pytest.approx(targets / len(epoch), rel=0.01)
+        return sum(one.targets.numel() for one in epoch) / targets
+
+    assert places_per_target(plain) > 3
+    assert places_per_target(bucketed) < 1.5
+
+
+class MatrixShapes(TorchDispatchMode):
+    """Shapes of all matrix products; oneDNN keeps a primitive for each of them in bf16."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            tensors = [one for one in args if isinstance(one, torch.Tensor)]
+            self.seen.add((str(func), *(tuple(one.shape) for one in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_have_the_same_shapes_whatever_a_batch_holds():
+    model = SasRecModel(90, **(SIZES | {"max_history_items": 50}))
+    batches = windows_of_lengths(np.full(200, 7), pool_batches=5)
+    shorter = windows_of_lengths(np.full(200, 6), pool_batches=5)
+    shapes = []
+    for batch in (batches[BatchNumber(0, 0)], shorter[BatchNumber(0, 0)]):
+        with torch.autocast("cpu", torch.bfloat16), MatrixShapes() as products:
+            states, items = model(batch.histories), model.items.weight
+            next_item_loss(states, items, batch.targets, mean_targets=9.0).backward()
+        shapes.append(products.seen)
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) > 3
+
+
+def test_mixed_precision_scores_in_float32(synthetic, tmp_path):
+    """bf16 has 8 bits: among 60 items of a trained model it would make ties and other lists."""
+    lists = {}
+    for precision in ("bf16-mixed", "32-true"):
+        own = {"precision": precision, "default_root_dir": tmp_path / precision}
+        runner, model, data = train(synthetic.folder, max_epochs=0, **own)
+        runner.test(model, datamodule=data, verbose=False)
+        found = read_predictions(tmp_path / precision / "predictions.parquet")
+        lists[precision] = [one.items for one in found]
+    assert lists["bf16-mixed"] == lists["32-true"]
 
 
 def train(folder, *, where=None, every=None, stop=None, resume=None, **trainer):
@@ -140,7 +216,8 @@ def test_a_cycle_of_items_is_learned():
     rows = torch.stack([torch.arange(start, start + 7) % 5 for start in range(5)])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(60):
-        loss = next_item_loss(model(rows[:, :-1]), model.items.weight, rows[:, 1:])
+        states, items = model(rows[:, :-1]), model.items.weight
+        loss = next_item_loss(states, items, rows[:, 1:], mean_targets=float(rows[:, 1:].numel()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from sidrec.comparison.baselines import simple as baselines
+from sidrec.comparison.baselines.run_baseline import run_baseline
 from sidrec.comparison.baselines.simple import (
     bm25_baseline,
     item_neighbors_baseline,
     popularity_baseline,
 )
 from sidrec.corpus.requests import recommendation_requests, search_requests
+from sidrec.generator.training.predictions import read_predictions
 from sidrec.types import Request
+from tests.comparison.conftest import TIMELINES, build_tiny
 
 A, B, C, D, E = range(5)
 
@@ -68,3 +71,17 @@ def test_chunks_change_nothing(corpus, monkeypatch, at_once):
 
 def _asks(history):
     return "recommendation", "", history, ()
+
+
+@pytest.mark.parametrize("excluded", [True, False])
+@pytest.mark.parametrize("system", ["popularity", "neighbors", "ease", "ease_recency", "next_item"])
+def test_own_items_are_candidates_where_the_corpus_says_so(tmp_path, system, excluded):
+    """u0 ends with an item of its history: a hit, or a request that cannot be answered."""
+    corpus = build_tiny(tmp_path / "corpus", TIMELINES | {"u0": "abcda"}, exclude_history=excluded)
+    run_baseline(system, corpus.folder, run=None, out=tmp_path / "run")
+    found = read_predictions(tmp_path / "run" / "predictions.parquet")
+    by_user = {one.request_id: one for one in found if one.task == "recommendation"}
+    first = by_user[recommendation_requests(corpus, "test")[0].request_id]
+    assert first.relevant == (A,)
+    assert first.answerable != excluded
+    assert (A in first.items) != excluded

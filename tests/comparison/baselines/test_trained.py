@@ -81,15 +81,21 @@ def test_a_baseline_answers_its_own_task(corpus, tmp_path, system, tasks):
 
 
 def test_enmf_needs_a_run_of_enmf(tiny, tmp_path):
-    with pytest.raises(RunError, match="is no ENMF"):
+    with pytest.raises(RunError, match="is not an ENMF"):
         run_baseline("enmf", tiny.corpus, run=tiny.encoder_run, out=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--system", "bm26", "--corpus", "c", "--run_dir", "r"], "No baseline 'bm26'; choose"),
-        (["--system", "dense", "--corpus", "c", "--run_dir", "r"], "--from belongs to the systems"),
+        (
+            ["--system", "bm26", "--corpus", "c", "--run_dir", "r"],
+            "baselines 'bm26' is unknown, expected one of",
+        ),
+        (
+            ["--system", "dense", "--corpus", "c", "--run_dir", "r"],
+            "'dense' needs a run of an encoder: give --from",
+        ),
         (["--system", "bm25"], "needs --corpus DIR and --run_dir DIR"),
         ([], "needs --from RUN, or --system NAME"),
     ],

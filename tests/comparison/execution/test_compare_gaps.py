@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("_quick_disk")
 
 def test_a_failing_cell_is_reported_beside_the_rest(config, launcher, capsys):
     launcher.failing = ["rec, generator"]
-    with pytest.raises(RunError, match="4 stages are missing; the report holds the rest"):
+    with pytest.raises(RunError, match="4 stages have no result; the report covers the others"):
         compare(config)
     report = read_json(config.parent / "out" / "report.json")
     row = next(one for one in report["systems"] if one["name"] == "rec")
@@ -26,7 +26,7 @@ def test_a_failing_cell_is_reported_beside_the_rest(config, launcher, capsys):
 
 def test_nothing_to_report_is_an_error(config, launcher):
     launcher.failing = [""]
-    with pytest.raises(RunError, match="Not one run is there to compare"):
+    with pytest.raises(RunError, match="There is no run to compare"):
         compare(config)
 
 
@@ -35,7 +35,7 @@ def test_a_stage_that_left_half_a_run_is_no_figure(config, launcher):
     compare(config, "--strategies", "multitask,popularity")
     half = next((config.parent / "out").glob("runs/baseline-*"))
     RunDirectory(half).predictions.unlink()
-    with pytest.raises(RunError, match="1 stages are missing"):
+    with pytest.raises(RunError, match="1 stages have no result"):
         compare(config, "--strategies", "multitask,popularity", "--report_only")
     report = read_json(config.parent / "out" / "report.json")
     assert [row["seeds"] for row in report["systems"]] == [[1, 2], []]
@@ -46,7 +46,7 @@ def test_one_seed_is_missing(config, launcher, capsys):
     lines = capsys.readouterr().out.splitlines()
     lost = next(line.split()[4] for line in lines if "generator" in line and " rec/2" in line)
     launcher.failing_keys = {lost}
-    with pytest.raises(RunError, match="2 stages are missing"):
+    with pytest.raises(RunError, match="2 stages have no result"):
         compare(config)
     report = read_json(config.parent / "out" / "report.json")
     rows = {row["name"]: row for row in report["systems"]}

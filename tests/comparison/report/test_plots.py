@@ -2,7 +2,7 @@
 
 import re
 
-from sidrec.comparison.report.plots import curves_svg, learning_curve
+from sidrec.comparison.report.plots import as_svg, curves_figure, learning_curve
 
 BOTH = "step,val/search/recall@30,val/recommendation/recall@30,train/search/loss\n"
 
@@ -41,8 +41,8 @@ def test_no_curve(tmp_path):
 def test_drawing_names_every_system():
     curve = {"steps": [1, 2], "recalls": {"search": [0.1, 0.2], "recommendation": [0.3, 0.2]}}
     one = {"steps": [1, 2], "recalls": {"recommendation": [0.3, 0.2]}}
-    drawing = curves_svg(["multi$task", "<rec>"], [curve, one])
+    drawing = as_svg(curves_figure(["multi$task", "<rec>"], [curve, one]), "curves")
     text = re.sub(r"\s+", " ", drawing)
     assert "multi$task" in text
     assert "&lt;rec&gt;" in text
-    assert drawing == curves_svg(["multi$task", "<rec>"], [curve, one])
+    assert drawing == as_svg(curves_figure(["multi$task", "<rec>"], [curve, one]), "curves")

@@ -1,11 +1,14 @@
-"""W&B gets one run with tables and plot; without it, or when it fails, a line is all there is."""
+"""W&B gets one run with tables and plots; without it, or when it fails, a line is all there is."""
 
+import json
 import sys
 
 import pytest
 
 from sidrec.comparison.plan.comparison_settings import WandbSettings
+from sidrec.comparison.report.markdown import main_table
 from sidrec.comparison.report.wandb_report import log_report
+from sidrec.types import TASKS
 from tests.wandb_file import read_offline_run
 
 OFFLINE = WandbSettings(project="tiny", offline=True)
@@ -13,18 +16,25 @@ FIGURE = {"mean": 0.5, "deviation": None, "values": [0.5], "interval": [0.4, 0.6
 REPORT = {
     "title": "tiny",
     "hypervolume": 0.25,
+    "corpus_fingerprint": "abc",
+    "settings": {"reference": "multitask", "family_error": 0.05, "interval": 0.95},
+    "ablation": ["multitask", "random"],
     "systems": [
         {
-            "name": "multitask",
+            "name": name,
             "kind": "strategy",
-            "figures": {f"{task}/recall@30": FIGURE for task in ("search", "recommendation")},
+            "figures": {f"{task}/recall@30": FIGURE for task in TASKS},
             "tests": {},
             "harmonic_mean": {"mean": 0.5, "deviation": None},
             "on_front": True,
             "front_share": 1.0,
             "seeds": [1],
             "missing": {},
+            "ids": {"ids/collision_rate_before": 0.2, "ids/collision_rate": 0.0},
+            "usage": [[3, 1], [2, 2]],
+            "curve": {"steps": [10, 20], "recalls": {task: [0.1, 0.2] for task in TASKS}},
         }
+        for name in ("multitask", "random")
     ],
 }
 
@@ -56,9 +66,18 @@ def test_one_offline_run(tmp_path, monkeypatch, capsys):
     wandb.teardown()  # closes the file
     assert "not logged" not in capsys.readouterr().err
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    media = {file.name.split("_")[0] for file in run.rglob("media/**/*") if file.is_file()}
-    assert {"systems", "tests", "pareto"} <= media
-    logged = {key for row in read_offline_run(run)["history"] for key in row}
-    assert {"systems", "tests", "pareto", "hypervolume", "multitask/search/recall@30"} <= {
-        key.split("/_type")[0] for key in logged
+    plots = ("pareto", "quantizers", "usage", "collisions", "curves")
+    media = {file.name.split("_")[0]: file for file in run.rglob("media/**/*") if file.is_file()}
+    assert {"systems", "tests", *plots} == set(media)
+    assert all(media[name].read_bytes().startswith(b"\x89PNG") for name in plots)
+    headings, rows = main_table(REPORT)
+    table = json.loads(media["systems"].read_text())
+    assert (table["columns"], table["data"]) == (headings, rows)
+    found = read_offline_run(run)
+    logged = {
+        key.split("/_type")[0]: value for row in found["history"] for key, value in row.items()
     }
+    assert {"systems", "tests", *plots} <= set(logged)
+    assert (logged["hypervolume"], logged["random/search/recall@30"]) == (0.25, 0.5)
+    assert found["config"]["corpus_fingerprint"] == "abc"
+    assert not list(tmp_path.glob("*.png"))

@@ -79,7 +79,7 @@ def test_a_prompt_longer_than_the_model_is_cut_at_its_front(decoder):
     assert long == model.complete(["rain " * 400 + "cop " * 200])
     assert long != model.complete(["rain " * 400 + "heist " * 200])
     cramped = LocalModel(str(decoder), sampling=GREEDY._replace(max_new_tokens=256))
-    with pytest.raises(ConfigError, match="leaves no room for a prompt"):
+    with pytest.raises(ConfigError, match="leaves no tokens for a prompt"):
         cramped.complete(["x"])
 
 

@@ -55,8 +55,8 @@ def test_files_follow_one_another(tmp_path):
         (GOOD | {"query_id": "q2", "query": None}, "the query is empty"),
         (GOOD | {"query_id": "q2", "movieIds": []}, "without an answer"),
         (GOOD | {"query_id": "q2", "movieIds": 7}, "expected a list"),
-        (GOOD | {"query_id": "q2", "movieIds": [1.5]}, "1.5 is no id"),
-        (GOOD | {"query_id": "q2", "movieIds": [True]}, "True is no id"),
+        (GOOD | {"query_id": "q2", "movieIds": [1.5]}, "1.5 is not an id"),
+        (GOOD | {"query_id": "q2", "movieIds": [True]}, "True is not an id"),
         (GOOD | {"query_id": "q2", "split": "dev"}, "split is 'dev'"),
         (GOOD | {"query_id": "q2", "splitt": "test"}, "key 'splitt' is not known"),
         (GOOD | {"query_id": "q2", "text": "two"}, "needs query or text"),
@@ -145,5 +145,7 @@ def test_half_a_character_is_refused(tmp_path, key):
     (tmp_path / "q.jsonl").write_text(json.dumps(whole) + "\n")
     assert len(load_query_files([tmp_path / "q.jsonl"])) == 1
     (tmp_path / "q.jsonl").write_text("\n" + json.dumps(half) + "\n")
-    with pytest.raises(DataError, match=r"q\.jsonl, line 2: holds half a character \('\\ud800'\)"):
+    with pytest.raises(
+        DataError, match=r"q\.jsonl, line 2: has an unpaired surrogate \('\\ud800'\)"
+    ):
         load_query_files([tmp_path / "q.jsonl"])

@@ -98,7 +98,7 @@ def test_a_download_that_breaks_off_is_tried_again(tmp_path, server):
 
 def test_a_download_that_never_ends_well_leaves_no_file(tmp_path, server):
     server.break_off = 99
-    with pytest.raises(SidrecError, match="broke off 4 times") as caught:
+    with pytest.raises(SidrecError, match="failed 4 times") as caught:
         locate_movielens("ml-1m", cache_folder=tmp_path)
     assert caught.value.exit_code == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -108,7 +108,7 @@ def test_a_download_that_never_ends_well_leaves_no_file(tmp_path, server):
 
 def test_a_file_with_another_checksum_is_refused_and_not_kept(tmp_path, server):
     server.payload = _zip_bytes({"ml-1m/ratings.dat": "changed"})
-    with pytest.raises(DataError, match="not the file its publisher states"):
+    with pytest.raises(DataError, match="differs from the published file"):
         locate_movielens("ml-1m", cache_folder=tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from sidrec.cli import prepare as command
+from sidrec.cli.preparing import prepare as command
 from sidrec.corpus.sources.amazon import read_amazon
 from sidrec.corpus.sources.amazon_files import AmazonFiles, locate_amazon
 from sidrec.corpus.sources.raw_catalogue import TICKS_PER_SECOND

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from sidrec.cli import prepare as command
+from sidrec.cli.preparing import prepare as command
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError
@@ -146,7 +146,7 @@ def test_only_a_test_split_is_said_and_can_be_shared_out(tmp_path, capsys):
         ),
         (
             {"qrels": {"test": HEADER + "q1\td1\tbest\n"}},
-            "test.tsv row 1: score 'best' is no number",
+            "test.tsv row 1: score 'best' is not a number",
         ),
         ({"qrels": {"test": "q1\td1\t1\n"}}, "test.tsv has the header ['q1', 'd1', '1'], expected"),
         ({"qrels": QRELS | {"test": HEADER + "q1\td1\t1\n"}}, "query 'q1' was judged before in"),

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from sidrec.cli import prepare as command
+from sidrec.cli.preparing import prepare as command
 from sidrec.corpus.sources.raw_catalogue import TICKS_PER_SECOND
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError, DataError

@@ -71,3 +71,27 @@ def test_one_task_trains_both_stages(tmp_path, capsys, command, make, trained, o
     metrics = json.loads((tmp_path / "generator-run" / "metrics.json").read_text())
     assert 0 <= metrics[f"{trained}/recall@10"] <= 1
     assert f"{other}/recall@10" not in metrics
+
+
+@pytest.mark.parametrize("task", ["search", "recommendation"])
+def test_a_table_of_one_task_needs_no_empty_file(tmp_path, task):
+    (tmp_path / "items.csv").write_text("item_id,title\na,Red thing\nb,Blue thing\n")
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\n")
+    query = {"query_id": "q", "query": "something red", "item_ids": ["a"], "split": "train"}
+    (tmp_path / "queries.jsonl").write_text(json.dumps(query) + "\n")
+    given = {
+        "search": ["--queries", "queries.jsonl"],
+        "recommendation": ["--interactions", "events.csv"],
+    }
+    flag, file = given[task]
+    table = ("prepare", "table", "--items", tmp_path / "items.csv", "--out", tmp_path / "corpus")
+    assert sidrec(*table, flag, tmp_path / file) == 0
+    counts = Corpus.load(tmp_path / "corpus").description["counts"]
+    assert (counts["queries"], counts["interactions"]) == ((1, 0) if task == "search" else (0, 2))
+
+
+def test_items_alone_are_one_line(tmp_path, capsys):
+    (tmp_path / "items.csv").write_text("item_id,title\na,Red thing\n")
+    table = ("prepare", "table", "--items", tmp_path / "items.csv", "--out", tmp_path / "corpus")
+    assert sidrec(*table) == 2
+    assert "needs --interactions, or --queries or --write_queries" in capsys.readouterr().err

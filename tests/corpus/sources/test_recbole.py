@@ -1,6 +1,6 @@
 import pytest
 
-from sidrec.cli import prepare as command
+from sidrec.cli.preparing import prepare as command
 from sidrec.corpus.sources.raw_catalogue import TICKS_PER_SECOND
 from sidrec.corpus.sources.recbole import RecBoleFields, read_recbole
 from sidrec.corpus.store import Corpus

@@ -14,6 +14,7 @@ from sidrec.generator.model.causal.causal_decoder import (
     states_before_codes,
     states_of_branches,
 )
+from sidrec.generator.model.causal.causal_lm import checked
 from sidrec.types import SemanticIdTable
 from tests.generator.catalogues import FIRST_CODE, PAD, level_token_ids
 from tests.generator.causal.models import FAMILIES, tiny_lm
@@ -194,13 +195,13 @@ def test_training_mode_is_refused():
 def test_recurrent_models_are_refused():
     from transformers import MambaConfig, MambaForCausalLM
 
-    from sidrec.generator.model.causal.causal_lm import checked
-
     config = MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, eos_token_id=1)
     with pytest.raises(ConfigError, match="MambaForCausalLM cannot generate Semantic IDs"):
         checked(MambaForCausalLM(config))
 
 
 def test_heads_that_do_more_than_multiply_are_refused():
+    model = tiny_lm("llama", sizes=SIZES)
+    model.lm_head.bias = torch.nn.Parameter(torch.arange(19.0))
     with pytest.raises(ConfigError, match="change its probabilities"):
-        tiny_lm("gemma2", sizes=SIZES, final_logit_softcapping=0.5)
+        checked(model)

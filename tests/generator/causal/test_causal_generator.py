@@ -7,6 +7,7 @@ import torch
 
 from sidrec.encoder.tower import TextTower
 from sidrec.generator.decoding.search_strategy import Decoding
+from sidrec.training.activation_checkpointing import checkpoint_activations
 from tests.generator.causal.models import FAMILIES, causal_generator
 from tests.generator.made import histories, searches
 
@@ -118,3 +119,16 @@ def test_a_head_of_zeros_holds_all_items_for_equally_likely():
     torch.nn.init.zeros_(model.t5.lm_head.weight)
     total = model(searches(*QUERIES), label_smoothing=0.0).sum()
     assert total.item() == pytest.approx(math.log(20), abs=1e-5)
+
+
+def test_activation_checkpointing_keeps_the_gradient():
+    model = causal_generator(all_positions=True, input_dropout=0.2).train()
+    found = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        model.zero_grad()
+        model(histories(*HISTORIES), label_smoothing=0.0).sum().backward()
+        found.append([weight.grad.clone() for weight in model.parameters()])
+        checkpoint_activations(model.t5)
+    for before, after in zip(*found, strict=True):
+        torch.testing.assert_close(after, before)

@@ -150,29 +150,6 @@ def test_a_request_does_not_see_its_neighbors(case, seed):
         assert torch.equal(alone.ranked.items[0], together.ranked.items[row])
 
 
-def test_every_level_has_its_own_width():
-    table = SemanticIdTable(torch.tensor([[0, 0], [0, 1], [1, 0]]), (2, 2))
-    trie = SemanticIdTrie.from_table(table, None)
-    for widths, expected in (([1], [[0, 1, -1]]), ([2], [[2, 0, 1]]), (None, [[2, 0, 1]])):
-        steps = TableSteps((2, 2), 1)
-        steps.by_prefix = [
-            torch.tensor([[[-1.0, -2.0]]]),
-            torch.tensor([[[-5.0, -6.0], [-0.5, -9.0]]]),  # item 2 falls behind at level 0 alone
-        ]
-        found = beam_search(steps, trie, num_beams=3, top_k=3, excluded=NOTHING, widths=widths)
-        assert found.ranked.items.tolist() == expected
-
-
-@pytest.mark.parametrize("widths", [[], [3, 3], [0]])
-def test_widths_that_do_not_fit_the_levels_are_refused(widths):
-    table = SemanticIdTable(torch.tensor([[0, 0]]), (2, 2))
-    trie = SemanticIdTrie.from_table(table, None)
-    with pytest.raises(ConfigError, match="must hold 1 numbers of at least 1"):
-        beam_search(
-            TableSteps((2, 2), 1), trie, num_beams=3, top_k=3, excluded=NOTHING, widths=widths
-        )
-
-
 def test_allowed_subset_equals_excluding_the_rest():
     table = SemanticIdTable(torch.randint(0, 3, (20, 3)), (3, 3, 3))
     trie = SemanticIdTrie.from_table(table, popularity_of(table))

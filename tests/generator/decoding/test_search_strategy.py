@@ -63,7 +63,7 @@ def test_numbers_of_another_mode_are_refused(arguments, message):
             Decoding(),
             3,
             4,
-            r"model.search.num_beams \(3\) must be at least model.search.top_k \(4\)",
+            r"num_beams \(3\) must be at least top_k \(4\)",
         ),
         (Decoding("diverse", 30, 0.25), 50, 30, r"num_groups \(30\) must divide num_beams \(50\)"),
         (Decoding("diverse", 2, -0.5), 4, 4, "diversity_penalty must be at least 0, got -0.5"),

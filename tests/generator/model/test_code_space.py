@@ -126,7 +126,9 @@ def test_trained_stored_loaded_and_asked(corpus, tmp_path):
     checkpoint = torch.load(newest, map_location="cpu", weights_only=True)
     loaded = JointGenerator.from_checkpoint(checkpoint)
     assert loaded.model.space("search") is not loaded.model.space("recommendation")
-    trained = TrainedGenerator(loaded.model, loaded.ids, loaded.search.num_beams)
+    trained = TrainedGenerator(
+        loaded.model, loaded.ids, loaded.search.num_beams, exclude_history=True
+    )
     retriever = Retriever(
         trained, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )

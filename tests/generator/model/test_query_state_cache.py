@@ -23,7 +23,7 @@ def stored(encoder, folder, **changes):
 
 def test_states_are_the_towers_own_in_bfloat16(encoder, tmp_path):
     tower, states = tower_of(encoder).eval(), stored(encoder, tmp_path)
-    tokens = tower.tokenize(TEXTS, max_tokens=7)
+    tokens = tower.tokenize(TEXTS, max_tokens=7, kind="query")
     expected = tower.token_states(tokens)
     found, mask = states.gather(torch.arange(4))
     assert torch.equal(mask, tokens.mask)

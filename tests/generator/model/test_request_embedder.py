@@ -5,6 +5,7 @@ from torch import nn
 from sidrec.encoder.tower import TextTower
 from sidrec.errors import ConfigError
 from sidrec.generator.model.request_embedder import packed
+from sidrec.pairs.sentence_embedding import SentenceEmbedding
 from tests.generator.made import histories, input_settings, searches, tiny_generator
 
 LONG, SHORT = "a heist film in paris", "rain"
@@ -118,11 +119,16 @@ def test_order_of_a_history_matters():
         assert not torch.allclose(first, other, atol=1e-3)
 
 
-def test_a_query_is_its_embedding_and_its_token_states(tower):
+@pytest.mark.parametrize(
+    "embedding",
+    [SentenceEmbedding(), SentenceEmbedding(pooling="last_token", query_prompt="drama: ")],
+)
+def test_a_query_is_its_embedding_and_its_token_states(tower, embedding, monkeypatch):
+    monkeypatch.setattr(tower, "embedding", embedding)
     model = tiny_generator(text_input="encoder_states", tower=tower)
     embedder = model.embedder
     inner, seen, _ = embedder._query(searches(LONG))
-    tokens = tower.tokenize([LONG], max_tokens=6)
+    tokens = tower.tokenize([LONG], max_tokens=6, kind="query")
     states = tower.token_states(tokens)
     first = embedder.from_embedding(tower(tokens) * 4)  # √16: unit variance in 16 dimensions
     expected = embedder.norm(torch.cat([first[:, None], embedder.from_state(states)], dim=1))
@@ -201,7 +207,7 @@ def test_refusals(wrong, message):
 def test_encoder_states_need_the_encoder_that_made_the_ids(tower):
     with pytest.raises(ConfigError, match=r"needs model\.encoder_run"):
         tiny_generator(text_input="encoder_states")
-    with pytest.raises(ConfigError, match="its states are 16 wide, the item embeddings 8"):
+    with pytest.raises(ConfigError, match="its states have width 16, the item embeddings 8"):
         tiny_generator(text_input="encoder_states", tower=tower, dim=8)
 
 

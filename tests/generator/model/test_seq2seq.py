@@ -166,5 +166,5 @@ def test_missing_start_token_is_refused():
 def test_a_model_without_decoder_is_refused():
     config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     config.is_encoder_decoder = False
-    with pytest.raises(ConfigError, match="T5EncoderModel is no encoder-decoder"):
+    with pytest.raises(ConfigError, match="T5EncoderModel is not an encoder-decoder"):
         Seq2SeqDecoder(T5EncoderModel(config), level_token_ids(SIZES), normalize_over="level")

@@ -56,6 +56,7 @@ def test_a_published_head_is_kept_as_it_was(published, own_head):
     folder, weights = published(own_head=own_head)
     model = t5_from_hub(folder, revision=None, vocabulary=VOCABULARY)
     assert is_tied(model) != own_head
+    assert all(module.training for module in model.modules())  # dropout as in its configuration
     assert len(model.shared.weight) == len(model.lm_head.weight) == VOCABULARY.num_tokens
     assert torch.equal(model.shared.weight[:WORDS], weights["shared.weight"][:WORDS])
     head = weights["lm_head.weight" if own_head else "shared.weight"]
@@ -96,7 +97,7 @@ def test_configuration_refusals():
         t5_from_config(T5 | {"num_leyers": 2}, vocabulary=VOCABULARY)
     with pytest.raises(ConfigError, match=r"model\.t5: .*d_ff"):
         t5_from_config({"d_ff": {"a": 1}}, vocabulary=VOCABULARY)
-    with pytest.raises(ConfigError, match=r"sidrec makes itself: \['vocab_size'\]"):
+    with pytest.raises(ConfigError, match=r"sidrec sets itself; leave them out: \['vocab_size'\]"):
         t5_from_config(T5 | {"vocab_size": 9}, vocabulary=VOCABULARY)
 
 

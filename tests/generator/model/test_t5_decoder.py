@@ -8,8 +8,9 @@ from sidrec.errors import ConfigError
 from sidrec.generator.decoding.beam_search import beam_search
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.model.t5_decoder import T5Decoder
+from sidrec.training.lora import LoraSettings, apply_lora
 from sidrec.types import SemanticIdTable
-from tests.generator.catalogues import PAD, level_token_ids, tiny_t5
+from tests.generator.catalogues import FIRST_CODE, PAD, level_token_ids, tiny_t5
 
 SIZES = (5, 4, 3)
 CONFIGS = [
@@ -94,10 +95,16 @@ def test_wide_beam_equals_scoring_every_item(config):
 
 
 @pytest.mark.parametrize("num_beams", [2, 6])
+@pytest.mark.parametrize("has_adapters", [False, True])
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
-def test_beams_equal_generate_with_a_prefix_function(config, num_beams):
+def test_beams_equal_generate_with_a_prefix_function(config, has_adapters, num_beams):
     model = tiny_t5(sizes=SIZES, **config)
+    if has_adapters:
+        apply_lora(model, LoraSettings(r=2), first_new_token=FIRST_CODE)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
     states, mask = sources(4, model)
     codes = torch.cartesian_prod(*(torch.arange(n) for n in SIZES))[torch.randperm(60)[:25]]
     ids = level_token_ids(SIZES)

@@ -13,7 +13,7 @@ from sidrec.generator.retrieval.parse_request import (
     understand,
 )
 from sidrec.generator.retrieval.retriever import RetrievedItem
-from tests.generator.echo import Echo
+from tests.generator.echo import Collected, Echo
 
 SEARCH = {"id": "a", "task": "search", "query": "x"}
 leaves = st.one_of(
@@ -41,15 +41,15 @@ def strict(text):
 
 
 def answered(given_lines):
-    written = []
-    counts = answer_lines(Echo(), given_lines, written.append, top_k=2, batch_size=3)
-    for text in written:
+    written = Collected()
+    blocks = list(answer_lines(Echo(), given_lines, written, top_k=2, batch_size=3))
+    for text in written.lines:
         assert text.endswith("\n")
         assert "\n" not in text[:-1]
         result = strict(text)
         assert result.keys() in ({"id", "items"}, {"id", "error"})
-    assert counts["answered"] + counts["errors"] == len(written)
-    return [json.loads(text) for text in written]
+    assert sum(one["answered"] + one["errors"] for one in blocks) == len(written.lines)
+    return [json.loads(text) for text in written.lines]
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
@@ -64,8 +64,8 @@ def test_every_line_that_is_not_blank_gets_one(given_lines):
 @pytest.mark.parametrize(
     ("line", "own", "text"),
     [
-        (b'{"id": NaN}', None, "NaN is no number"),
-        (b'{"id": -Infinity}', None, "-Infinity is no number"),
+        (b'{"id": NaN}', None, "NaN is not a number"),
+        (b'{"id": -Infinity}', None, "-Infinity is not a number"),
         (b'{"id": 1e999}', None, "id must be a string"),
         (b'{"id": 1.5}', 1.5, "id must be a string"),
         (b'{"id": {"a": 1}}', None, "id must be a string"),
@@ -98,7 +98,9 @@ def test_a_very_long_query_is_cut_and_counted():
     line = json.dumps(SEARCH | {"query": " " * 9_000 + "x" * 100_000}).encode()
     found = understand(line, Echo())
     assert found.request.query == "x" * MAX_QUERY_CHARACTERS
-    assert answer_lines(Echo(), [line], len, top_k=1, batch_size=1)["cut"] == 1
+    assert [
+        one["cut"] for one in answer_lines(Echo(), [line], Collected(), top_k=1, batch_size=1)
+    ] == [1]
 
 
 def test_an_item_that_was_not_scored_has_a_null_and_an_empty_list_is_an_error():
@@ -106,12 +108,12 @@ def test_an_item_that_was_not_scored_has_a_null_and_an_empty_list_is_an_error():
         def answer(self, requests, **_):
             return [[RetrievedItem("i1", None, (1,))], []]
 
-    written = []
+    written = Collected()
     data = json.dumps(SEARCH).encode()
-    counts = answer_lines(Odd(), [data, data], written.append, top_k=1, batch_size=1)
-    first, second = map(strict, written)
+    (counts,) = answer_lines(Odd(), [data, data], written, top_k=1, batch_size=1)
+    first, second = map(strict, written.lines)
     assert first["items"] == [{"item_id": "i1", "score": None, "semantic_id": [1]}]
-    assert second["error"].startswith("no item is left to answer with")
+    assert second["error"].startswith("no allowed item is left")
     assert (counts["answered"], counts["errors"]) == (1, 1)
 
 
@@ -126,5 +128,5 @@ def test_very_long_lines_make_small_blocks():
     long = json.dumps(SEARCH | {"other": "y" * (7 << 20)}).encode()
     short = json.dumps(SEARCH).encode()
     lines = (line for line in [long] * 5 + [short] * 100)
-    answer_lines(Counting(), lines, len, top_k=1, batch_size=4)
+    list(answer_lines(Counting(), lines, Collected(), top_k=1, batch_size=4, block_lines=64))
     assert sizes == [3, 64, 38]

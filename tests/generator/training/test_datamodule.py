@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -73,13 +74,13 @@ def test_a_task_can_be_switched_off(make):
 
 def test_batches_that_lightning_would_share_out_again_are_refused(make, monkeypatch):
     module, path = make(), "sidrec.generator.training.datamodule.rank_and_world_size"
-    connector = SimpleNamespace(use_distributed_sampler=True)
-    module.trainer = SimpleNamespace(_accelerator_connector=connector)
+    how = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    module.trainer = L.Trainer(**how)
     module.setup("fit")  # nobody to share with
     monkeypatch.setattr(path, lambda: (0, 2))
     with pytest.raises(ConfigError, match=r"Set trainer\.use_distributed_sampler to false"):
         module.setup("fit")
-    connector.use_distributed_sampler = False
+    module.trainer = L.Trainer(**how, use_distributed_sampler=False)
     module.setup("fit")
 
 

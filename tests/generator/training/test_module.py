@@ -118,7 +118,7 @@ def test_metrics_count_the_lists_that_retrieve_returns(corpus, semantic_ids, tmp
     assert metrics["decoding/valid_fraction"] == 1.0
     rows = pl.read_parquet(tmp_path / "predictions.parquet").iter_rows(named=True)
     stored = {(row["task"], row["request_id"]): row for row in rows}
-    trained = TrainedGenerator(model.model, model.ids, model.search.num_beams)
+    trained = TrainedGenerator(model.model, model.ids, model.search.num_beams, True)
     retriever = Retriever(
         trained, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )
@@ -132,7 +132,7 @@ def test_metrics_count_the_lists_that_retrieve_returns(corpus, semantic_ids, tmp
 def test_semantic_ids_of_another_training_are_refused(corpus, semantic_ids, tmp_path, undisturbed):
     make_bundle(corpus, seed=1).save(tmp_path / "other")
     model, data = make(str(corpus.folder), str(tmp_path / "other"))
-    with pytest.raises(DataError, match=r"this generator was trained on \w{12}; give it those"):
+    with pytest.raises(DataError, match=r"the generator was trained on \w{12}; give those"):
         trainer_for(tmp_path).test(
             model, datamodule=data, ckpt_path=str(undisturbed[2] / "step=5.ckpt")
         )
@@ -148,7 +148,7 @@ def test_nan_is_refused_with_the_step(corpus, semantic_ids, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ({"num_beams": 3}, {}, r"num_beams \(3\) must be at least model\.search\.top_k \(10\)"),
+        ({"num_beams": 3}, {}, r"num_beams \(3\) must be at least top_k \(10\)"),
         ({"decoding": "diverse", "num_groups": 4}, {}, r"num_groups \(4\) must divide num_beams"),
         ({"num_groups": 5}, {}, r"need decoding: diverse, got 'beam'"),
         ({"prior": PriorSettings()}, {}, r"names 'dense', which needs model\.inputs\.text_input"),
@@ -197,7 +197,9 @@ def test_a_prior_is_trained_calibrated_stored_and_reported(corpus, semantic_ids,
         assert math.isfinite(metrics[f"{task}/t5_gain_nats"])
     if stored.t5_factor("search") == 0:
         assert metrics["search/t5_gain_nats"] == pytest.approx(0, abs=1e-5)
-    answering = TrainedGenerator(model.model, model.ids, model.search.num_beams)
+    answering = TrainedGenerator(
+        model.model, model.ids, model.search.num_beams, exclude_history=True
+    )
     retriever = Retriever(
         answering, device=torch.device("cpu"), bf16=False, max_history_items=5, exclude_history=True
     )

@@ -112,7 +112,7 @@ def test_altered_truncated_and_missing_files_are_refused(bundle, tmp_path, name)
     ("change", "message"),
     [
         ({"schema_version": 1}, "made by sidrec 0.1, .*; make the Semantic IDs again"),
-        ({"schema_version": 99}, r"another version of sidrec \(schema 99\), this one reads"),
+        ({"schema_version": 99}, r"another version of sidrec \(schema 99\), this version reads"),
         ({"codebook_sizes": [2, 513]}, "was altered: its hash does not match"),
         ({"corpus_fingerprint": "0" * 64}, "was altered"),
     ],
@@ -131,7 +131,7 @@ def test_foreign_and_missing_bundles_are_refused(bundle, tmp_path):
         DataError, match=r"another corpus \(fingerprint ffffffffffff, expected 0000"
     ):
         SemanticIdBundle.load(tmp_path / "ids", corpus_fingerprint="0" * 64)
-    with pytest.raises(DataError, match="is no Semantic-ID bundle"):
+    with pytest.raises(DataError, match="is not a Semantic-ID bundle"):
         SemanticIdBundle.load(tmp_path)
 
 

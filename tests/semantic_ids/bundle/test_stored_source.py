@@ -50,10 +50,10 @@ def test_attributes_come_from_the_corpus_of_the_run(run, corpus_folder, capsys):
 
 def test_a_corpus_that_is_gone_or_has_changed_is_said(run, capsys):
     assert attributes_of_run(run.root, "0" * 64) == []
-    assert "has changed since" in capsys.readouterr().err
+    assert "of the run has changed" in capsys.readouterr().err
     run.config.write_text("data: {init_args: {corpus: nowhere}}")
     assert attributes_of_run(run.root, "0" * 64) == []
-    assert "is not at hand" in capsys.readouterr().err
+    assert "does not exist here" in capsys.readouterr().err
     run.config.unlink()
     assert attributes_of_run(run.root, "0" * 64) == []
     assert capsys.readouterr().err == ""

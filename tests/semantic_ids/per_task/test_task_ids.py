@@ -105,7 +105,7 @@ def test_separate_tasks_share_nothing(vectors, tmp_path):
 def test_a_bundle_of_another_set_is_refused(first, other, tmp_path):
     first.save(tmp_path / "ids")
     other.bundles["search"].save(tmp_path / "ids" / "search")
-    with pytest.raises(DataError, match="is not the bundle that belongs here"):
+    with pytest.raises(DataError, match="differs from the hash in"):
         TaskBundles.load(tmp_path / "ids")
 
 

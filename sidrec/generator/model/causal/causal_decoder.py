@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sidrec.generator.model.t5_decoder import NormalizeOver
+from sidrec.kernels.t5_forward import code_logits
 
 
 class Prompts(NamedTuple):
@@ -173,11 +174,11 @@ class CausalSteps:
     def _log_probabilities(
         self, level: int, hidden: Float[Tensor, "request beam dim"]
     ) -> Float[Tensor, "request beam code"]:
-        ids, weight = self._level_token_ids[level], self._model.lm_head.weight
+        ids = self._level_token_ids[level]
         if self._normalize_over == "vocabulary":
-            logits = F.linear(hidden, weight).float()
+            logits = code_logits(self._model, hidden, slice(None)).float()
             return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
-        return F.linear(hidden, weight[ids]).float().log_softmax(dim=-1)
+        return code_logits(self._model, hidden, ids).float().log_softmax(dim=-1)
 
 
 def _hidden(

@@ -55,6 +55,8 @@ class CausalLmSettings(Settings):
         all_positions: Train recommendation on every item of a history in one pass, each predicted
             from the items before it, instead of on the target alone. The prior takes no part in
             these steps: its weights are fitted on the validation split alone.
+        activation_checkpointing: Keep only the inputs of each block and compute the block again in
+            the backward pass: less memory, one more forward pass per step.
     """
 
     pretrained: str | None = None
@@ -64,6 +66,7 @@ class CausalLmSettings(Settings):
     codes_from_items: bool = True
     dropout: Probability = 0.1
     all_positions: bool = False
+    activation_checkpointing: bool = False
 
     def training_options(self) -> dict[str, Any]:
         """Return the arguments of ``CausalGenerator`` that only matter in training."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from sidrec.console import say
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
 from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns
+from sidrec.corpus.sources.raw_catalogue import BuildSettings
+from sidrec.errors import ConfigError
 from sidrec.files import disk_errors
 
 if TYPE_CHECKING:
-    from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
+    from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery
 
-Split = Literal["leave_last_out", "temporal"]
 _MANY_VALUES = {  # options of several values without brackets
     "table": ("--queries", "--items", "--interactions"),
     "amazon": ("--queries", "--text_fields"),
@@ -32,14 +33,9 @@ def movielens(
     write_queries: str | None = None,
     writer: QueryWriting = DEFAULT_WRITING,
     packaged_queries: bool = True,
-    min_item_interactions: int = 0,
-    split: Split = "leave_last_out",
-    temporal_fractions: tuple[float, float] = (0.1, 0.1),
-    test_query_fraction: float = 0.2,
-    valid_query_fraction: float = 0.05,
     num_tags: int = 10,
     num_genome_tags: int = 10,
-    exclude_history: bool = True,
+    **build: Any,  # noqa: ANN401 (jsonargparse reads the fields of BuildSettings)
 ) -> None:
     """Make a corpus of an edition of MovieLens.
 
@@ -54,63 +50,32 @@ def movielens(
         write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
         writer: How a writer writes.
         packaged_queries: Use the queries that come with sidrec where no others are given.
-        min_item_interactions: Leave out movies with fewer ratings; 0 keeps all movies.
-        split: leave_last_out: per user the last rating is test, the one before valid. temporal:
-            the latest ratings of all users together are test.
-        temporal_fractions: Shares of the ratings that are test and valid; for temporal.
-        test_query_fraction: Share of the query groups without a given split that is test.
-        valid_query_fraction: Share of the train query groups that is used as valid.
-        num_tags: At most so many user tags in a movie's text.
-        num_genome_tags: At most so many tags of the tag genome in a movie's text.
-        exclude_history: Leave the items of a user's history out of recommendations; false where
-            users take items again.
+        num_tags: Maximum number of user tags in a movie's text.
+        num_genome_tags: Maximum number of tags of the tag genome in a movie's text.
+        build: How to split and filter.
     """
-    from sidrec.corpus.build.build_corpus import kept_items
     from sidrec.corpus.reading.download import default_cache_folder, locate_movielens
     from sidrec.corpus.sources.movielens import read_movielens
-    from sidrec.corpus.sources.raw_catalogue import BuildSettings
 
-    settings = BuildSettings(
-        min_item_interactions,
-        split,
-        temporal_fractions,
-        test_query_fraction,
-        valid_query_fraction,
-        unknown_items="drop",
-        exclude_history=exclude_history,
-    )
+    settings = BuildSettings(unknown_items="drop", **build)
     folder = locate_movielens(source, cache_folder=default_cache_folder())
     raw = read_movielens(
         folder, descriptions=descriptions, num_tags=num_tags, num_genome_tags=num_genome_tags
     )
-    own = chosen_queries(
-        kept_items(raw, min_item_interactions),
-        files=_listed(queries),
-        near=out,
-        write_queries=write_queries,
-        writing=writer,
-        packaged=packaged_queries,
-    )
-    _build(raw, own, out, settings)
+    build_with_queries(raw, out, settings, queries, write_queries, writer, packaged_queries)
 
 
 def table(
     items: list[str] | str,
-    interactions: list[str] | str,
     out: Path,
+    interactions: list[str] | str | None = None,
     queries: list[str] | str | None = None,
     write_queries: str | None = None,
     writer: QueryWriting = DEFAULT_WRITING,
-    min_item_interactions: int = 0,
-    split: Split = "leave_last_out",
-    temporal_fractions: tuple[float, float] = (0.1, 0.1),
-    test_query_fraction: float = 0.2,
-    valid_query_fraction: float = 0.05,
-    unknown_items: Literal["error", "drop"] = "error",
     columns: Columns = DEFAULT_COLUMNS,
     missing_title: Literal["keep", "fill", "drop", "refuse"] = "refuse",
     timestamps: Literal["auto", "s", "ms", "us", "ns", "position"] = "auto",
-    exclude_history: bool = True,
+    **build: Any,  # noqa: ANN401
 ) -> None:
     """Make a corpus of your own catalogue: CSV, TSV, JSONL or Parquet.
 
@@ -120,59 +85,41 @@ def table(
     Args:
         items: Columns item_id, title, text; others become attributes. Without text it is made of
             the title and what describes the item.
-        interactions: Columns user_id, item_id, timestamp, and optionally rating.
         out: Corpus directory to write; an older corpus there is replaced as a whole.
-        queries: One or more JSONL files of {"query_id", "query", "item_ids", "group", "split"}.
+        interactions: Columns user_id, item_id, timestamp, and optionally rating; none: the corpus
+            trains search alone.
+        queries: One or more JSONL files of {"query_id", "query", "item_ids", "group", "split"};
+            without queries the corpus trains recommendation alone.
         write_queries: Write queries: template (from metadata), hf:MODEL or openai:URL.
         writer: How a writer writes.
-        min_item_interactions: Leave out items with fewer interactions; 0 keeps all.
-        split: leave_last_out: per user the last interaction is test, the one before valid.
-            temporal: the latest interactions of all users together are test.
-        temporal_fractions: Shares of the interactions that are test and valid; for temporal.
-        test_query_fraction: Share of the query groups without a given split that is test.
-        valid_query_fraction: Share of the train query groups that is used as valid.
-        unknown_items: What to do with interactions and queries of items that are not listed.
         columns: Names of the columns in your tables.
         missing_title: Items without title but with other text: keep, fill the title with the
             beginning of the text, drop with their interactions, or refuse.
         timestamps: Unit of times that are numbers; auto recognizes it by size. position: rows
-            stand in the order of time.
-        exclude_history: Leave the items of a user's history out of recommendations; false where
-            users take items again.
+            are in the order of time.
+        build: How to split and filter.
     """
-    from sidrec.corpus.build.build_corpus import kept_items
     from sidrec.corpus.reading.shards import local_shards
-    from sidrec.corpus.sources.raw_catalogue import BuildSettings
     from sidrec.corpus.sources.user_tables import read_table
 
-    settings = BuildSettings(
-        min_item_interactions,
-        split,
-        temporal_fractions,
-        test_query_fraction,
-        valid_query_fraction,
-        unknown_items,
-        exclude_history,
-    )
+    settings = BuildSettings(**build)
+    if interactions is None and not (queries or write_queries):
+        raise ConfigError(
+            "`sidrec prepare table` needs --interactions, --queries or --write_queries; "
+            "items alone train nothing."
+        )
     with ExitStack() as stack:
         raw = read_table(
             stack.enter_context(local_shards(items, near=out)),
-            stack.enter_context(local_shards(interactions, near=out)),
+            stack.enter_context(local_shards(interactions, near=out)) if interactions else None,
             columns=columns,
             missing_title=missing_title,
             timestamps=timestamps,
             scratch=stack.enter_context(_scratch(out)),
         )
-        own = chosen_queries(
-            kept_items(raw, min_item_interactions),
-            files=_listed(queries),
-            near=out,
-            write_queries=write_queries,
-            writing=writer,
-            packaged=False,
-            columns=columns,
+        build_with_queries(
+            raw, out, settings, queries, write_queries, writer, packaged=False, columns=columns
         )
-        _build(raw, own, out, settings)
 
 
 def synthetic(
@@ -184,11 +131,7 @@ def synthetic(
     zipf_exponent: float = 1.0,
     queries_per_item: int = 2,
     seed: int = 0,
-    split: Split = "leave_last_out",
-    temporal_fractions: tuple[float, float] = (0.1, 0.1),
-    test_query_fraction: float = 0.2,
-    valid_query_fraction: float = 0.05,
-    exclude_history: bool = True,
+    **build: Any,  # noqa: ANN401
 ) -> None:
     """Make a made-up corpus of any size, for tests and load.
 
@@ -201,32 +144,18 @@ def synthetic(
         zipf_exponent: How steep popularity falls within a topic.
         queries_per_item: Queries for each item, each with one paraphrase.
         seed: The same seed makes the same corpus.
-        split: As for the other sources.
-        temporal_fractions: Shares of the interactions that are test and valid; for temporal.
-        test_query_fraction: Share of the query groups that is test.
-        valid_query_fraction: Share of the train query groups that is used as valid.
-        exclude_history: Leave the items of a user's history out of recommendations; false where
-            users take items again.
+        build: How to split.
     """
-    from sidrec.corpus.sources.raw_catalogue import BuildSettings
     from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
 
     size = SyntheticSettings(
         items, users, interactions, topics, zipf_exponent, queries_per_item, seed
     )
-    settings = BuildSettings(
-        0,
-        split,
-        temporal_fractions,
-        test_query_fraction,
-        valid_query_fraction,
-        "error",
-        exclude_history,
-    )
+    settings = BuildSettings(min_item_interactions=0, unknown_items="error", **build)
     with _scratch(out) as scratch:
         with disk_errors(out, "free space or choose another --out."):
             raw, queries = make_synthetic(size, scratch)
-        _build(raw, queries, out, settings)
+        build_and_report(raw, queries, out, settings)
 
 
 def main(args: Sequence[str]) -> None:
@@ -237,8 +166,8 @@ def main(args: Sequence[str]) -> None:
     """
     from jsonargparse import auto_cli
 
-    from sidrec.cli import prepare_sources as more
     from sidrec.cli.parser import CommandParser
+    from sidrec.cli.preparing import prepare_sources as more
 
     auto_cli(
         {
@@ -261,13 +190,46 @@ def _scratch(out: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _listed(given: list[str] | str | None) -> list[str]:
-    return [given] if isinstance(given, str) else given or []
-
-
-def _build(
-    raw: "RawCatalogue", queries: "Sequence[RawQuery]", out: Path, settings: "BuildSettings"
+def build_with_queries(
+    raw: "RawCatalogue",
+    out: Path,
+    settings: BuildSettings,
+    queries: "Sequence[str | Path] | str | None",
+    write_queries: str | None,
+    writer: QueryWriting,
+    packaged: bool,
+    columns: Columns = DEFAULT_COLUMNS,
 ) -> None:
+    """Read, write or take packaged queries for the items, then build the corpus.
+
+    Args:
+        raw: Items and interactions.
+        out: Corpus directory to write.
+        settings: How to split and filter.
+        queries: Query files.
+        write_queries: Writer of queries; None writes none.
+        writer: Settings of the writer.
+        packaged: Use packaged queries where no others are given.
+        columns: Names of the columns of query files.
+    """
+    from sidrec.corpus.build.build_corpus import kept_items
+
+    own = chosen_queries(
+        kept_items(raw, settings.min_item_interactions),
+        files=[str(one) for one in ([queries] if isinstance(queries, str) else queries or ())],
+        near=out,
+        write_queries=write_queries,
+        writing=writer,
+        packaged=packaged,
+        columns=columns,
+    )
+    build_and_report(raw, own, out, settings)
+
+
+def build_and_report(
+    raw: "RawCatalogue", queries: "Sequence[RawQuery]", out: Path, settings: BuildSettings
+) -> None:
+    """Build the corpus, check that it opens, and print its facts."""
     from sidrec.corpus.build.build_corpus import build_corpus
     from sidrec.corpus.store import Corpus
 

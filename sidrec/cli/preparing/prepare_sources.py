@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
+from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting
 from sidrec.corpus.sources.amazon import MissingTitles, TextField
 from sidrec.corpus.sources.amazon_files import Generation
 from sidrec.corpus.sources.raw_catalogue import BuildSettings, TimeUnit
@@ -43,8 +43,7 @@ def amazon(
         writer: How a writer writes.
         build: How to split and filter.
     """
-    from sidrec.cli.prepare import _build
-    from sidrec.corpus.build.build_corpus import kept_items
+    from sidrec.cli.preparing.prepare import build_with_queries
     from sidrec.corpus.reading.download import default_cache_folder
     from sidrec.corpus.sources.amazon import read_amazon
     from sidrec.corpus.sources.amazon_files import locate_amazon
@@ -57,15 +56,7 @@ def amazon(
         missing_titles=missing_titles,
         core=core,
     )
-    own = chosen_queries(
-        kept_items(raw, settings.min_item_interactions),
-        files=[str(file) for file in queries or ()],
-        near=out,
-        write_queries=write_queries,
-        writing=writer,
-        packaged=False,
-    )
-    _build(raw, own, out, settings)
+    build_with_queries(raw, out, settings, queries, write_queries, writer, packaged=False)
 
 
 def recbole(
@@ -95,23 +86,14 @@ def recbole(
         writer: How a writer writes.
         build: How to split and filter.
     """
-    from sidrec.cli.prepare import _build
-    from sidrec.corpus.build.build_corpus import kept_items
+    from sidrec.cli.preparing.prepare import build_with_queries
     from sidrec.corpus.sources.recbole import read_recbole
 
     settings = BuildSettings(**build)
     raw = read_recbole(
         source, fields=fields, text_fields=text_fields, time_unit=time_unit, core=core
     )
-    own = chosen_queries(
-        kept_items(raw, settings.min_item_interactions),
-        files=[str(file) for file in queries or ()],
-        near=out,
-        write_queries=write_queries,
-        writing=writer,
-        packaged=False,
-    )
-    _build(raw, own, out, settings)
+    build_with_queries(raw, out, settings, queries, write_queries, writer, packaged=False)
 
 
 def beir(
@@ -135,7 +117,7 @@ def beir(
             qrels/dev.tsv or the splits are not kept.
         unknown_items: What to do with judgments of documents or queries that are not listed.
     """
-    from sidrec.cli.prepare import _build
+    from sidrec.cli.preparing.prepare import build_and_report
     from sidrec.corpus.sources.beir import read_beir
 
     raw, queries = read_beir(source, keep_splits=keep_splits, unknown_items=unknown_items)
@@ -145,7 +127,7 @@ def beir(
         valid_query_fraction=0.0 if has_valid else valid_query_fraction,
         unknown_items=unknown_items,
     )
-    _build(raw, queries, out, settings)
+    build_and_report(raw, queries, out, settings)
 
 
 def clicks(
@@ -183,7 +165,7 @@ def clicks(
         valid_query_fraction: Share of the train queries that is valid; for leave_last_out.
         unknown_items: What to do with events of items that are not listed.
     """
-    from sidrec.cli.prepare import _build
+    from sidrec.cli.preparing.prepare import build_and_report
     from sidrec.corpus.reading.shards import local_shards
     from sidrec.corpus.sources.clicks import ClickSettings, read_clicks
 
@@ -197,4 +179,4 @@ def clicks(
         raw, queries = read_clicks(logged, listed, counted, settings)
         if split == "temporal":  # time alone decides which queries are valid
             settings = replace(settings, valid_query_fraction=0.0)
-        _build(raw, queries, out, settings)
+        build_and_report(raw, queries, out, settings)

@@ -1,0 +1,1 @@
+"""Arguments of `sidrec prepare` -> a corpus, one parser per source."""

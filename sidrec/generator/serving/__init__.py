@@ -1,0 +1,1 @@
+"""HTTP requests -> result lines, and a page that shows them."""
