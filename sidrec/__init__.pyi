@@ -6,6 +6,8 @@ from sidrec.corpus.store import Corpus as Corpus
 from sidrec.encoder.enmf.datamodule import UserDataModule as UserDataModule
 from sidrec.encoder.enmf.module import Enmf as Enmf
 from sidrec.encoder.module import BiEncoder as BiEncoder
+from sidrec.generator.model.causal.causal_settings import CausalLmSettings as CausalLmSettings
+from sidrec.generator.model.causal.causal_settings import CausalShape as CausalShape
 from sidrec.generator.retrieval.retriever import Retriever as Retriever
 from sidrec.generator.scorers.prior_settings import NextItemSettings as NextItemSettings
 from sidrec.generator.scorers.prior_settings import PriorSettings as PriorSettings

@@ -17,7 +17,7 @@ _FLAG = "--from"
 _ID_CALLBACKS = ("SemanticIdCallback", "LearnedIdsCallback")
 _FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name a folder
 _SHARDING = ("fsdp", "deepspeed", "modelparallel")
-_GROUPS = ("tower", "tokens", "t5")  # settings that hold such a name
+_GROUPS = ("tower", "tokens", "t5", "causal_lm")  # settings that hold such a name
 
 
 def take_from(arguments: list[str]) -> tuple[Path | None, list[str]]:

@@ -81,7 +81,11 @@ def test_folders_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {
         "model": {
-            "init_args": {"encoder": "sentence-transformers/x", "t5": {"pretrained": "films"}}
+            "init_args": {
+                "encoder": "sentence-transformers/x",
+                "t5": {"pretrained": "films"},
+                "causal_lm": {"pretrained": "films"},
+            }
         },
         "data": {"init_args": {"corpus": "films", "name": "films", "encoder": "package:x/films"}},
         "trainer": {"callbacks": None},
@@ -95,6 +99,7 @@ def test_folders_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
     assert given["model"]["init_args"] == {
         "encoder": "sentence-transformers/x",
         "t5": {"pretrained": str(tmp_path / "films")},
+        "causal_lm": {"pretrained": str(tmp_path / "films")},
     }
     assert absolute_paths({"model": None}) == {"model": None}
 

@@ -12,6 +12,14 @@ from torch import Tensor
 from sidrec.distributed import on_rank_zero
 from sidrec.encoder.load_encoder import load_encoder
 from sidrec.encoder.tower import TextTower
+from sidrec.generator.model.causal.causal_generator import CausalGenerator
+from sidrec.generator.model.causal.causal_lm import (
+    causal_lm_from_config,
+    causal_lm_from_hub,
+    causal_lm_from_snapshot,
+    config_of,
+)
+from sidrec.generator.model.causal.causal_settings import CausalLmSettings
 from sidrec.generator.model.code_space import CodeSpace, CodeVocabulary, vocabularies_of
 from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.model.generator_settings import T5Settings
@@ -36,7 +44,7 @@ _QUIET_HEAD = 0.1  # factor of the new codes' logits: the prior leads at first, 
 
 
 def new_generator(
-    settings: T5Settings,
+    settings: T5Settings | CausalLmSettings,
     *,
     texts: Callable[[], list[str]],
     inputs: InputSettings,
@@ -48,7 +56,7 @@ def new_generator(
     """Build a generator for training; all ranks call this and get the same tokenizer.
 
     Args:
-        settings: T5, pretrained or from scratch.
+        settings: T5 or causal language model, pretrained or from scratch.
         texts: Returns the texts to train a new tokenizer on; only called for a T5 from scratch.
         inputs: Encoder input of a request.
         ids: Semantic IDs of each task, and item embeddings.
@@ -61,8 +69,10 @@ def new_generator(
         RunError: If the encoder run has not finished.
     """
     name, revision = settings.pretrained, settings.revision
+    is_causal = isinstance(settings, CausalLmSettings)
     if name is not None:
-        tokenizer = load_tokenizer_of(name, revision=revision)
+        setting = "model.causal_lm" if is_causal else "model.t5"
+        tokenizer = load_tokenizer_of(name, revision=revision, setting=setting)
     else:
         size = settings.text_vocabulary_size
         trained = on_rank_zero(lambda: train_tokenizer(texts(), vocabulary_size=size).to_str())
@@ -70,28 +80,36 @@ def new_generator(
     vocabularies = _vocabularies(tokenizer, ids)
     widest = vocabularies[TASKS[-1]]  # its tokens are the last
     if name is not None:
-        model = t5_from_hub(name, revision=revision, vocabulary=widest)
+        from_hub = causal_lm_from_hub if is_causal else t5_from_hub
+        model = from_hub(name, revision=revision, vocabulary=widest)
     else:
-        model = t5_from_config(settings.shape.arguments(), vocabulary=widest)
+        from_config = causal_lm_from_config if is_causal else t5_from_config
+        model = from_config(settings.shape.arguments(), vocabulary=widest)
     if settings.codes_from_items:
         for task, vocabulary in vocabularies.items():
             codes = ids.bundles[task].table.codes
             start_codes_from_items(model, vocabulary, codes, ids.item_vectors, seed=0)
-    is_tied = model.lm_head.weight is model.shared.weight
+    is_tied = model.lm_head.weight is model.get_input_embeddings().weight
     if prior is not None and not is_tied:
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
     base = None
-    if settings.lora is not None:
+    options = settings.training_options() if isinstance(settings, CausalLmSettings) else {}
+    if isinstance(settings, T5Settings) and settings.lora is not None:
         base = {"name": name, "revision": revision, "lora": as_plain(settings.lora)}
         apply_lora(model, settings.lora, first_new_token=tokenizer.get_vocab_size())
-    return _together(model, tokenizer, inputs, ids, popularity, encoder_run, prior, base)
+    return _together(
+        model, tokenizer, inputs, ids, popularity, encoder_run, prior, base=base, **options
+    )
 
 
 def parts_of(model: GeneratorModel) -> dict[str, Any]:
     """Return what a checkpoint must hold besides the weights, for ``generator_from``."""
-    return {
+    if isinstance(model, CausalGenerator):
+        made_from = {"causal_lm": config_of(model.t5), "options": model.training_options()}
+    else:
+        made_from = {"t5": snapshot_of(model.t5)}
+    return made_from | {
         "base": model.base,
-        "t5": snapshot_of(model.t5),
         "tokenizer": model.embedder.tokenizer.to_str(),
         "popularity": model.popularity.cpu(),
         "prior": None if model.prior is None else model.prior.state(),
@@ -127,15 +145,20 @@ def generator_from(
             prior, item_vectors=ids.item_vectors, corpus_fingerprint=fingerprint
         )
     tokenizer = Tokenizer.from_str(parts["tokenizer"])
-    base = parts["base"]
-    if base is None:
+    base, options = parts["base"], parts.get("options", {})
+    if "causal_lm" in parts:
+        t5 = causal_lm_from_snapshot(parts["causal_lm"])
+    elif base is None:
         t5 = t5_from_snapshot(parts["t5"])
     else:
         widest = _vocabularies(tokenizer, ids)[TASKS[-1]]
         t5 = t5_from_hub(base["name"], revision=base["revision"], vocabulary=widest)
         lora = LoraSettings.from_plain(base["lora"])
         apply_lora(t5, lora, first_new_token=tokenizer.get_vocab_size())
-    return _together(t5, tokenizer, inputs, ids, parts["popularity"], encoder_run, prior, base)
+    popularity = parts["popularity"]
+    return _together(
+        t5, tokenizer, inputs, ids, popularity, encoder_run, prior, base=base, **options
+    )
 
 
 def merged_t5(model: GeneratorModel) -> Any:  # noqa: ANN401
@@ -153,7 +176,9 @@ def _together(
     popularity: Int[Tensor, " item"],
     encoder_run: str | None,
     prior: ItemPrior | None,
+    *,
     base: dict[str, Any] | None,
+    **options: Any,  # noqa: ANN401
 ) -> GeneratorModel:
     tower = _frozen_tower(encoder_run) if inputs.text_input == "encoder_states" else None
     spaces: dict[Task, CodeSpace] = {}
@@ -163,8 +188,9 @@ def _together(
             continue
         table = ids.bundles[task].table
         spaces[task] = CodeSpace(vocabulary, table, popularity)
-    model = GeneratorModel(
-        t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower, prior
+    kind = GeneratorModel if t5.config.is_encoder_decoder else CausalGenerator
+    model = kind(
+        t5, inputs, tokenizer, spaces, ids.item_vectors, popularity, tower, prior, **options
     )
     model.base = base
     return model

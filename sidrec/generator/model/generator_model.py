@@ -93,12 +93,13 @@ class GeneratorModel(nn.Module):
             spaces["recommendation"],
             item_vectors,
             tower,
+            **self._reading_options(t5),
         )
-        tokens = spaces["search"].vocabulary.level_token_ids()
-        self._decoders = (
-            T5Decoder(t5, tokens, normalize_over="level"),
-            Seq2SeqDecoder(t5, tokens, normalize_over="level"),
-        )
+
+    def _reading_options(self, t5: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return further arguments of the embedder."""
+        del t5
+        return {}
 
     def space(self, task: Task) -> CodeSpace:
         """Return the Semantic IDs of a task."""
@@ -120,8 +121,9 @@ class GeneratorModel(nn.Module):
     @property
     def decoder(self) -> StepDecoder:
         """Step-wise decoder: transformers' own forward where anything wraps the decoder."""
-        fast, general = self._decoders
-        return general if has_wrapped_decoder(self.t5) else fast
+        kind = Seq2SeqDecoder if has_wrapped_decoder(self.t5) else T5Decoder
+        tokens = self.space("search").vocabulary.level_token_ids()
+        return kind(self.t5, tokens, normalize_over="level")
 
     def forward(self, batch: GeneratorBatch, *, label_smoothing: float) -> Float[Tensor, " level"]:
         """Return the mean cross-entropy of each level's code over the batch, in nats.
@@ -141,6 +143,14 @@ class GeneratorModel(nn.Module):
         )
         factor = 1.0 if mass is None or self.prior is None else self.prior.t5_factor(batch.task)
         log_probabilities = target_log_probabilities(path, mass, t5_factor=factor)
+        return self._losses(log_probabilities, path, label_smoothing)
+
+    def _losses(
+        self,
+        log_probabilities: list[Float[Tensor, "request _"]],
+        path: TargetPath,
+        label_smoothing: float,
+    ) -> Float[Tensor, " level"]:
         losses = [
             smoothed_loss(of_level, code, has_items, label_smoothing=label_smoothing)
             for of_level, code, has_items in zip(
@@ -155,9 +165,17 @@ class GeneratorModel(nn.Module):
     def target_path(self, batch: GeneratorBatch, reading: Reading) -> TargetPath:
         """Return T5's logits of all codes at each level, along the targets' prefixes."""
         space = self.space(batch.task)
-        trie, vocabulary = space.trie, space.vocabulary
         codes = space.codes[batch.target]  # [request, level]
-        hidden = self._decode(self.encode(reading), reading.mask, vocabulary.tokens_of(codes))
+        hidden = self._states_before(space.vocabulary.tokens_of(codes), reading)
+        return self._path_along(codes, hidden, space)
+
+    def _path_along(
+        self,
+        codes: Int[Tensor, "request level"],
+        hidden: Float[Tensor, "request level dim"],
+        space: CodeSpace,
+    ) -> TargetPath:
+        trie, vocabulary = space.trie, space.vocabulary
         low = codes.new_zeros((len(codes), 1), dtype=torch.int32)
         high = low + trie.num_items
         logits, bounds = [], []
@@ -170,10 +188,19 @@ class GeneratorModel(nn.Module):
             low, high = bounds[-1].gather(1, code), bounds[-1].gather(1, code + 1)
         return TargetPath(logits, bounds, codes, trie.num_items)
 
-    def _decode(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    def _states_before(
+        self, target: Int[Tensor, "request level"], reading: Reading
+    ) -> Float[Tensor, "request level dim"]:
+        """Return the hidden state that predicts each token of the targets."""
+        source, mask = self.encode(reading), reading.mask
         start = torch.full_like(target[:, :1], self.t5.config.decoder_start_token_id)
         _, write = self._forward_of_t5()
         return write(self.t5, torch.cat([start, target[:, :-1]], dim=1), source, mask)
+
+    def _steps_of(self, reading: Reading, tokens: list[Int[Tensor, " _"]]) -> Callable[[], Step]:
+        """Read the requests; return a function that starts a search over their answers."""
+        source, decoder = self.encode(reading), self.decoder
+        return lambda: decoder.start(source, reading.mask, level_token_ids=tokens)
 
     def encode(self, reading: Reading) -> Float[Tensor, "request position dim"]:
         """Return the output of T5's encoder."""
@@ -282,12 +309,12 @@ class GeneratorModel(nn.Module):
         *,
         mass: PrefixMass | None,
     ) -> Decoded:
-        space, source = self.space(batch.task), self.encode(reading)
-        tokens = space.vocabulary.level_token_ids()
+        space = self.space(batch.task)
+        new_steps = self._steps_of(reading, space.vocabulary.level_token_ids())
         factor = 1.0 if self.prior is None else self.prior.t5_factor(batch.task)
 
         def start() -> Step:
-            steps = self.decoder.start(source, reading.mask, level_token_ids=tokens)
+            steps = new_steps()
             return steps if mass is None else PriorSteps(steps, space.trie, mass, t5_factor=factor)
 
         return self.decoding.search(

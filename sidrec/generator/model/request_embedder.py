@@ -101,6 +101,9 @@ class RequestEmbedder(nn.Module):
         space: Semantic IDs of the items of histories.
         item_vectors: Bi-encoder embedding of every item.
         tower: Frozen tower of the bi-encoder; needed for ``encoder_states``.
+        end_token: Token that ends each request; None takes the tokenizer's ``</s>``.
+        has_recency: Whether an item is told how long ago it was; not where all positions of a
+            history are read at once.
 
     Raises:
         ConfigError: If ``encoder_states`` lacks its tower, or tower and item embeddings differ
@@ -117,9 +120,13 @@ class RequestEmbedder(nn.Module):
         space: CodeSpace,
         item_vectors: Float[Tensor, "item dim"],
         tower: TextTower | None,
+        *,
+        end_token: int | None = None,
+        has_recency: bool = True,
     ) -> None:
         super().__init__()
         self.settings, self.tokenizer = settings, tokenizer
+        self._end_token, self._has_recency = end_token, has_recency
         self._elsewhere = _OwnedElsewhere(tokens, tower, space)
         self.states: TextStates | None = None
         self.register_buffer("item_vectors", item_vectors, persistent=False)
@@ -130,7 +137,8 @@ class RequestEmbedder(nn.Module):
             self.from_embedding = nn.Linear(dim, width)
         if settings.history_input == "items":
             self.from_item = nn.Linear(dim, width)
-            self.recency = nn.Embedding(settings.max_history_items, width)
+            if has_recency:
+                self.recency = nn.Embedding(settings.max_history_items, width)
         if (settings.text_input, settings.history_input) != ("tokens", "codes"):
             self.norm = nn.LayerNorm(width)
 
@@ -150,15 +158,23 @@ class RequestEmbedder(nn.Module):
 
         Each request ends with T5's end token, so no input is empty.
         """
-        read = self._query(batch) if batch.task == "search" else self._history(batch)
+        read = self._query(batch) if batch.task == "search" else self.history(batch)
         inner, seen, vector = read
-        before, after = (self._text_ids(text) for text in self.settings.around(batch.task))
         parts, masks = [inner], [seen]
-        for ids, place in ((before, 0), ([*after, self._end], 2)):
-            part = self._embed(torch.tensor(ids, dtype=torch.long, device=seen.device))
+        for place, part in zip((0, 2), self.around(batch.task), strict=True):
             parts.insert(place, part.expand(len(seen), -1, -1).to(inner.dtype))
-            masks.insert(place, seen.new_ones(len(seen), len(ids)))
+            masks.insert(place, seen.new_ones(len(seen), len(part)))
         return Reading(*packed(torch.cat(parts, dim=1), torch.cat(masks, dim=1)), vector)
+
+    def around(self, task: Task) -> tuple[Float[Tensor, "before dim"], Float[Tensor, "after dim"]]:
+        """Return the embedded text before and after a query or history, with its end token."""
+        before, after = (self._text_ids(text) for text in self.settings.around(task))
+        device = self.item_vectors.device
+        before_ids, after_ids = (
+            torch.tensor(ids, dtype=torch.long, device=device)
+            for ids in (before, [*after, self._end])
+        )
+        return self._embed(before_ids), self._embed(after_ids)
 
     def untouched(self) -> Float[Tensor, ""]:
         """Return 0 as a function of all weights of this module.
@@ -206,7 +222,8 @@ class RequestEmbedder(nn.Module):
             states = tower.token_states(tokens)
         return states.float(), tokens.mask & (batch.indexed_item < 0)[:, None]
 
-    def _history(self, batch: GeneratorBatch) -> Reading:
+    def history(self, batch: GeneratorBatch) -> Reading:
+        """Return the positions of the items alone, padding last."""
         real = batch.history >= 0
         items = batch.history.clamp(min=0)
         last = real.sum(dim=1, keepdim=True)
@@ -216,8 +233,10 @@ class RequestEmbedder(nn.Module):
             num_levels = codes.shape[2]
             return Reading(codes.flatten(1, 2), real.repeat_interleave(num_levels, dim=1), None)
         vectors = self.item_vectors[items] * self.item_vectors.shape[1] ** 0.5
-        inner = self.norm(codes.sum(dim=2) + self.from_item(vectors) + self.recency(ago))
-        return Reading(inner, real, None)
+        inner = codes.sum(dim=2) + self.from_item(vectors)
+        if self._has_recency:
+            inner = inner + self.recency(ago)
+        return Reading(self.norm(inner), real, None)
 
     def _thin(self, mask: Bool[Tensor, "request token"]) -> Bool[Tensor, "request token"]:
         share = self.settings.query_token_dropout
@@ -246,6 +265,8 @@ class RequestEmbedder(nn.Module):
 
     @property
     def _end(self) -> int:
+        if self._end_token is not None:
+            return self._end_token
         token = self.tokenizer.token_to_id(END)
         return 1 if token is None else int(token)  # T5's own number
 

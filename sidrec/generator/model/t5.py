@@ -42,8 +42,13 @@ def train_tokenizer(texts: list[str], *, vocabulary_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer_of(name: str, *, revision: str | None) -> Tokenizer:
-    """Return the tokenizer of a pretrained T5, by hub name or folder.
+def load_tokenizer_of(name: str, *, revision: str | None, setting: str = "model.t5") -> Tokenizer:
+    """Return the tokenizer of a pretrained model, by hub name or folder.
+
+    Args:
+        name: Hub name or folder.
+        revision: Branch, tag or commit on the hub.
+        setting: Name of the setting in messages.
 
     Raises:
         ConfigError: If it cannot be loaded.
@@ -55,7 +60,7 @@ def load_tokenizer_of(name: str, *, revision: str | None) -> Tokenizer:
             name, revision=revision, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise _cannot_load(name, error) from error
+        raise _cannot_load(name, error, setting) from error
     tokenizer: Tokenizer = loaded.backend_tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -169,8 +174,8 @@ def start_codes_from_items(
     rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(item_vectors.shape[1], model.config.d_model, generator=generator)
     weights = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    projection = torch.randn(item_vectors.shape[1], weights[0].shape[1], generator=generator)
     means = code_means(codes, item_vectors, vocabulary.codebook_sizes)
     for level, start in enumerate(vocabulary.level_starts):
         counts = torch.bincount(codes[:, level].long(), minlength=vocabulary.codebook_sizes[level])
@@ -203,6 +208,6 @@ def code_means(
     return means
 
 
-def _cannot_load(name: str, error: Exception) -> ConfigError:
+def _cannot_load(name: str, error: Exception, setting: str = "model.t5") -> ConfigError:
     reason = str(error).splitlines()[0]
-    return ConfigError(f"model.t5 '{name}' cannot be loaded from the hub or a folder: {reason}")
+    return ConfigError(f"{setting} '{name}' cannot be loaded from the hub or a folder: {reason}")

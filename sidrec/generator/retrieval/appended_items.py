@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from sidrec.errors import DataError
 from sidrec.generator.model.code_space import CodeSpace
-from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
@@ -40,7 +39,7 @@ def with_appended_items(generator: TrainedGenerator, ids: TaskBundles) -> Traine
         old, table = model.space(task), ids.bundles[task].table
         spaces[task] = CodeSpace(old.vocabulary, table, popularity)
     embedder = model.embedder
-    larger = GeneratorModel(
+    larger = type(model)(
         model.t5,
         embedder.settings,
         embedder.tokenizer,

@@ -14,6 +14,7 @@ from sidrec.errors import ConfigError
 from sidrec.files import write_json
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.calibrate import calibrate, gain_over_prior
+from sidrec.generator.model.causal.causal_settings import CausalLmSettings
 from sidrec.generator.model.factory import generator_from, new_generator, parts_of
 from sidrec.generator.model.generator_model import AnswerBy, GeneratorModel
 from sidrec.generator.model.generator_settings import (
@@ -55,6 +56,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         encoder_run: Run directory of the bi-encoder; ``--from`` gives it. Only read when
             ``inputs.text_input`` is ``encoder_states``.
         t5: Pretrained T5, or the shape of one that starts from scratch.
+        causal_lm: Causal language model in place of T5; None takes T5.
         inputs: Encoder input of a request.
         prior: Scorers whose weighted sum is the prior over items; None: T5 ranks alone.
         loss: Cross-entropy over the levels, for both tasks.
@@ -72,6 +74,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         encoder_run: str | None = None,
         *,
         t5: T5Settings = T5Settings(),
+        causal_lm: CausalLmSettings | None = None,
         inputs: InputSettings = InputSettings(),
         prior: PriorSettings | None = PriorSettings(),
         loss: GeneratorLossSettings = GeneratorLossSettings(),
@@ -85,6 +88,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             semantic_ids=semantic_ids,
             encoder_run=encoder_run,
             t5=t5,
+            causal_lm=causal_lm,
             inputs=inputs,
             prior=prior,
             loss=loss,
@@ -99,6 +103,9 @@ class JointGenerator(StageModule[GeneratorDataModule]):
                 "model.prior.search names 'dense', which needs model.inputs.text_input "
                 "encoder_states: without the bi-encoder a query has no embedding; leave it out."
             )
+        if causal_lm is not None and t5 != T5Settings():
+            raise ConfigError("model.t5 and model.causal_lm are both given; leave one out.")
+        self.causal_lm = causal_lm
         self.semantic_ids, self.encoder_run = semantic_ids, encoder_run
         self.t5_settings, self.inputs, self.prior = t5, inputs, prior
         self.loss_settings, self.search, self.decoding = loss, search, search.strategy()
@@ -132,7 +139,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         data, prompts = self._data(), [self.inputs.search_prompt, self.inputs.recommendation_prompt]
         self.ids = self._load_ids()
         self.model = new_generator(
-            self.t5_settings,
+            self.causal_lm or self.t5_settings,
             texts=lambda: [*prompts, *data.corpus.item_texts(), *data.train_queries()],
             inputs=self.inputs,
             ids=self.ids,
@@ -160,7 +167,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
 
     def on_fit_start(self) -> None:
         """Prepare T5's forward; cache the frozen encoder's states of the training queries."""
-        if self.t5_settings.activation_checkpointing:
+        if (self.causal_lm or self.t5_settings).activation_checkpointing:
             checkpoint_activations(self.model.t5)
         if self.t5_settings.torch_compile:
             self.model.compile_t5()

@@ -102,11 +102,11 @@ def test_a_request_reads_the_same_in_any_batch(tower, text_input, history_input)
 def test_items_know_how_long_ago_they_were_whatever_the_padding():
     model = tiny_generator(history_input="items")
     batch = histories([7, 3], [1, 2, 3, 4])
-    inner, real, _ = model.embedder._history(batch)
+    inner, real, _ = model.embedder.history(batch)
     assert real.tolist() == [[True, True, False, False], [True] * 4]
     with torch.no_grad():
         model.embedder.recency.weight[0, 0] += 100  # of the most recent item
-    changed, _, _ = model.embedder._history(batch)
+    changed, _, _ = model.embedder.history(batch)
     moved = ((changed - inner).abs().amax(dim=2) > 1e-3) & real
     assert moved.tolist() == [[False, True, False, False], [False, False, False, True]]
 

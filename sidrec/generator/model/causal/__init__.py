@@ -1,0 +1,1 @@
+"""Prompts -> log-probabilities of Semantic IDs, by a causal language model."""

@@ -1,0 +1,91 @@
+"""A causal language model from a folder and from a configuration."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from sidrec.errors import ConfigError
+from sidrec.generator.model.causal.causal_lm import (
+    causal_lm_from_config,
+    causal_lm_from_hub,
+    causal_lm_from_snapshot,
+    config_of,
+    end_token_of,
+)
+from sidrec.generator.model.code_space import CodeVocabulary
+from sidrec.generator.model.t5 import load_tokenizer_of, train_tokenizer
+from tests.generator.causal.models import FAMILIES, SHAPE, tiny_lm
+from tests.generator.made import SIZES, TEXTS
+
+SPARE = 9  # rows of the stored model behind its tokens
+
+
+@pytest.fixture(params=FAMILIES)
+def stored(request, tmp_path):
+    """A model with its tokenizer in a folder, as hubs give them."""
+    trained = train_tokenizer(TEXTS, vocabulary_size=60)
+    words = trained.get_vocab_size()
+    again = Tokenizer.from_str(trained.to_str())
+    PreTrainedTokenizerFast(tokenizer_object=again).save_pretrained(tmp_path)
+    config = AutoConfig.for_model(
+        request.param, **SHAPE, vocab_size=words + SPARE, eos_token_id=[1, 2], pad_token_id=None
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    return str(tmp_path), model, trained
+
+
+def test_a_folder_gives_its_weights_and_room_for_the_codes(stored):
+    folder, before, trained = stored
+    tokenizer = load_tokenizer_of(folder, revision=None, setting="model.causal_lm")
+    assert tokenizer.encode(TEXTS[0]).ids == trained.encode(TEXTS[0]).ids
+    words = tokenizer.get_vocab_size()
+    vocabulary = CodeVocabulary(words, SIZES)
+    model = causal_lm_from_hub(folder, revision=None, vocabulary=vocabulary)
+    assert end_token_of(model) == 1
+    old, new = before.state_dict(), model.state_dict()
+    assert old.keys() == new.keys()
+    for name, weight in old.items():
+        if name in ("lm_head.weight", "model.embed_tokens.weight"):
+            assert len(new[name]) == vocabulary.num_tokens
+            assert torch.equal(new[name][:words], weight[:words])
+            codes, text = new[name][words:], weight[:words]
+            assert codes.std() == pytest.approx(text.std().item(), rel=0.2)
+        else:
+            assert torch.equal(new[name], weight)
+
+
+def test_no_such_folder_is_refused():
+    for load in (
+        lambda: load_tokenizer_of("./nowhere", revision=None, setting="model.causal_lm"),
+        lambda: causal_lm_from_hub("./nowhere", revision=None, vocabulary=CodeVocabulary(7, SIZES)),
+    ):
+        with pytest.raises(ConfigError, match=r"model\.causal_lm '\./nowhere' cannot be loaded"):
+            load()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_snapshot_gives_the_same_model(tied):
+    model = tiny_lm("qwen3", tie_word_embeddings=tied)
+    again = causal_lm_from_snapshot(config_of(model)).eval()
+    again.load_state_dict(model.state_dict())
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+    tokens = torch.tensor([[2, 3, 8]])
+    torch.testing.assert_close(again(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "no_such"}, "model.causal_lm: "),
+        ({"d_model": 8}, r"settings that qwen3 does not know .*\['d_model'\]"),
+        ({"vocab_size": 8}, r"\['vocab_size'\]"),
+        ({"hidden_size": "wide"}, "model.causal_lm: "),
+    ],
+)
+def test_wrong_shapes_are_refused(changes, message):
+    shape = SHAPE | {"model_type": "qwen3"} | changes
+    with pytest.raises(ConfigError, match=message):
+        causal_lm_from_config(shape, vocabulary=CodeVocabulary(7, SIZES))
