@@ -31,17 +31,11 @@ def embed_in_chunks(
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
-    parts = []
+    lengths, parts = tokens.lengths_on_host(), []
     for first in range(0, len(tokens.ids), chunk_size):
-        ids, mask = tokens.ids[first : first + chunk_size], tokens.mask[first : first + chunk_size]
-        longest = int(mask.sum(dim=1).max())
-        parts.append(_embed_again(tower, ids[:, :longest], mask[:, :longest]))
+        rows, own = slice(first, first + chunk_size), lengths[first : first + chunk_size]
+        chunk = TextTokens(tokens.ids[rows, : max(own)], tokens.mask[rows, : max(own)], own)
+        parts.append(
+            checkpoint(tower, chunk, use_reentrant=False, preserve_rng_state=True)  # again, later
+        )
     return torch.cat(parts)
-
-
-def _embed_again(tower: Callable[[TextTokens], Tensor], ids: Tensor, mask: Tensor) -> Tensor:
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
-        return tower(TextTokens(ids, mask))
-
-    embeddings: Tensor = checkpoint(run, ids, mask, use_reentrant=False, preserve_rng_state=True)
-    return embeddings

@@ -189,9 +189,8 @@ class RequestEmbedder(nn.Module):
         The text of an indexing row has none: its embedding says it all.
         """
         device = self.item_vectors.device
-        is_training_row = torch.maximum(batch.text_rows, batch.indexed_item) >= 0
-        if self.states is not None and bool(is_training_row.all()):
-            states, mask = self.states.gather(batch.text_rows)
+        if self.states is not None and self.training:
+            states, mask = self.states.gather(batch.text_rows.cpu())
             return states.to(device).float(), mask.to(device)
         tower = self.tower
         if tower is None:
@@ -261,10 +260,13 @@ def _check_tower(tower: TextTower | None, dim: int) -> None:
 def packed(
     states: Float[Tensor, "request given dim"], mask: Bool[Tensor, "request given"]
 ) -> Positions:
-    """Move every row's real positions to its front, in their order, and cut common padding.
+    """Move every row's real positions to its front, in their order.
 
     T5 sees distances between positions, so a hole would make a request depend on its batch.
+    Common padding is cut on a CPU alone: elsewhere the host would wait for the width, and shapes
+    would change.
     """
     order = torch.argsort((~mask).byte(), dim=1, stable=True)
-    order = order[:, : int(mask.sum(dim=1).max())]
+    if mask.device.type == "cpu":
+        order = order[:, : int(mask.sum(dim=1).max())]
     return torch.take_along_dim(states, order[..., None], dim=1), mask.gather(1, order)
