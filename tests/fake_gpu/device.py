@@ -39,6 +39,7 @@ _READS = {  # results whose shape depends on numbers, and numbers themselves
 _WITH_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index}
 _CPU_OPERANDS = _WITH_INDEX | {aten.copy_, aten._to_copy, aten.lift_fresh, aten.set_}
 _ANY_ORDER = {aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_}
+_GET_SET = (Tensor.__getitem__, Tensor.__setitem__)
 _INDEX_PUT = {aten.index_put, aten.index_put_}
 _RUNNING_SUMS = {aten.cumsum, aten.cumsum_}
 _REFUSED = {  # by use_deterministic_algorithms, whatever the operands
@@ -91,6 +92,8 @@ class _Devices(TorchFunctionMode):
         if func is Tensor.new_tensor and isinstance(args[0], OnGpu):
             kwargs = {"dtype": args[0].dtype, "device": GPU} | kwargs
             func, args = torch.tensor, args[1:]
+        if func in _GET_SET and isinstance(args[0], OnGpu) and isinstance(args[1], list):
+            args = (args[0], torch.tensor(args[1]), *args[2:])  # else torch makes it on meta
         if func is Tensor.numpy and isinstance(args[0], OnGpu):
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func is Tensor.pin_memory:
@@ -111,6 +114,22 @@ def to_gpu(batch):
         to_gpu(one) if isinstance(one, tuple) and hasattr(one, "_fields") else one for one in batch
     )
     return type(batch)(*(one.to(GPU) if isinstance(one, Tensor) else one for one in moved))
+
+
+def move(module):
+    """Move a module to the device and return it; tied weights stay one weight, as in torch."""
+    made = {}
+    for one in module.modules():
+        for name, weight in one._parameters.items():
+            if weight is None:
+                continue
+            if id(weight) not in made:  # the old one is kept, so that its id stays its own
+                own = torch.nn.Parameter(weight.data.to(GPU), requires_grad=weight.requires_grad)
+                made[id(weight)] = weight, own
+            one._parameters[name] = made[id(weight)][1]
+        for name, buffer in one._buffers.items():
+            one._buffers[name] = None if buffer is None else buffer.to(GPU)
+    return module
 
 
 def _names_gpu(leaf):
@@ -241,11 +260,13 @@ def pretended_gpu(*, deterministic=True):
     real = {name: getattr(torch.cuda, name) for name in stand_ins}
     for name, stand_in in stand_ins.items():
         setattr(torch.cuda, name, stand_in)
-    gpu = Gpu(deterministic=deterministic)
+    gpu, was = Gpu(deterministic=deterministic), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
     try:
         with warnings.catch_warnings(), gpu, _Devices():
             warnings.filterwarnings("ignore", message=".*CUDA is not available")
             yield gpu
     finally:
+        torch.use_deterministic_algorithms(was)
         for name, own in real.items():
             setattr(torch.cuda, name, own)

@@ -13,7 +13,7 @@ from sidrec.encoder.encoder_settings import LossSettings, TowerSettings
 from sidrec.encoder.module import BiEncoder
 from sidrec.encoder.tower import TextTower
 from sidrec.types import PairBatch, TextTokens
-from tests.fake_gpu.device import GPU, pretended_gpu, to_gpu
+from tests.fake_gpu.device import GPU, move, pretended_gpu, to_gpu
 
 BERT = {
     "vocab_size": 30,
@@ -78,7 +78,7 @@ def test_a_step_waits_for_nothing_and_learns_what_the_cpu_learns(options, monkey
     module = encoder(monkeypatch, **OPTIONS[options])
     expected, gradients = one_step(module, BATCH)
     with pretended_gpu() as gpu:
-        module.to(GPU)
+        move(module)
         loss, found = one_step(module, to_gpu(BATCH))
         assert not gpu.reads, gpu.places
         torch.testing.assert_close(loss.cpu(), expected)
@@ -98,7 +98,7 @@ def _two_ranks():
 def test_ranks_exchange_a_fixed_number_of_times(monkeypatch):
     module = encoder(monkeypatch, **OPTIONS["symmetric, logQ"])
     with pretended_gpu() as gpu:
-        module.to(GPU)
+        move(module)
         one_step(module, to_gpu(BATCH))
         assert not gpu.reads, gpu.places
         # embeddings of both sides, items, frequencies, known positives; gradients of both, loss

@@ -14,7 +14,7 @@ from sidrec.generator.model.generator_settings import GeneratorLossSettings
 from sidrec.generator.scorers.next_item import Linear, NextItemScorer
 from sidrec.generator.scorers.scorer import ScorerQuery
 from sidrec.generator.training.module import JointGenerator
-from tests.fake_gpu.device import GPU, pretended_gpu, to_gpu
+from tests.fake_gpu.device import move, pretended_gpu, to_gpu
 from tests.generator.made import DIM, generator_of_own_ids, histories, searches, tiny_generator
 from tests.generator.model.test_generator_model import with_prior
 
@@ -83,7 +83,7 @@ def test_a_training_step_waits_for_nothing_and_learns_what_the_cpu_learns(kind, 
     batch = BATCHES[task]
     expected, gradients = one_step(module, batch)
     with pretended_gpu() as gpu:
-        module.to(GPU)
+        move(module)
         moved = to_gpu(batch)._replace(text_rows=batch.text_rows)
         one_step(module, moved)  # the first one builds the prefixes of the catalogue
         gpu.reset()
@@ -100,7 +100,7 @@ def test_a_training_step_waits_for_nothing_and_learns_what_the_cpu_learns(kind, 
 
 def test_the_optimizer_waits_for_nothing(monkeypatch):
     with pretended_gpu() as gpu:
-        module = stepper(tiny_generator().train(), monkeypatch).to(GPU)
+        module = move(stepper(tiny_generator().train(), monkeypatch))
         optimizer = torch.optim.AdamW(module.parameters())
         one_step(module, to_gpu(HISTORY))
         optimizer.step()
@@ -120,7 +120,7 @@ def test_answers_are_the_cpus_and_the_loop_over_levels_reads_nothing(mode, has_p
     model.decoding = DECODINGS[mode]
     expected = [model.answer(batch, num_beams=10, top_k=5) for batch in BATCHES.values()]
     with pretended_gpu() as gpu:
-        model.to(GPU)
+        move(model)
         moved = [to_gpu(batch) for batch in BATCHES.values()]
         model.answer(moved[0], num_beams=10, top_k=5)
         gpu.reset()
@@ -138,7 +138,7 @@ def test_prior_alone_reranking_and_calibration_run_on_the_device():
     expected = with_prior(tiny_generator(), max_exact_items=5)
     theirs = expected.answer(HISTORY, num_beams=10, top_k=5)
     with pretended_gpu():
-        model = with_prior(tiny_generator(), max_exact_items=5).to(GPU)
+        model = move(with_prior(tiny_generator(), max_exact_items=5))
         ours = model.answer(to_gpu(HISTORY), num_beams=10, top_k=5)
         assert ours.ranked.items.tolist() == theirs.ranked.items.tolist()
         model.prior.max_exact_items = 100
@@ -164,7 +164,7 @@ def test_filters_on_the_device(kind):
 
     answer(SEARCH)
     with pretended_gpu():
-        model.to(GPU)
+        move(model)
         answer(to_gpu(SEARCH))
     assert found[0] == found[1]
 
@@ -182,13 +182,6 @@ def test_cross_fitted_maps_score_on_the_device_what_they_score_on_the_cpu(rank):
     query = ScorerQuery([], None, torch.tensor([[1, 2], [3, -1], [4, 5]]), torch.tensor([0, 5, -1]))
     expected = scorer(query)
     with pretended_gpu() as gpu:
-        found = scorer.to(GPU)(to_gpu(query))
+        found = move(scorer)(to_gpu(query))
         assert not gpu.reads
         torch.testing.assert_close(found.cpu(), expected)
-
-
-def test_whole_bfloat16_weights_take_a_step():
-    """Lightning refuses them in sidrec's modules; the mathematics holds for other loops."""
-    model = tiny_generator(history_input="items").train().bfloat16()
-    model(HISTORY, label_smoothing=0.0).sum().backward()
-    assert all(isinstance(one, nn.Parameter) and one.grad is not None for one in model.parameters())

@@ -15,6 +15,7 @@ from sidrec.runs.callbacks import (
     LastCheckpoint,
     LineProgress,
     RunManifest,
+    TerminalProgress,
     total_steps,
 )
 from sidrec.runs.directory import RunDirectory
@@ -235,3 +236,16 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path):
     assert "the checkpoint before it is whole. Make room" in str(caught.value)
     assert torch.load(file, weights_only=True) == {"global_step": 1}
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_terminal_bar_reads_figures_once_a_second(monkeypatch):
+    reads, now, bar = [], [0.0], TerminalProgress()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        "lightning.pytorch.callbacks.RichProgressBar.get_metrics",
+        lambda *_: {"loss": reads.append(1) or len(reads)},
+    )
+    found = []
+    for now[0] in (0.0, 0.5, 0.9, 1.1, 1.2):
+        found.append(bar.get_metrics(trainer_of(), MODULE)["loss"])
+    assert found == [1, 1, 1, 2, 2]
