@@ -94,6 +94,5 @@ def test_a_gpu_reads_large_chunks_and_few_numbers():
         found, rows = clustered(points.to(GPU))
         assert rows.chunk_rows == 2 * CHUNK_ROWS
         torch.testing.assert_close(found.centroids.cpu(), expected.centroids)
-        assert gpu.num_operations < 20 * 20 * 3  # 20 chunks, three passes
         a_pass = gpu.places["lloyd._objective _local_scalar_dense"]
         assert a_pass == 2  # one objective an iteration, for the host's decision to go on
