@@ -72,6 +72,19 @@ def gather_rows(local: Shaped[Tensor, "row ..."]) -> Shaped[Tensor, "all_rows ..
     return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
 
 
+def gather_equal_rows(local: Shaped[Tensor, "row ..."]) -> Shaped[Tensor, "all_rows ..."]:
+    """Concatenate ``local`` over ranks, in rank order; one exchange, and the host waits for none.
+
+    Every rank must pass the same shape.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return local
+    gathered = [torch.empty_like(local) for _ in range(world_size)]
+    dist.all_gather(gathered, local.contiguous())
+    return torch.cat(gathered)
+
+
 def gather_objects(local: Any) -> list[Any]:  # noqa: ANN401
     """Return every rank's ``local``, in rank order, on every rank."""
     _, world_size = rank_and_world_size()
@@ -95,6 +108,24 @@ def sum_over_ranks(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
     total = local.clone()
     dist.all_reduce(total)
     return total
+
+
+def read_later(values: Shaped[Tensor, " value"]) -> Callable[[], list[Any]]:
+    """Begin to copy numbers to the host; the returned function waits for them and returns them.
+
+    On a GPU it waits for the work that was queued before this call, not for what came after.
+    """
+    if not values.is_cuda:
+        return values.tolist  # type: ignore[no-any-return]
+    host = values.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> list[Any]:
+        arrived.synchronize()
+        return host.tolist()  # type: ignore[no-any-return]
+
+    return wait
 
 
 def from_rank_zero(local: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:

@@ -1,5 +1,6 @@
 """Types that stages exchange."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -35,10 +36,24 @@ class Request(NamedTuple):
 
 
 class TextTokens(NamedTuple):
-    """Token ids of a batch of texts, padded on the right."""
+    """Token ids of a batch of texts, padded on the right.
+
+    Attributes:
+        ids: Token ids.
+        mask: True where a token is, False on padding.
+        lengths: Tokens of each text, for a host that need not wait for the device; None if unknown.
+    """
 
     ids: Int[Tensor, "text token"]
-    mask: Bool[Tensor, "text token"]  # True where a token is, False on padding
+    mask: Bool[Tensor, "text token"]
+    lengths: Sequence[int] | None = None
+
+    def lengths_on_host(self) -> list[int]:
+        """Return the tokens of each text; reads the mask where ``lengths`` is None."""
+        if self.lengths is not None:
+            return list(self.lengths)
+        found: list[int] = self.mask.sum(dim=1).tolist()
+        return found
 
 
 class PairBatch(NamedTuple):

@@ -23,7 +23,7 @@ from lightning.pytorch import (
     profilers,
     strategies,
 )
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 
@@ -31,7 +31,14 @@ from sidrec.cli.parser import CommandParser, options_of, with_suggestion
 from sidrec.console import say
 from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
-from sidrec.runs.callbacks import LastCheckpoint, LineProgress, RunManifest, csv_logger, name_curve
+from sidrec.runs.callbacks import (
+    LastCheckpoint,
+    LineProgress,
+    RunManifest,
+    TerminalProgress,
+    csv_logger,
+    name_curve,
+)
 from sidrec.runs.checkpoints import (
     BestSettings,
     checked,
@@ -198,7 +205,7 @@ class SidrecCLI(LightningCLI):
         wanted = config.get("enable_progress_bar") is not False
         if wanted:
             terminal = sys.stderr.isatty()
-            callbacks = [*callbacks, RichProgressBar() if terminal else LineProgress()]
+            callbacks = [*callbacks, TerminalProgress() if terminal else LineProgress()]
             config["enable_progress_bar"] = terminal
         if self.subcommand == "fit":
             tracking = Tracking(self.run, self.resolved, upload=self.config.fit.upload)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -27,8 +28,10 @@ def mean_history(
     recent = [list(history)[-most_recent:] for history in histories]
     flat = torch.tensor([item for history in recent for item in history], device=items.device)
     lengths = torch.tensor([len(history) for history in recent], device=items.device)
-    row = torch.repeat_interleave(torch.arange(len(recent), device=items.device), lengths.long())
-    total = items.new_zeros(len(recent), items.shape[1]).index_add_(0, row, items[flat.long()])
+    if not len(flat):
+        return items.new_zeros(len(recent), items.shape[1])
+    starts = lengths.cumsum(dim=0) - lengths
+    total: Tensor = F.embedding_bag(flat, items, starts, mode="sum")
     return total / lengths.clamp(min=1)[:, None]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sidrec.distributed import gather_rows, gather_with_grad, rank_and_world_size
+from sidrec.distributed import gather_equal_rows, gather_with_grad, rank_and_world_size
 from sidrec.types import TextTokens
 
 
@@ -58,17 +58,17 @@ def contrastive_loss(
     num_pairs = anchors.shape[0]
     own = torch.arange(num_pairs, device=anchors.device) + rank * num_pairs
     known = torch.cat([right_item[:, None], known_positives], dim=1)
-    all_items = gather_rows(right_item)
+    is_shut = is_known(known, gather_equal_rows(right_item))  # [pair, candidate]
     with torch.autocast(anchors.device.type, enabled=False):
         scores = anchors.float() @ gather_with_grad(positives.float()).T / temperature
         if right_log_frequency is not None:
-            scores = scores - gather_rows(right_log_frequency)
-        loss = _softmax_loss(scores, is_known(known, all_items), own)
+            scores = scores - gather_equal_rows(right_log_frequency)
+        loss = _softmax_loss(scores, is_shut, own)
         if not symmetric:
             return loss
         scores = positives.float() @ gather_with_grad(anchors.float()).T / temperature
-        all_known = gather_rows(_widest(known))
-        return (loss + _softmax_loss(scores, is_known(all_known, right_item).T, own)) / 2
+        all_shut = gather_equal_rows(is_shut.byte()).bool()  # [every pair, candidate]
+        return (loss + _softmax_loss(scores, all_shut[:, own].T, own)) / 2
 
 
 def is_known(
@@ -78,11 +78,12 @@ def is_known(
 
     Memory is pairs × candidates, for any number of known items.
     """
-    distinct, place_of = torch.unique(items, return_inverse=True)
-    place = torch.searchsorted(distinct, known.contiguous()).clamp(max=len(distinct) - 1)
-    place = torch.where(distinct[place] == known, place, len(distinct))  # last: no candidate
-    table = torch.zeros(len(known), len(distinct) + 1, dtype=torch.bool, device=known.device)
-    return table.scatter_(1, place, True)[:, place_of]
+    ordered = items.sort().values
+    first = torch.searchsorted(ordered, items)  # equal items share the place of their first
+    place = torch.searchsorted(ordered, known.contiguous()).clamp(max=len(items) - 1)
+    place = torch.where(ordered[place] == known, place, len(items))  # last: no candidate
+    table = torch.zeros(len(known), len(items) + 1, dtype=torch.bool, device=known.device)
+    return table.scatter_(1, place, True)[:, first]
 
 
 def _softmax_loss(
@@ -92,12 +93,6 @@ def _softmax_loss(
 ) -> Float[Tensor, ""]:
     others = no_negative.scatter(1, own[:, None], False)
     return F.cross_entropy(scores.masked_fill(others, -torch.inf), own)
-
-
-def _widest(known: Int[Tensor, "pair known"]) -> Int[Tensor, "pair widest"]:
-    """Pad known items with -1 to the width of the widest rank."""
-    widest = int(gather_rows(torch.tensor([known.shape[1]], device=known.device)).max())
-    return F.pad(known, (0, widest - known.shape[1]), value=-1)
 
 
 def embed_in_chunks(
@@ -121,17 +116,11 @@ def embed_in_chunks(
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
-    parts = []
+    lengths, parts = tokens.lengths_on_host(), []
     for first in range(0, len(tokens.ids), chunk_size):
-        ids, mask = tokens.ids[first : first + chunk_size], tokens.mask[first : first + chunk_size]
-        longest = int(mask.sum(dim=1).max())
-        parts.append(_embed_again(tower, ids[:, :longest], mask[:, :longest]))
+        rows, own = slice(first, first + chunk_size), lengths[first : first + chunk_size]
+        chunk = TextTokens(tokens.ids[rows, : max(own)], tokens.mask[rows, : max(own)], own)
+        parts.append(
+            checkpoint(tower, chunk, use_reentrant=False, preserve_rng_state=True)  # again, later
+        )
     return torch.cat(parts)
-
-
-def _embed_again(tower: Callable[[TextTokens], Tensor], ids: Tensor, mask: Tensor) -> Tensor:
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
-        return tower(TextTokens(ids, mask))
-
-    embeddings: Tensor = checkpoint(run, ids, mask, use_reentrant=False, preserve_rng_state=True)
-    return embeddings

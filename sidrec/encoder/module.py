@@ -80,7 +80,7 @@ class BiEncoder(StageModule[PairDataModule]):
 
     def setup(self, stage: str) -> None:
         """Refuse batches without negatives, and pairs tokenized for another encoder."""
-        del stage
+        super().setup(stage)
         data, own = self._any_data(), self.tower_settings
         if not isinstance(data, PairDataModule):
             return

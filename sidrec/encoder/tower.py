@@ -157,9 +157,11 @@ class TextTower(nn.Module):
         """Return float32 embeddings, row ``i`` for text ``i``, as ``pool`` gives them."""
         if self.length_groups == 1 or len(tokens.ids) <= self.length_groups:
             return self._embed(tokens)
-        lengths = tokens.mask.sum(dim=1)
-        order = torch.argsort(lengths, stable=True)
-        sorted_lengths, mask = lengths[order].tolist(), tokens.mask[order]
+        lengths = tokens.lengths_on_host()
+        ascending = sorted(range(len(lengths)), key=lengths.__getitem__)
+        sorted_lengths = [lengths[row] for row in ascending]
+        order = torch.tensor(ascending, device=tokens.mask.device)
+        mask = tokens.mask[order]
         # words of all groups at once: each look-up's gradient is as large as the vocabulary
         words = self.model.get_input_embeddings()(tokens.ids[order])
         parts, first = [], 0

@@ -55,11 +55,21 @@ def use_cheap_dropout(model: Any) -> None:  # noqa: ANN401 (transformers is unty
                 setattr(module, name, CheapDropout(child.p).train(child.training))
     if model.config._attn_implementation == "sdpa":
         from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+        from transformers.masking_utils import AttentionMaskInterface
 
         AttentionInterface.register(_ATTENTION, _attend)
-        AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+        AttentionMaskInterface.register(_ATTENTION, _mask)
         model.set_attn_implementation(_ATTENTION)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401
+    """Return ``sdpa``'s mask; off the CPU also where nothing is padded: a GPU would have to say."""
+    from transformers.masking_utils import sdpa_mask
+
+    if torch.device(kwargs.get("device", "cpu")).type != "cpu":
+        kwargs["allow_is_bidirectional_skip"] = False
+    found: Tensor | None = sdpa_mask(*args, **kwargs)
+    return found
 
 
 def _attend(

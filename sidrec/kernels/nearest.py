@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _SCORES_IN_CACHE = 1 << 18  # scores that fit into the processor's cache
+_SCORES_ON_GPU = 1 << 28
 _SEARCH_WIDTH = 32  # codes per group in the search for the least score
 
 
@@ -33,8 +34,9 @@ def nearest_float32(
 
 
 def parts_in_cache(rows: Float[Tensor, "row dim"], num_codes: int) -> Iterator[Tensor]:
-    """Cut rows into parts whose scores fit into the cache; on a GPU, yield one part."""
-    step = len(rows) if rows.is_cuda else max(64, _SCORES_IN_CACHE // num_codes)
+    """Cut rows into parts whose scores fit into the processor's cache; on a GPU, into 1 GiB."""
+    scores = _SCORES_ON_GPU if rows.is_cuda else _SCORES_IN_CACHE
+    step = max(64, scores // num_codes)
     for start in range(0, len(rows), max(step, 1)):
         yield rows[start : start + step]
 

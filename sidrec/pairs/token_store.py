@@ -96,7 +96,7 @@ class TokenStore:
         mask = offsets < lengths[:, None]
         places = np.where(mask, first[:, None] + offsets, 0)
         ids = np.where(mask, self.ids[places], self.padding).astype(np.int64)
-        return TextTokens(torch.from_numpy(ids), torch.from_numpy(mask))
+        return TextTokens(torch.from_numpy(ids), torch.from_numpy(mask), tuple(lengths.tolist()))
 
 
 def tokenize_once(

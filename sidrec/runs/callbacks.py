@@ -5,16 +5,18 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from sidrec.console import say
-from sidrec.distributed import rank_and_world_size, sum_over_ranks
+from sidrec.distributed import rank_and_world_size, read_later, sum_over_ranks
 from sidrec.files import atomic_file
 from sidrec.runs.checkpoints import keep_previous, load_file, write_checkpoint
 from sidrec.runs.directory import RunDirectory
@@ -116,12 +118,13 @@ class LastCheckpoint(L.Callback):
         self.run, self.every_s = run, every_s
         self.save_took_s = 0.0
         self.asked_to_stop = False
+        self._votes: Callable[[], list[int]] = lambda: [0, 0, 0]  # of the step before
         self._handler_before: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, and handle Ctrl-C."""
         del trainer, pl_module
-        self.saved_at = time.monotonic()
+        self.saved_at, self._votes = time.monotonic(), lambda: [0, 0, 0]
         STOP.wait_for_step()
         if threading.current_thread() is threading.main_thread():
             self._handler_before = signal.signal(signal.SIGINT, self._stop_after_this_step)
@@ -145,14 +148,29 @@ class LastCheckpoint(L.Callback):
         every_s = least_s if self.every_s is None else self.every_s
         is_time = time.monotonic() - self.saved_at >= every_s
         wishes = [is_time and trainer.is_global_zero, self.asked_to_stop, STOP.name is not None]
-        votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
-        save, person, machine = (count > 0 for count in sum_over_ranks(votes).tolist())
+        save, person, machine = self._agreed(wishes, trainer)
         if save or person or machine:
             self._save(trainer)
         if person:
             raise KeyboardInterrupt
         if machine:
             raise Preempted(STOP.name or "another rank")
+
+    def _agreed(self, wishes: list[bool], trainer: L.Trainer) -> list[bool]:
+        """Return what some rank wished: now with one process, at the step before with several.
+
+        So no rank waits for the others, nor for its GPU to finish the step. The last step of an
+        epoch or a training is followed by no other one soon, and its own votes count as well.
+        """
+        if rank_and_world_size()[1] == 1:
+            return wishes
+        votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
+        before, self._votes = self._votes, read_later(sum_over_ranks(votes))
+        counts = before()
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if is_last or trainer.global_step == trainer.max_steps:
+            counts = [a + b for a, b in zip(counts, self._votes(), strict=True)]
+        return [count > 0 for count in counts]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state of the training."""
@@ -271,6 +289,21 @@ class LineProgress(L.Callback):
     def _step(self, trainer: L.Trainer) -> str:
         end = "" if self.total is None else f" of {self.total:,}"
         return f"{trainer.global_step:,}{end}"
+
+
+class TerminalProgress(RichProgressBar):
+    """Progress bar that reads the figures once a second: each read waits for the GPU."""
+
+    _read_at = -math.inf
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the figures beside the bar."""
+        if time.monotonic() - self._read_at >= 1:
+            self._figures = super().get_metrics(trainer, pl_module)
+            self._read_at = time.monotonic()
+        return self._figures
 
 
 def total_steps(trainer: L.Trainer) -> int | None:

@@ -102,6 +102,20 @@ class StageModule(L.LightningModule, Generic[Data]):
         module.to(torch.device(map_location))
         return module
 
+    def setup(self, stage: str) -> None:
+        """Refuse weights of 16 bits.
+
+        Raises:
+            ConfigError: If the Trainer's precision keeps the weights themselves in 16 bits.
+        """
+        del stage
+        precision = str(self.trainer.precision)
+        if precision in ("16-true", "bf16-true"):
+            raise ConfigError(
+                f"trainer.precision {precision} keeps the weights in 16 bits, which lose small "
+                "updates; use bf16-mixed, or 32-true."
+            )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Seed the random numbers of this step."""
         del batch
@@ -109,9 +123,9 @@ class StageModule(L.LightningModule, Generic[Data]):
         torch.manual_seed(key_of(seed, self.current_epoch, batch_idx, rank, self.draws))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Drop the gradients of a NaN or infinite loss."""
+        """Drop the gradients of a NaN or infinite loss, or end the run."""
         del optimizer
-        self.guard.drop_bad_gradients(self.parameters())
+        self.guard.check(self.parameters())
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all trainable weights, and its schedule by optimizer step."""
@@ -149,7 +163,7 @@ class StageModule(L.LightningModule, Generic[Data]):
         items: Int[Tensor, " row"] | None = None,
         item_ids: Callable[[], list[str]] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the mean over ranks of a loss, after the loss guard's check."""
+        """Return the mean over ranks of a loss; the loss guard checks it before the next step."""
         where = f"epoch {self.current_epoch}, step {batch_idx}" + (f" ({task})" if task else "")
         return self.guard.mean(loss.detach(), where=where, items=items, item_ids=item_ids)
 

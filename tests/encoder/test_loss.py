@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -129,18 +130,25 @@ def whole_loss(encode, left, right, items, known, frequency):
     )
 
 
-def half_the_pairs(rank, world_size, tmp_path):
+def half_the_pairs(rank, world_size, tmp_path, *, device="cpu"):
     tower, *parts = tower_and_pairs()
-    encode = nn.parallel.DistributedDataParallel(tower)
-    own = [part.chunk(world_size)[rank] for part in parts]
+    encode = nn.parallel.DistributedDataParallel(tower.to(device))
+    own = [part.chunk(world_size)[rank].to(device) for part in parts]
     own[3] = own[3][:, : 2 + rank]  # ranks need not have the same width of known positives
     found = whole_loss(encode, *own)
     found.backward()
-    torch.save((found.detach(), tower.weight.grad), tmp_path / f"{rank}.pt")
+    torch.save((found.detach().cpu(), tower.weight.grad.cpu()), tmp_path / f"{rank}.pt")
 
 
-def test_two_ranks_equal_one(tmp_path):
-    run_on_ranks(half_the_pairs, tmp_path)
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", "gloo"), pytest.param("cuda", "nccl", marks=[pytest.mark.gpu, TWO_GPUS])],
+)
+def test_two_ranks_equal_one(device, backend, tmp_path):
+    run_on_ranks(partial(half_the_pairs, device=device), tmp_path, backend=backend)
     losses, grads = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
     tower, *parts = tower_and_pairs()
     expected = whole_loss(tower, *parts)

@@ -7,6 +7,7 @@ import torch
 
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings
 from sidrec.encoder.module import BiEncoder
+from sidrec.errors import ConfigError
 from sidrec.types import PairBatch, TextTokens
 
 TOKENS = TextTokens(torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1, dtype=torch.bool))
@@ -46,3 +47,10 @@ def test_dropout_is_seeded_by_rank_and_step(model):
     seeds = [seed_of(model, *place) for place in places]
     assert len(set(seeds)) == 4
     assert [seed_of(model, *place) for place in places] == seeds
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_of_16_bits_are_refused(model, precision):
+    model._trainer.precision = precision
+    with pytest.raises(ConfigError, match=f"trainer.precision {precision} keeps .* bf16-mixed"):
+        model.setup("fit")

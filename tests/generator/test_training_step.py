@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sidrec.errors import ConfigError
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.generator_settings import GeneratorLossSettings
 from sidrec.generator.training.module import JointGenerator
@@ -54,3 +55,10 @@ def test_dropout_is_seeded_by_rank_and_step(model):
     seeds = [seed_of(model, *place) for place in places]
     assert len(set(seeds)) == 4
     assert [seed_of(model, *place) for place in places] == seeds
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_of_16_bits_are_refused(model, precision):
+    model._trainer.precision = precision
+    with pytest.raises(ConfigError, match=f"trainer.precision {precision} keeps .* bf16-mixed"):
+        model.setup("fit")

@@ -84,11 +84,11 @@ def on_ranks(rank, world_size, tmp_path):
         "MASTER_PORT": "29571",  # not used: the ranks know each other already
         "TORCHELASTIC_RUN_ID": "test",
     }
-    wanted, tiny = torch.load(tmp_path / "input.pt", weights_only=False)
+    wanted, tiny, settings = torch.load(tmp_path / "input.pt", weights_only=False)
     assert rank_and_world_size() == (rank, 2)
     for stage, warmup in wanted:
         folder = tmp_path / f"{stage} {warmup}"
-        choice = {"num_ranks": 2, "warmup": warmup, "cells": cells_of(stage)}
+        choice = {"num_ranks": 2, "warmup": warmup, "cells": cells_of(stage)} | settings
         found, expected = compare(stage, tiny, folder, **choice)
         torch.save((found, expected.end["weights"]), folder / f"{rank}.pt")
         wait_for_all_ranks()
@@ -100,7 +100,7 @@ def on_two_ranks(tiny, tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("ranks")
     chosen = [item.callspec.params for item in request.session.items if _needs_ranks(item)]
     wanted = [(one["stage"], one["warmup"]) for one in chosen]
-    torch.save((wanted, tiny), folder / "input.pt")
+    torch.save((wanted, tiny, {}), folder / "input.pt")
     run_on_ranks(on_ranks, folder)
     return folder
 
@@ -118,6 +118,17 @@ def test_two_ranks(stage, warmup, on_two_ranks):
     assert_same(first)
     assert_same(second)
     assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("stage", ["bi-encoder", "generator"])
+def test_two_gpus(stage, tiny, tmp_path):
+    settings = {"accelerator": "gpu", "deterministic": True}
+    torch.save(([(stage, True)], tiny, settings), tmp_path / "input.pt")
+    run_on_ranks(on_ranks, tmp_path, backend="nccl")
+    for rank in range(2):
+        assert_same(torch.load(tmp_path / f"{stage} True" / f"{rank}.pt", map_location="cpu")[0])
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])

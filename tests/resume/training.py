@@ -98,7 +98,9 @@ def digest(batch):
     """Return a hash of everything that a batch holds."""
     found = hashlib.sha256()
     for part in _parts(batch):
-        whole = part.numpy().tobytes() if isinstance(part, torch.Tensor) else repr(part).encode()
+        whole = (
+            part.cpu().numpy().tobytes() if isinstance(part, torch.Tensor) else repr(part).encode()
+        )
         found.update(whole + b";")
     return found.hexdigest()
 

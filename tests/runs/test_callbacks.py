@@ -15,6 +15,7 @@ from sidrec.runs.callbacks import (
     LastCheckpoint,
     LineProgress,
     RunManifest,
+    TerminalProgress,
     total_steps,
 )
 from sidrec.runs.directory import RunDirectory
@@ -166,8 +167,9 @@ def only_one_rank_was_told(rank, world_size, tmp_path):
         callback.on_train_start(trainer, MODULE)
         if rank == 1:
             signal.raise_signal(signal.SIGUSR1)
+        callback.on_train_batch_end(trainer, MODULE, None, None, 0)  # asks; the answer comes later
         with pytest.raises(Preempted):
-            callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+            callback.on_train_batch_end(trainer, MODULE, None, None, 1)
         callback.on_exception(trainer, MODULE, Preempted())
     assert trainer.save_checkpoint.call_count == 1
 
@@ -234,3 +236,16 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path):
     assert "the previous one is intact. Free space" in str(caught.value)
     assert torch.load(file, weights_only=True) == {"global_step": 1}
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_terminal_bar_reads_figures_once_a_second(monkeypatch):
+    reads, now, bar = [], [0.0], TerminalProgress()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        "lightning.pytorch.callbacks.RichProgressBar.get_metrics",
+        lambda *_: {"loss": reads.append(1) or len(reads)},
+    )
+    found = []
+    for now[0] in (0.0, 0.5, 0.9, 1.1, 1.2):
+        found.append(bar.get_metrics(trainer_of(), MODULE)["loss"])
+    assert found == [1, 1, 1, 2, 2]

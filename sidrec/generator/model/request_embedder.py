@@ -209,9 +209,8 @@ class RequestEmbedder(nn.Module):
         Indexing rows have none; they use their item's embedding alone.
         """
         device = self.item_vectors.device
-        is_training_row = torch.maximum(batch.text_rows, batch.indexed_item) >= 0
-        if self.states is not None and bool(is_training_row.all()):
-            states, mask = self.states.gather(batch.text_rows)
+        if self.states is not None and self.training:
+            states, mask = self.states.gather(batch.text_rows.cpu())
             return states.to(device).float(), mask.to(device)
         tower = self._tower
         tower.to(device).eval()
@@ -285,10 +284,13 @@ def _check_tower(tower: TextTower | None, dim: int) -> None:
 def packed(
     states: Float[Tensor, "request given dim"], mask: Bool[Tensor, "request given"]
 ) -> Positions:
-    """Move each row's real positions to the front, in order, and cut common padding.
+    """Move each row's real positions to the front, in order.
 
-    T5's position bias uses distances, so a gap would make a request depend on its batch.
+    T5's position bias uses distances, so a gap would make a request depend on its batch. Common
+    padding is cut on a CPU only: elsewhere the host would wait for the width, and shapes would
+    change.
     """
     order = torch.argsort((~mask).byte(), dim=1, stable=True)
-    order = order[:, : int(mask.sum(dim=1).max())]
+    if mask.device.type == "cpu":
+        order = order[:, : int(mask.sum(dim=1).max())]
     return torch.take_along_dim(states, order[..., None], dim=1), mask.gather(1, order)

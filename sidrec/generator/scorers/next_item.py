@@ -44,9 +44,17 @@ class Linear(NamedTuple):
     rows: Float[Tensor, "item width"]
     head: Float[Tensor, "rank item"] | None
 
-    def scores(self, history: Tensor, *, half_life_items: float) -> Float[Tensor, "request item"]:
-        """Return float32 scores of all items for each history (-1 pads at the end)."""
-        weights = recency_weights(history, half_life_items=half_life_items)
+    def scores(
+        self, history: Tensor, *, half_life_items: float, factor: Tensor | float = 1.0
+    ) -> Float[Tensor, "request item"]:
+        """Return float32 scores of all items for each history (-1 pads at the end).
+
+        Args:
+            history: item_index, oldest first.
+            half_life_items: Items over which a weight halves.
+            factor: Of all weights of a history.
+        """
+        weights = recency_weights(history, half_life_items=half_life_items) * factor
         found = weighted_rows(self.rows, history, weights)
         return found if self.head is None else found @ self.head
 
@@ -123,13 +131,22 @@ class NextItemScorer(Scorer):
 
     def forward(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
         """Return scores; for training examples those of the map fitted without their user."""
-        if not self._num_folds or not bool((query.user_index >= 0).any()):
+        on_cpu = query.history.device.type == "cpu"
+        if not self._num_folds or (on_cpu and not bool((query.user_index >= 0).any())):
             return self._map(self._num_folds).scores(
                 query.history, half_life_items=self.half_life_items
             )
         number = torch.where(
             query.user_index >= 0, query.user_index % self._num_folds, self._num_folds
         )
+        if not on_cpu:  # every map scores every request, so that the host need not wait
+            own = torch.nn.functional.one_hot(number, self._num_folds + 1).float()
+            return sum(
+                self._map(fold).scores(
+                    query.history, half_life_items=self.half_life_items, factor=own[:, fold, None]
+                )
+                for fold in range(self._num_folds + 1)
+            )
         parts, rows = [], []
         for fold in range(self._num_folds + 1):
             rows.append((number == fold).nonzero().flatten())

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sidrec.console import say
@@ -123,7 +124,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
 
     def setup(self, stage: str) -> None:
         """Refuse data whose histories are longer than the model reads."""
-        del stage
+        super().setup(stage)
         longest = self._data().histories.max_history_items
         if longest > self.inputs.max_history_items:
             raise ConfigError(
@@ -181,6 +182,13 @@ class JointGenerator(StageModule[GeneratorDataModule]):
                 folder=Path(self.trainer.default_root_dir) / "cache",
                 bf16=str(self.trainer.precision).startswith("bf16"),
             )
+
+    def transfer_batch_to_device(
+        self, batch: GeneratorBatch, device: torch.device, dataloader_idx: int
+    ) -> GeneratorBatch:
+        """Move a batch to the device, but for the rows of its texts: the host looks them up."""
+        moved: GeneratorBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved._replace(text_rows=batch.text_rows)
 
     def on_fit_end(self) -> None:
         """Warn of trained tasks whose prior was not calibrated."""

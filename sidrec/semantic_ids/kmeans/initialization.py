@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sidrec.distributed import from_rank_zero
@@ -14,6 +14,7 @@ SHRINK_FRACTION = 0.25
 GREEDY_FRACTION = 0.3
 _GREEDY_ROWS_PER_CODE = 24
 _GREEDY_AT_ONCE = 16
+_DRAW_BITS = 40  # of the largest weight; 2^22 of them fit into an integer
 PROGRESSIVE_STEPS = 10
 PROGRESSIVE_ITERATIONS = 10
 _PROGRESSIVE_TOLERANCE = 0.01
@@ -46,11 +47,21 @@ def kmeans_pp_init(
         to_row = squares + squares[row] - 2 * (sample @ sample[row])
         least = torch.minimum(least, to_row.clamp_(min=0))
         least[row] = 0
-        running = least.double().cumsum(dim=0)
-        found = torch.searchsorted(running, running[-1:] * draw, right=True)
-        row = min(int(found), len(sample) - 1)
+        drawn = torch.tensor([draw], dtype=torch.float64, device=sample.device)
+        row = min(int(_drawn_rows(least, drawn)), len(sample) - 1)
         chosen.append(row)
     return sample[chosen]
+
+
+def _drawn_rows(weights: Float[Tensor, " row"], draws: Float64[Tensor, " draw"]) -> Tensor:
+    """Return for each number in [0, 1) the row at that share of the running sum of weights.
+
+    The weights are rounded to a grid of 2^-40 of the largest one and summed as integers: a sum of
+    floats has no fixed order on a GPU, and ``use_deterministic_algorithms`` refuses it there.
+    """
+    exponent = torch.frexp(weights.max()).exponent
+    running = torch.ldexp(weights.double(), (_DRAW_BITS - exponent).double()).long().cumsum(dim=0)
+    return torch.searchsorted(running, (running[-1] * draws).long(), right=True)
 
 
 def shrunken_random_init(
@@ -97,9 +108,7 @@ def greedy_kmeans_pp_init(
     while len(chosen) < num_codes:
         num_wanted = min(max(len(chosen) // 4, 1), _GREEDY_AT_ONCE, num_codes - len(chosen))
         drawn = draws[(len(chosen) - 1) * num_tries :][: num_wanted * num_tries]
-        running = least.double().cumsum(dim=0)
-        found = torch.searchsorted(running, running[-1] * drawn.to(rows.device), right=True)
-        found = found.clamp_(max=len(rows) - 1)
+        found = _drawn_rows(least, drawn.to(rows.device)).clamp_(max=len(rows) - 1)
         left = torch.mm(rows[found], rows.T).mul_(-2)  # [candidate, row]
         left.add_(squares).add_(squares[found].unsqueeze(1)).clamp_(min=0)
         for _ in range(num_wanted):

@@ -18,7 +18,6 @@ from sidrec.kernels.nearest import (
     rounding_of,
 )
 from sidrec.semantic_ids.kmeans.sharded_rows import (
-    CHUNK_ROWS,
     ShardedRows,
     block_of_rank,
     exact_sum_quantum,
@@ -134,7 +133,7 @@ def _first_look(
 ) -> float:
     """Return the sum of squares over all ranks; keep rounding for the prefilter."""
     total = torch.zeros((), dtype=torch.float64, device=centroids.device)
-    unit = exact_sum_quantum(rows.largest * rows.largest * rows.dim * CHUNK_ROWS, GRID_BITS)
+    unit = exact_sum_quantum(rows.largest * rows.largest * rows.dim * rows.chunk_rows, GRID_BITS)
     for block, chunk in _blocks(rows):
         total += (chunk.square().sum(dim=1).sum(dtype=torch.float64) / unit).round_()
         if is_prefiltered:
@@ -152,7 +151,7 @@ def _assign(rows: ShardedRows, centroids: Tensor, kept: _Kept, *, is_prefiltered
     num_codes, num_in_doubt = len(centroids), 0
     sums = torch.zeros_like(centroids, dtype=torch.float64)
     counts = torch.zeros(num_codes + 1, dtype=torch.int64, device=centroids.device)
-    unit = exact_sum_quantum(rows.largest * CHUNK_ROWS, GRID_BITS)
+    unit = exact_sum_quantum(rows.largest * rows.chunk_rows, GRID_BITS)
     prefilter = prefilter_of(centroids) if is_prefiltered else None
     for block, chunk in _blocks(rows):
         if prefilter is not None:

@@ -32,37 +32,53 @@ def training_block(
 
 
 CHUNK_ROWS = 4096
+_MOST_CHUNK_ROWS = 1 << 16
 _CACHE_BYTES = 1 << 30
 
 Chunk = Float[Tensor, "row dim"]
 
 
+def gpu_chunk_rows(num_rows: int) -> int:
+    """Return how many rows a GPU reads at once: ``CHUNK_ROWS`` times a power of two.
+
+    A small chunk costs a GPU more to launch than to compute. There are 16 chunks or more, for as
+    many ranks, of at most 65,536 rows.
+    """
+    size = CHUNK_ROWS
+    while size < _MOST_CHUNK_ROWS and 32 * size <= num_rows:
+        size *= 2
+    return size
+
+
 def block_of_rank(num_rows: int) -> tuple[int, int]:
     """Return ``(start, stop)``: the rows that this rank works on.
 
-    Blocks are cut at multiples of ``CHUNK_ROWS``, so that every chunk holds the same rows, and
+    Blocks are cut at multiples of ``gpu_chunk_rows``, so that every chunk holds the same rows, and
     every matrix product the same bits, whatever the number of ranks.
     """
     rank, world_size = rank_and_world_size()
-    num_chunks = -(-num_rows // CHUNK_ROWS)
-    cuts = [num_chunks * r // world_size * CHUNK_ROWS for r in (rank, rank + 1)]
+    size = gpu_chunk_rows(num_rows)
+    num_chunks = -(-num_rows // size)
+    cuts = [num_chunks * r // world_size * size for r in (rank, rank + 1)]
     return min(cuts[0], num_rows), min(cuts[1], num_rows)
 
 
 class ShardedRows:
     """This rank's block of rows and the size of the whole.
 
-    Up to 1 GiB a rank the rows are read once and kept; larger blocks are read again in every pass,
-    so that a memory-mapped file larger than memory can be clustered.
+    Up to 1 GiB a rank (on a GPU, half of the memory that is free) the rows are read once and kept;
+    larger blocks are read again in every pass, so that a memory-mapped file larger than memory can
+    be clustered.
 
     Args:
         read: ``read(start, stop)`` returns rows of the block as float32, always the same.
-        num_local: Rows of this rank's block; a multiple of ``CHUNK_ROWS`` on all ranks but the last
+        num_local: Rows of this rank's block; a multiple of ``chunk_rows`` on all ranks but the last
             one that holds any.
         dim: Width of a row.
 
     Attributes:
         num_rows: Rows of all ranks; this rank's begin at ``start``.
+        chunk_rows: Rows of a chunk: ``CHUNK_ROWS``, or ``gpu_chunk_rows`` of all rows.
         largest: Largest magnitude of all ranks' numbers, the scale of ``exact_sum_quantum``.
 
     Raises:
@@ -74,15 +90,19 @@ class ShardedRows:
         counts: list[int] = gather_objects(num_local)
         rank, _ = rank_and_world_size()
         self.start, self.num_rows = sum(counts[:rank]), sum(counts)
-        _check_blocks(counts)
+        device = read(0, 0).device
+        on_gpu = device.type == "cuda"
+        self.chunk_rows = gpu_chunk_rows(self.num_rows) if on_gpu else CHUNK_ROWS
+        _check_blocks(counts, self.chunk_rows)
         self._cache: list[Tensor] | None = None
-        if num_local * dim * 4 <= _CACHE_BYTES:
+        room = torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else _CACHE_BYTES
+        if num_local * dim * 4 <= room:
             self._cache = [read(a, b) for a, b in self._cuts()]
         largest = max((_magnitude(chunk) for chunk in self.chunks()), default=0.0)
         self.largest: float = max(gather_objects(largest))
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the block's rows in order, ``CHUNK_ROWS`` at a time."""
+        """Yield the block's rows in order, ``chunk_rows`` at a time."""
         if self._cache is not None:
             yield from self._cache
             return
@@ -97,21 +117,21 @@ class ShardedRows:
         local = indices.cpu() - self.start
         local = local[(local >= 0) & (local < self.num_local)]
         taken = self._read(0, 0).new_empty((len(local), self.dim), dtype=torch.float32)
-        for number in sorted(set((local // CHUNK_ROWS).tolist())):
-            chunk, here = self._chunk(number), local // CHUNK_ROWS == number
-            inside = (local[here] - number * CHUNK_ROWS).to(chunk.device)
+        for number in sorted(set((local // self.chunk_rows).tolist())):
+            chunk, here = self._chunk(number), local // self.chunk_rows == number
+            inside = (local[here] - number * self.chunk_rows).to(chunk.device)
             taken[here.to(chunk.device)] = chunk[inside]
         return gather_rows(taken)
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.num_local, CHUNK_ROWS):
-            yield start, min(start + CHUNK_ROWS, self.num_local)
+        for start in range(0, self.num_local, self.chunk_rows):
+            yield start, min(start + self.chunk_rows, self.num_local)
 
     def _chunk(self, number: int) -> Tensor:
         if self._cache is not None:
             return self._cache[number]
-        start = number * CHUNK_ROWS
-        return self._read(start, min(start + CHUNK_ROWS, self.num_local))
+        start = number * self.chunk_rows
+        return self._read(start, min(start + self.chunk_rows, self.num_local))
 
 
 def exact_sum_quantum(largest: float, bits: int) -> float:
@@ -126,11 +146,11 @@ def _magnitude(chunk: Tensor) -> float:
     return max(abs(least.item()), abs(most.item()))
 
 
-def _check_blocks(counts: list[int]) -> None:
+def _check_blocks(counts: list[int], chunk_rows: int) -> None:
     *before, _ = [n for n in counts if n] or [0]
-    if any(n % CHUNK_ROWS for n in before):
+    if any(n % chunk_rows for n in before):
         raise ValueError(
-            f"ranks hold {counts} rows, expected multiples of {CHUNK_ROWS} on all but the last; "
+            f"ranks hold {counts} rows, expected multiples of {chunk_rows} on all but the last; "
             "cut them with block_of_rank."
         )
 

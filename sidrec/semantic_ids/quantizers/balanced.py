@@ -10,7 +10,7 @@ from torch import Tensor
 from sidrec.distributed import from_rank_zero
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.kmeans.initialization import progressive_dims_init, uniform_sample
-from sidrec.semantic_ids.kmeans.lloyd import cluster
+from sidrec.semantic_ids.kmeans.lloyd import cluster, sums_by_code
 from sidrec.semantic_ids.kmeans.sharded_rows import common_offset, rows_to_fit
 from sidrec.semantic_ids.quantizers.base import (
     FittedQuantizer,
@@ -160,6 +160,6 @@ class BalancedRqKMeans(Quantizer):
 
 def _means(points: Tensor, codes: Tensor, before: Tensor) -> Tensor:
     """Return the mean of each code's points; a code without points keeps its centroid."""
-    sums = torch.zeros_like(before, dtype=torch.float64).index_add_(0, codes, points.double())
-    counts = torch.bincount(codes, minlength=len(before)).unsqueeze(1)
+    sums, counts = sums_by_code(points.double(), codes, len(before))
+    counts = counts.unsqueeze(1)
     return torch.where(counts > 0, (sums / counts.clamp(min=1)).float(), before)

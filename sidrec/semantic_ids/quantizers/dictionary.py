@@ -11,6 +11,7 @@ from torch import Tensor
 from sidrec.distributed import from_rank_zero, rank_and_world_size
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.kmeans.initialization import uniform_sample
+from sidrec.semantic_ids.kmeans.lloyd import sums_by_code
 from sidrec.semantic_ids.kmeans.sharded_rows import exact_mean, rows_to_fit
 from sidrec.semantic_ids.quantizers.base import (
     FittedQuantizer,
@@ -218,9 +219,8 @@ def _lengths(sample: Tensor, fitted: FittedDictionary) -> Tensor:
     lengths = torch.zeros_like(fitted.lengths)
     for level, column in enumerate(codes.unbind(dim=1)):
         products = (left * directions[column]).sum(dim=1, dtype=torch.float64)
-        sums = products.new_zeros(lengths.shape[1]).index_add_(0, column, products)
-        counts = torch.bincount(column, minlength=lengths.shape[1])
-        means = torch.where(counts > 0, sums / counts.clamp(min=1), products.mean())
+        sums, counts = sums_by_code(products.unsqueeze(1), column, lengths.shape[1])
+        means = torch.where(counts > 0, sums[:, 0] / counts.clamp(min=1), products.mean())
         lengths[level] = means.float()
         left -= lengths[level][column].unsqueeze(1) * directions[column]
     return lengths

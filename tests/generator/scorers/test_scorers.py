@@ -203,7 +203,7 @@ NO_VECTORS = {"item_vectors": torch.zeros(4, 2), "corpus_fingerprint": "other"}
             "scorers were made from corpus abc, but its Semantic IDs belong to corpus other",
         ),
         (
-            lambda: prior_of({"broken": Broken()}).scores(search("a"), task="search"),
+            lambda: prior_of({"broken": Broken()}).eval().scores(search("a"), task="search"),
             "Scorer broken of search gave NaN",
         ),
     ],
