@@ -34,6 +34,7 @@ from sidrec.pairs.encoder_files import locate_encoder
 from sidrec.pairs.query_item import QueryItemPairs, query_item_pairs, train_query_rows
 from sidrec.pairs.token_store import tokenize_once
 from sidrec.training.counter_rng import permute
+from sidrec.types import TextTokens
 
 TEMPERATURE, LEARNING_RATE = 0.05, 2e-5
 Step = Callable[[np.ndarray], None]
@@ -90,7 +91,8 @@ def sidrec_systems(
             stores[0].gather(drawn.left),
             stores[1].gather(drawn.right_item),
         ]
-        left, right = (tower(type(side)(*(part.to(device) for part in side))) for side in sides)
+        moved = [TextTokens(one.ids.to(device), one.mask.to(device), one.lengths) for one in sides]
+        left, right = (tower(side) for side in moved)
         loss = contrastive_loss(
             left,
             right,

@@ -112,7 +112,7 @@ class Check:
         )
         encoded = moved.encode(on_device).cpu()
         model, batch = model_of(self.sizes.items).eval(), self.batch()
-        limits = {"num_beams": self.sizes.beams, "top_k": self.sizes.beams}
+        limits: dict[str, Any] = {"num_beams": self.sizes.beams, "top_k": self.sizes.beams}
         expected = model.answer(batch, **limits).ranked.items
         found = model.to(self.device).answer(self.moved(batch), **limits).ranked.items.cpu()
         return {

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sidrec.comparison.report.plots import curves_svg, learning_curve
+from sidrec.comparison.report.plots import as_svg, curves_figure, learning_curve
 from sidrec.errors import ConfigError, RunError
 from sidrec.files import atomic_file, read_json, write_json
 from sidrec.runs.directory import RunDirectory
@@ -80,7 +80,8 @@ def main() -> None:
     )
     picture = chosen.output.with_suffix(".svg")
     with atomic_file(picture) as temporary:
-        temporary.write_text(curves_svg([one["name"] for one in curves], curves))
+        drawn = curves_figure([one["name"] for one in curves], curves)
+        temporary.write_text(as_svg(drawn, "curves"))
     for one in curves:
         ends = {task: round(own[-1], 3) for task, own in one["recalls"].items()}
         print(f"{one['name']}: step {one['steps'][-1]} of {one['max_steps']}: {ends}")

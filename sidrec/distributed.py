@@ -116,14 +116,14 @@ def read_later(values: Shaped[Tensor, " value"]) -> Callable[[], list[Any]]:
     On a GPU it waits for the work that was queued before this call, not for what came after.
     """
     if not values.is_cuda:
-        return values.tolist  # type: ignore[no-any-return]
+        return values.tolist
     host = values.to("cpu", non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
 
     def wait() -> list[Any]:
         arrived.synchronize()
-        return host.tolist()  # type: ignore[no-any-return]
+        return host.tolist()
 
     return wait
 

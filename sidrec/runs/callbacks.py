@@ -295,6 +295,7 @@ class TerminalProgress(RichProgressBar):
     """Progress bar that reads the figures once a second: each read waits for the GPU."""
 
     _read_at = -math.inf
+    _figures: dict[str, int | str | float | dict[str, float]]
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule

@@ -1,5 +1,6 @@
 """Next-item scorer: ridge regression from a recency-weighted history to the next item."""
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -141,12 +142,13 @@ class NextItemScorer(Scorer):
         )
         if not on_cpu:  # every map scores every request, so that the host need not wait
             own = torch.nn.functional.one_hot(number, self._num_folds + 1).float()
-            return sum(
+            found = (
                 self._map(fold).scores(
                     query.history, half_life_items=self.half_life_items, factor=own[:, fold, None]
                 )
                 for fold in range(self._num_folds + 1)
             )
+            return reduce(torch.add, found)
         parts, rows = [], []
         for fold in range(self._num_folds + 1):
             rows.append((number == fold).nonzero().flatten())
