@@ -26,9 +26,16 @@ COMMANDS = {
     "test": ("sidrec.cli.train", "decode the test split: metrics.json and predictions.parquet"),
     "predict": ("sidrec.cli.train", "ranked items of the test split, without figures"),
     "retrieve": ("sidrec.cli.retrieve", "batch inference on your own requests"),
-    "serve": ("sidrec.cli.serve", "a page and an endpoint on localhost, for trying and showing"),
+    "serve": (
+        "sidrec.cli.publish.serve",
+        "a page and an endpoint on localhost, for trying and showing",
+    ),
     "baselines": ("sidrec.cli.baselines", "a generator run beside simple baselines"),
     "compare": ("sidrec.cli.compare", "strategies x seeds -> table, tests, report"),
+    "export": (
+        "sidrec.cli.publish.export",
+        "a run for sentence-transformers, transformers and the hub",
+    ),
     "configs": ("sidrec.cli.configs", "the packaged configurations: list, or copy one"),
     "doctor": ("sidrec.doctor.checks", "what works on this machine and what does not"),
 }

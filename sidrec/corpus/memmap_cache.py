@@ -8,23 +8,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Integer
+from jaxtyping import Num
 
 from sidrec.corpus.sources.raw_catalogue import SPLITS
 from sidrec.errors import SidrecError
 from sidrec.files import atomic_file, disk_errors
 
-Array = Integer[np.ndarray, " _"]
+Array = Num[np.ndarray, " _"]
 
 _ROWS_AT_ONCE = 131_072
 _ADVICE = "free space: it holds memory-mapped copies of the corpus, about five times its size."
-_ROW_ARRAYS = {
+_ROW_ARRAYS: dict[str, type] = {
     "item_index": np.int64,
     "split": np.int8,
     "train_user_index": np.int64,
     "train_item_index": np.int64,
     "train_timestamp": np.int64,
 }
+_WEIGHT: dict[str, type] = {
+    "train_weight": np.float32
+}  # only where interactions.parquet has weights
 _ARRAYS = {**_ROW_ARRAYS, "user_starts": np.int64, "train_user_starts": np.int64}
 
 
@@ -85,36 +88,38 @@ def interaction_arrays(folder: Path, interactions: pa.Table, num_users: int) -> 
 
     Returns:
         ``item_index``, ``split`` (position in ``SPLITS``), ``user_starts`` of all rows, and
-        ``train_user_index``, ``train_item_index``, ``train_timestamp``, ``train_user_starts``.
+        ``train_user_index``, ``train_item_index``, ``train_timestamp``, ``train_user_starts``,
+        and ``train_weight`` where the interactions have weights.
     """
-    if not all((folder / f"{name}.npy").exists() for name in _ARRAYS):
+    names = [*_ARRAYS, *(_WEIGHT if "weight" in interactions.column_names else ())]
+    if not all((folder / f"{name}.npy").exists() for name in names):
         with disk_errors(folder, _ADVICE):
             _write_arrays(folder, interactions, num_users)
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
 
 
 def _write_arrays(folder: Path, interactions: pa.Table, num_users: int) -> None:
     num_train = pc.sum(pc.equal(interactions["split"], "train")).as_py() or 0
-    num_rows = interactions.num_rows
+    num_rows, own = interactions.num_rows, ["user_index", "item_index", "timestamp"]
+    rows = _ROW_ARRAYS
+    if "weight" in interactions.column_names:
+        own, rows = [*own, "weight"], {**_ROW_ARRAYS, **_WEIGHT}
     with ExitStack() as files:
 
         def new(name: str, length: int) -> Array:
             target = files.enter_context(atomic_file(folder / f"{name}.npy"))
             return np.lib.format.open_memmap(
-                target, "w+", dtype=np.dtype(_ARRAYS[name]), shape=(length,)
+                target, "w+", dtype=np.dtype({**_ARRAYS, **_WEIGHT}[name]), shape=(length,)
             )
 
         lengths = {"item_index": num_rows, "split": num_rows}
-        arrays = {name: new(name, lengths.get(name, num_train)) for name in _ROW_ARRAYS}
+        arrays = {name: new(name, lengths.get(name, num_train)) for name in rows}
         per_user = {
             name: np.zeros(num_users + 1, np.int64) for name in ("user_starts", "train_user_starts")
         }
         row = train_row = 0
         for batch in interactions.to_batches():
-            columns = {
-                name: batch.column(name).to_numpy()
-                for name in ("user_index", "item_index", "timestamp")
-            }
+            columns = {name: batch.column(name).to_numpy() for name in own}
             split = pc.index_in(batch.column("split"), pa.array(SPLITS)).to_numpy()
             train = split == 0
             arrays["item_index"][row : row + len(split)] = columns["item_index"]

@@ -40,6 +40,8 @@ QUERY_SCHEMA = pa.schema(
         pa.field("source", pa.string()),
     ]
 )
+# Column of interactions.parquet, present only where interactions weigh differently.
+INTERACTION_WEIGHT = pa.field("weight", pa.float32())
 # Column of queries.parquet, present only where a source weighs the answers of its queries.
 WEIGHT_FIELD = pa.field("weight", pa.list_(pa.float32()))
 SCHEMAS = {"items": ITEM_SCHEMA, "interactions": INTERACTION_SCHEMA, "queries": QUERY_SCHEMA}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from jaxtyping import Int8, Int64
+from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
 from sidrec.corpus.memmap_cache import arrow_file, derived_folder, interaction_arrays
@@ -68,12 +68,14 @@ class Interactions(NamedTuple):
         item_index: Item of each interaction.
         timestamp: Microseconds since 1970, not decreasing within a user.
         user_starts: Rows of user u are [user_starts[u], user_starts[u + 1]).
+        weight: How often training draws an interaction, relative to others; None: all alike.
     """
 
     user_index: Int64[np.ndarray, " interaction"]
     item_index: Int64[np.ndarray, " interaction"]
     timestamp: Int64[np.ndarray, " interaction"]
     user_starts: Int64[np.ndarray, " bound"]
+    weight: Float32[np.ndarray, " interaction"] | None = None
 
 
 class Timelines(NamedTuple):
@@ -222,6 +224,7 @@ class Corpus:
             arrays["train_item_index"],
             arrays["train_timestamp"],
             arrays["train_user_starts"],
+            arrays.get("train_weight"),
         )
 
     def timelines(self) -> Timelines:

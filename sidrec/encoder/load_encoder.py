@@ -10,6 +10,7 @@ from sidrec.runs.directory import RunDirectory
 from sidrec.training.lora import LoraSettings, apply_lora, merge_lora, restore_base
 
 _PREFIX = "tower."  # of the tower's weights in the checkpoint of a BiEncoder
+_EMBEDDING = ("pooling", "normalize", "query_prompt", "item_prompt")
 _OWN_CLASS = "sidrec.encoder.module.BiEncoder"
 
 
@@ -49,7 +50,7 @@ def load_encoder(run: RunDirectory) -> TrainedEncoder:
             checkpoint["text_tower"], length_groups=own["length_groups"]
         )
     else:
-        names = ("encoder", "revision", "dropout", "length_groups")
+        names = ("encoder", "revision", "dropout", "length_groups", *_EMBEDDING)
         tower = TextTower(**{name: own[name] for name in names})
         apply_lora(tower.model, LoraSettings.from_plain(own["lora"]))
         restore_base(checkpoint, tower, base=own["encoder"], prefix=_PREFIX)

@@ -30,7 +30,7 @@ class ItemItemPairs:
         cap: Anchors that one user gives in an epoch, at most.
         weighting: How the partner is drawn from the window: ``uniform``, or in inverse proportion
             to distance (``inverse_distance``). An item is its own partner only where the window
-            holds no other item.
+            holds no other item. An interaction's weight multiplies its chance to be the partner.
     """
 
     interactions: Interactions
@@ -53,6 +53,8 @@ class ItemItemPairs:
         left = np.asarray(items[anchor])
         around = np.where(inside, items[np.where(inside, places, anchor[:, None])], -1)
         chance = self._weights(offsets, inside, around != left[:, None])
+        if self.interactions.weight is not None:
+            chance = chance * self.interactions.weight[np.where(inside, places, anchor[:, None])]
         share = uniform(rows, key=key_of(seed, epoch, "partner"))
         chosen = _draw_column(chance, share)
         right = around[np.arange(len(rows)), chosen]
@@ -64,14 +66,19 @@ class ItemItemPairs:
 
         A user counts with as many draws as anchors, spread evenly over the history: in a history
         longer than ``cap`` an interaction weighs ``cap / length``. The ends of a history, which are
-        in fewer windows, count like the rest.
+        in fewer windows, count like the rest. Weights share out a user's draws in proportion.
         """
         users, items = self.interactions.user_index, self.interactions.item_index
-        weight = np.diff(self.row_starts) / np.maximum(np.diff(self.interactions.user_starts), 1)
+        own, num_users = self.interactions.weight, len(self.row_starts) - 1
+        sums = np.diff(self.interactions.user_starts)
+        if own is not None:
+            sums = np.bincount(users, weights=own, minlength=num_users)
+        share = np.diff(self.row_starts) / np.where(sums > 0, sums, 1)
         total = np.zeros(num_items)
         for first in range(0, len(items), _ROWS_AT_ONCE):
             part = slice(first, first + _ROWS_AT_ONCE)
-            total += np.bincount(items[part], weights=weight[users[part]], minlength=num_items)
+            each = share[users[part]] if own is None else share[users[part]] * own[part]
+            total += np.bincount(items[part], weights=each, minlength=num_items)
         with np.errstate(divide="ignore"):
             logarithm: Float32[np.ndarray, " item"] = np.log(total / total.sum()).astype(np.float32)
         return logarithm

@@ -81,12 +81,14 @@ def served(run, *more, code="from sidrec.cli.main import main; main()"):
     watch = threading.Timer(patient(START_S), process.kill)
     watch.start()
     try:
+        said = []
         for line in process.stderr:
+            said.append(line)
             if line.startswith("serving "):
                 yield process, line.split(" on ")[1].split(",")[0]
                 break
         else:
-            pytest.fail("the server did not start")
+            pytest.fail(f"the server did not start: {''.join(said)}")
     finally:
         watch.cancel()
         process.kill()

@@ -113,3 +113,21 @@ def test_frequency_is_the_samplers_where_anchors_are_capped(cap):
 def test_refusals():
     with pytest.raises(ConfigError, match="window and cap must be 1 or more, got 0 and 5"):
         lay(histories([1, 2]), window=0, cap=5)
+
+
+def test_heavier_interactions_are_drawn_more_often_and_counted_so():
+    """Item 1 has partners 0 and 2, of weights 1 and 5; its user's draws fall 1 : 2 : 5."""
+    plain = histories([0, 1, 2])
+    pairs = lay(plain._replace(weight=np.array([1, 2, 5], np.float32)), window=1)
+    middle = np.ones(1, np.int64)
+    drawn = [int(pairs.draw(middle, seed=0, epoch=e).right_item[0]) for e in range(600)]
+    assert drawn.count(2) / 600 == pytest.approx(5 / 6, abs=0.05)
+    np.testing.assert_allclose(np.exp(pairs.log_frequency(3)), [1 / 8, 2 / 8, 5 / 8], rtol=1e-5)
+    one = lay(plain._replace(weight=np.ones(3, np.float32)), window=1)
+    for epoch in range(50):  # ones change nothing
+        rows = np.arange(3)
+        same = [
+            kind.draw(rows, seed=3, epoch=epoch).right_item for kind in (lay(plain, window=1), one)
+        ]
+        np.testing.assert_array_equal(*same)
+    np.testing.assert_array_equal(one.log_frequency(3), lay(plain).log_frequency(3))

@@ -22,8 +22,10 @@ from sidrec.comparison.statistics.tested_runs import System, groups_of
 from sidrec.metrics import harmonic_mean
 from sidrec.types import TASKS, Task
 
-_SLICES = ("recall@30_head", "recall@30_torso", "cold_start", "mrr@30")
-_SLICES += ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+_SLICES = (
+    *("recall@30_head", "recall@30_torso", "cold_start", "mrr@30"),
+    *("recall@5", "ndcg@5", "recall@10", "ndcg@10"),
+)
 Requests = Mapping[Task, Sequence[str]]
 
 

@@ -17,6 +17,7 @@ from sidrec.corpus.build.partition import pieces_by_user
 from sidrec.corpus.reading.table_scan import reading
 from sidrec.corpus.schema import (
     INTERACTION_SCHEMA,
+    INTERACTION_WEIGHT,
     QUERY_SCHEMA,
     SCHEMA_VERSION,
     WEIGHT_FIELD,
@@ -37,8 +38,9 @@ _ADVICE = "free space or choose another --out. What was there before is unchange
 class _Kept(NamedTuple):
     """Interactions of the kept items, unsorted, in a file."""
 
-    file: Path  # row, user_id, item_index, timestamp, rating
+    file: Path  # row, user_id, item_index, timestamp, rating, and weight where it varies
     users: pl.DataFrame  # user_index, user_id, num_rows; in order of first appearance
+    schema: pa.Schema  # of interactions.parquet
 
 
 def build_corpus(
@@ -80,7 +82,7 @@ def build_corpus(
             for part in items.iter_slices(_ITEMS_AT_ONCE):
                 writer.write(part.to_arrow())
             digests["items"] = writer.digest()
-        with TableWriter(folder / "interactions.parquet", INTERACTION_SCHEMA) as writer:
+        with TableWriter(folder / "interactions.parquet", kept.schema) as writer:
             counts |= _write_interactions(kept, settings, writer)
             digests["interactions"] = writer.digest()
         kept.file.unlink(missing_ok=True)
@@ -154,11 +156,12 @@ def _scan(file: Path) -> pl.LazyFrame:
 
 def _keep_interactions(raw: RawCatalogue, items: pl.DataFrame, file: Path) -> _Kept:
     with reading(raw.interactions_name):
+        weight = ["weight"] if _weights_vary(raw.interactions) else []
         (
             _with_nanosecond(raw.interactions)
             .with_row_index("row")
             .join(items.lazy().select("item_id", "item_index"), on="item_id", how="inner")
-            .select("row", "user_id", "item_index", "timestamp", "nanosecond", "rating")
+            .select("row", "user_id", "item_index", "timestamp", "nanosecond", "rating", *weight)
             .sink_parquet(file, compression="lz4", row_group_size=1 << 18, engine="streaming")
         )
     users = (
@@ -175,7 +178,17 @@ def _keep_interactions(raw: RawCatalogue, items: pl.DataFrame, file: Path) -> _K
             f"{raw.interactions_name} has no interaction with an item of {raw.items_name}; "
             "check that both files use the same ids."
         )
-    return _Kept(file, users)
+    schema = INTERACTION_SCHEMA.append(INTERACTION_WEIGHT) if weight else INTERACTION_SCHEMA
+    return _Kept(file, users, schema)
+
+
+def _weights_vary(interactions: pl.LazyFrame) -> bool:
+    """Return whether interactions have weights that are not all the same."""
+    if "weight" not in interactions.collect_schema():
+        return False
+    ends = interactions.select(least=pl.col("weight").min(), most=pl.col("weight").max())
+    least, most = ends.collect(engine="streaming").row(0)
+    return bool(least != most)
 
 
 def _write_interactions(

@@ -62,6 +62,9 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
         ),
         "unknown": (pl.col("known").is_null(), ""),
     }
+    if "weight" in raw.interactions.collect_schema():
+        right = pl.col("weight").is_finite() & (pl.col("weight") > 0)
+        faults["weight"] = (right.fill_null(value=False).not_(), "is no number above 0")
     ids = pl.concat([raw.items["item_id"], pl.Series(raw.left_out, dtype=pl.String)])
     known = ids.alias("item_id").to_frame().lazy().with_columns(known=pl.lit(1, pl.Int8))
     rows = raw.interactions.with_row_index("row", offset=1)

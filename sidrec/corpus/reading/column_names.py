@@ -14,6 +14,7 @@ class Columns:
         user_id: User of an interaction.
         timestamp: Time of an interaction.
         rating: Rating of an interaction.
+        weight: How often training draws an interaction, relative to others.
         query_id: Id of a query.
         query: Text of a query.
         item_ids: Answers of a query.
@@ -27,6 +28,7 @@ class Columns:
     user_id: str = "user_id"
     timestamp: str = "timestamp"
     rating: str = "rating"
+    weight: str = "weight"
     query_id: str = "query_id"
     query: str = "query"
     item_ids: str = "item_ids"

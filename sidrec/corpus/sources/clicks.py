@@ -60,7 +60,7 @@ def read_clicks(
         settings: Build settings, of which the split and the treatment of unknown items matter here.
 
     Returns:
-        The catalogue, with the weight of the event as rating, and the queries.
+        The catalogue, with the weight of the event as rating and weight, and the queries.
 
     Raises:
         DataError: If a column is missing, or a value cannot be read; the message names the row.
@@ -197,7 +197,8 @@ def _interactions(events: pl.DataFrame) -> pl.DataFrame:
         pl.col("user_id", "item_id", "timestamp", "row").first(),
         pl.col("event_weight").max().cast(pl.Float32).alias("rating"),
     )
-    return runs.sort("row").select("user_id", "item_id", "timestamp", "rating")
+    columns = ("user_id", "item_id", "timestamp", "rating")
+    return runs.sort("row").select(*columns, weight="rating")
 
 
 def _queries(

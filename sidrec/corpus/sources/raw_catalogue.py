@@ -45,7 +45,8 @@ class RawCatalogue(NamedTuple):
             becomes the order of item_index.
         interactions: user_id string, item_id string, timestamp int64 (microseconds since 1970),
             rating float32 or null, and optionally nanosecond int16 (0 to 999, orders within a
-            microsecond); scanned lazily, row order is the order of the source and breaks ties.
+            microsecond) and weight float32 (``> 0``, how often training draws it); scanned lazily,
+            row order is the order of the source and breaks ties.
         items_name: File of the items, for messages.
         interactions_name: File of the interactions, for messages; empty where the source has none,
             which makes a corpus for search alone.

@@ -277,7 +277,8 @@ def scan_interactions(
     read: list[FileRows],
 ) -> tuple[pl.LazyFrame, str]:
     """Scan a table of interactions lazily; also return the format of its times."""
-    names = {name: getattr(columns, name) for name in ("user_id", "item_id", "timestamp", "rating")}
+    known = ("user_id", "item_id", "timestamp", "rating", "weight")
+    names = {name: getattr(columns, name) for name in known}
     wanted = [*names.values()]
     with reading(table.name):
         frame = scan_columns(table, wanted, scratch, read)
@@ -293,12 +294,8 @@ def scan_interactions(
             "order of time, use --timestamps position."
         )
     require_columns(table.name, schema.names(), needed)
-    refuse_nested(table.name, frame, (*needed[:2], "rating"))
-    rating = pl.lit(None, pl.Float32)
-    if "rating" in schema:
-        number = pl.col("rating").cast(pl.Float32, strict=False)
-        no_number = number.is_null() & pl.col("rating").is_not_null()
-        rating = pl.when(no_number).then(float("nan")).otherwise(number).cast(pl.Float32)
+    refuse_nested(table.name, frame, (*needed[:2], "rating", "weight"))
+    rating = _number("rating") if "rating" in schema else pl.lit(None, pl.Float32)
     if position:
         moment, written = pl.int_range(pl.len()).cast(pl.Int128) * 1000, "the position of the row"
     else:
@@ -306,12 +303,22 @@ def scan_interactions(
             moment, written = read_times(frame, "timestamp", timestamps, table.name)
     within = (moment % 1000).cast(pl.Int16, strict=False).fill_null(0).alias("nanosecond")
     with reading(table.name):
-        exact = frame.select((within != 0).any()).collect(engine="streaming").item()
+        weighs = pl.col("weight").is_not_null() if "weight" in schema else pl.lit(value=False)
+        found = frame.select(exact=(within != 0).any(), weighted=weighs.any())
+        exact, weighted = found.collect(engine="streaming").row(0)
     chosen = frame.select(
         pl.col("user_id").cast(pl.String),
         pl.col("item_id").cast(pl.String),
         (moment // 1000).cast(pl.Int64, strict=False).alias("timestamp"),
         rating.alias("rating"),
+        *([_number("weight")] if weighted else []),
         *([within] if exact else []),
     )
     return chosen, written
+
+
+def _number(name: str) -> pl.Expr:
+    """Return a column as numbers: NaN where it holds something else, null where it is empty."""
+    number = pl.col(name).cast(pl.Float32, strict=False)
+    no_number = number.is_null() & pl.col(name).is_not_null()
+    return pl.when(no_number).then(float("nan")).otherwise(number).cast(pl.Float32).alias(name)

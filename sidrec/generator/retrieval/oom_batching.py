@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     from lightning.pytorch.utilities.memory import is_oom_error  # a second that answers need not
 
-    return is_oom_error(error)
+    return bool(is_oom_error(error))
 
 
 class FittingBatches:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -84,6 +84,9 @@ class SearchExamples:
 class RecommendationExamples:
     """Recommendation examples: each train interaction with a predecessor (history -> next item).
 
+    Where interactions have weights, a turn draws each as often as its share of the weights says,
+    rounded down or up (systematic resampling), in place of once.
+
     Attributes:
         interactions: Train interactions only.
         row_starts: Rows of user ``u`` are ``[row_starts[u], row_starts[u + 1])``.
@@ -153,7 +156,35 @@ class RecommendationExamples:
         return int(self.row_starts[-1])
 
     def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
-        """Return the number of history items of rows, before dropout."""
+        """Return the number of history items of rows, before dropout.
+
+        With weights it is that of a turn in the middle, which is nearly that of any other.
+        """
+        return self._lengths(self._drawn(rows, 0.5))
+
+    def _drawn(self, rows: Int64[np.ndarray, " row"], offset: float) -> Int64[np.ndarray, " row"]:
+        """Return the interactions that rows stand for: themselves without weights.
+
+        Args:
+            rows: In ``[0, len(self))``.
+            offset: Place of every row within its equal share of the weights, in [0, 1).
+        """
+        if self._weight_sums is None:
+            return rows
+        goal = (rows + offset) * (self._weight_sums[-1] / len(self))
+        drawn = np.searchsorted(self._weight_sums, goal, side="right")
+        inside: Int64[np.ndarray, " row"] = np.minimum(drawn, len(self) - 1)  # of rounding
+        return inside
+
+    @cached_property
+    def _weight_sums(self) -> Float64[np.ndarray, " row"] | None:
+        weight = self.interactions.weight
+        if weight is None:
+            return None
+        rows = np.arange(len(self), dtype=np.int64)
+        return np.cumsum(weight[self._place(rows, self._user(rows))], dtype=np.float64)
+
+    def _lengths(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
         user = self._user(rows)
         before = self._place(rows, user) - self.interactions.user_starts[user]
         lengths: Int64[np.ndarray, " row"] = np.minimum(before, self.max_history_items)
@@ -167,6 +198,9 @@ class RecommendationExamples:
             seed: Seed of targets and dropped items.
             turn: Number of completed passes over all rows.
         """
+        if self._weight_sums is not None:
+            offset = uniform(np.zeros(1, np.int64), key=key_of(seed, turn, "weights"))
+            rows = self._drawn(rows, float(offset[0]))
         user = self._user(rows)
         starts, items = self.interactions.user_starts, self.interactions.item_index
         place = self._place(rows, user)
@@ -206,7 +240,7 @@ class RecommendationExamples:
         turn: int,
     ) -> Int64[np.ndarray, "example item"]:
         """Return the items before ``ends``, oldest first, padded with -1 at the end."""
-        lengths = self.length_of(rows)
+        lengths = self._lengths(rows)
         ago = np.arange(lengths.max(initial=0), 0, -1)[None, :]  # [1, item], oldest first
         kept = self._kept(rows, ago, seed=seed, turn=turn) & (ago <= lengths[:, None])
         order = np.argsort(~kept, axis=1, kind="stable")[:, : kept.sum(axis=1).max(initial=0)]
@@ -226,7 +260,7 @@ class RecommendationExamples:
         counters = rows[:, None] * (self.max_history_items + 1) + ago
         chance = uniform(counters.reshape(-1), key=key_of(seed, turn, "history"))
         kept = chance.reshape(counters.shape) >= self.history_dropout
-        real = ago <= self.length_of(rows)[:, None]
+        real = ago <= self._lengths(rows)[:, None]
         kept[:, -1:] |= ~(kept & real).any(axis=1, keepdims=True)
         return kept
 

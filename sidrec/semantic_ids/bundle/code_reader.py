@@ -48,6 +48,7 @@ def read_codes(file: Path, item_ids: Sequence[str], *, join: Join) -> Int[Tensor
         raise DataError(f"{file} does not exist; check the path of --codes.")
     if file.suffix in _TENSORS:
         return _matrix(file, len(item_ids))
+    pairs: Iterable[tuple[str, Any]]
     if file.suffix == ".json":
         pairs = _of_json(file)
     elif file.suffix in _TABLES:

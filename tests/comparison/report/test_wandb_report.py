@@ -17,6 +17,7 @@ REPORT = {
     "title": "tiny",
     "hypervolume": 0.25,
     "corpus_fingerprint": "abc",
+    "num_requests": {"search": 3, "recommendation": 4},
     "settings": {"reference": "multitask", "family_error": 0.05, "interval": 0.95},
     "ablation": ["multitask", "random"],
     "systems": [

@@ -185,3 +185,36 @@ def test_unknown_items_can_be_dropped(tmp_path, capsys):
     corpus = prepare(tmp_path, "--unknown_items", "drop", rows=rows)
     assert corpus.item_ids() == ["a", "b", "c", "d"]
     assert "1 events of items that" in capsys.readouterr().err
+
+
+def test_events_weigh_in_training_where_their_weights_differ(tmp_path):
+    corpus = prepare(tmp_path, *WEIGHTS, "--split", "leave_last_out")
+    weights = [row["weight"] for row in corpus.interactions]
+    assert weights == [row["rating"] for row in corpus.interactions]
+    assert set(weights) == {1.0, 5.0}
+    train = [row["weight"] for row in corpus.interactions if row["split"] == "train"]
+    assert corpus.train_interactions().weight.tolist() == train
+    alike = prepare(tmp_path, "--split", "leave_last_out")
+    assert "weight" not in alike.interactions.column_names
+    assert alike.train_interactions().weight is None
+
+
+def test_a_table_with_equal_weights_is_the_one_without(tmp_path, capsys):
+    (tmp_path / "items.csv").write_text(ITEMS)
+
+    def of(*weights):
+        rows = [f"u,{item},{place}" for place, item in enumerate("abcd")]
+        if weights:
+            rows = [f"{row},{weight}" for row, weight in zip(rows, weights, strict=True)]
+        header = "user_id,item_id,timestamp" + (",w" if weights else "")
+        (tmp_path / "events.csv").write_text("\n".join([header, *rows, ""]))
+        files = ["--items", str(tmp_path / "items.csv")]
+        files += ["--interactions", str(tmp_path / "events.csv"), "--columns.weight", "w"]
+        command.main(["table", *files, "--out", str(tmp_path / "out")])
+        return Corpus.load(tmp_path / "out")
+
+    assert of(2, 2, 2, 2).fingerprint == of().fingerprint
+    assert of(1, 5, 1, 1).train_interactions().weight.tolist() == [1.0, 5.0]
+    for wrong in ("0", "-1", "x", ""):
+        with pytest.raises(DataError, match=r"row 2: .*weight.* is no number above 0"):
+            of(1, wrong, 1, 1)

@@ -94,4 +94,4 @@ def test_items_alone_are_one_line(tmp_path, capsys):
     (tmp_path / "items.csv").write_text("item_id,title\na,Red thing\n")
     table = ("prepare", "table", "--items", tmp_path / "items.csv", "--out", tmp_path / "corpus")
     assert sidrec(*table) == 2
-    assert "needs --interactions, or --queries or --write_queries" in capsys.readouterr().err
+    assert "needs --interactions, --queries or --write_queries" in capsys.readouterr().err

@@ -1,9 +1,11 @@
 """A pretrained T5 with LoRA: what is trained, what a checkpoint holds, exact resume."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from safetensors.torch import load_file, save_file
 
 import sidrec
@@ -13,6 +15,8 @@ from sidrec.generator.model.generator_settings import T5Settings
 from sidrec.kernels.t5_forward import is_wrapped
 from sidrec.training.lora import LoraSettings
 from tests.generator.trained import equal, train
+from tests.generator.training.test_ranks import as_elastic
+from tests.ranks import run_on_ranks
 from tests.test_paper_settings import make_flan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -111,3 +115,31 @@ def test_activation_checkpointing_changes_no_weight(trained, corpus, semantic_id
     pairs = zip(module.parameters(), expected.parameters(), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def on_ranks(rank, world_size, tmp_path):
+    """Train adapters by DDP, with activation checkpointing."""
+    as_elastic(rank, world_size, port=29547)
+    corpus, semantic_ids, pretrained = torch.load(tmp_path / "input.pt")
+    settings = T5Settings(pretrained=pretrained, lora=LoraSettings(r=2))
+    _, module = train(
+        corpus,
+        semantic_ids,
+        tmp_path,
+        model={"t5": replace(settings, activation_checkpointing=True)},
+        data={"batch_size": 24},
+        devices=2,
+        strategy="ddp",
+        plugins=[TorchElasticEnvironment()],
+        **STEPS,
+    )
+    torch.save(module.state_dict(), tmp_path / f"weights-{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_same_adapters(corpus, semantic_ids, flan, tmp_path):
+    torch.save((str(corpus.folder), semantic_ids, str(flan)), tmp_path / "input.pt")
+    run_on_ranks(on_ranks, tmp_path)
+    one, other = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(value.any() for name, value in one.items() if "lora_B" in name)

@@ -130,3 +130,21 @@ def test_every_item_of_a_query_is_drawn_in_turn():
 def test_refusals(wrong):
     with pytest.raises(ConfigError, match="must be 1 or more"):
         recommendation(**wrong)
+
+
+def test_weights_decide_how_often_an_interaction_is_the_target():
+    """Five rows a turn; item 13 weighs 3 of 7, so it is drawn 15 / 7 times a turn in the mean."""
+    weight = np.array([9, 1, 1, 3, 9, 9, 1, 1], np.float32)  # first items are no targets
+    settings = {"max_history_items": 2, "target_window": 1, "history_dropout": 0.0}
+    examples = RecommendationExamples.of(TIMELINES._replace(weight=weight), **settings)
+    rows = np.arange(len(examples))
+    turns = [examples.batch(rows, seed=1, turn=turn) for turn in range(300)]
+    drawn = [batch.target.tolist() for batch in turns]
+    assert all(len(one) == 5 and 2 <= one.count(13) <= 3 for one in drawn)
+    means = {item: sum(one.count(item) for one in drawn) / 300 for item in (11, 12, 13, 31, 32)}
+    assert means == pytest.approx({11: 5 / 7, 12: 5 / 7, 13: 15 / 7, 31: 5 / 7, 32: 5 / 7}, abs=0.1)
+    before = dict(zip([11, 12, 13, 31, 32], [1, 2, 2, 1, 2], strict=True))
+    for batch in turns[:20]:
+        lengths = (batch.history >= 0).sum(dim=1).tolist()
+        assert lengths == [before[item] for item in batch.target.tolist()]
+    assert examples.length_of(rows).tolist() == [1, 2, 2, 2, 2]  # of 11, 13, 13, 13, 32

@@ -1,0 +1,1 @@
+"""Commands that give a finished run to other programs."""

@@ -1,0 +1,1 @@
+"""Runs -> folders of sentence-transformers, transformers and datasets, for the Hugging Face hub."""
