@@ -79,7 +79,7 @@ def test_it_is_calibrated_tested_and_retrieves(corpus, semantic_ids, tmp_path, t
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["decoding/valid_fraction"] == 1.0
     assert metrics["recommendation/has_prior"] == 1
-    own = TrainedGenerator(model.model, model.ids, model.search.num_beams)
+    own = TrainedGenerator(model.model, model.ids, model.search.num_beams, exclude_history=True)
     retriever = Retriever(
         with_appended_items(own, model.ids),  # none: the same answers from a generator of its own
         device=torch.device("cpu"),
