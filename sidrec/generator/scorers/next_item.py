@@ -52,20 +52,23 @@ class Linear(NamedTuple):
 
 
 class NextItemScorer(Scorer):
-    """Linear scores of the item that follows a history.
+    """Log of the linear estimate of the probability that an item follows a history.
+
+    The estimate ``p`` of ``n`` items scores ``ln(1 + n * max(p, 0))``: 0 where the history says
+    nothing for an item, and the logarithm of its gain over chance where it says much.
 
     A training example is scored by a map that was fitted without its user: the map of all users
     has seen the answer. Answers come from the map of all users. One request costs
     ``history * width`` multiplications, and ``rank * item`` more with a low-rank head.
 
     Args:
-        everyone: Map of all users.
+        everyone: Map of all users to the estimates, in multiples of chance: ``n * p``.
         half_life_items: Items of a history over which a weight halves.
         folds: Map without the users whose index is ``fold`` modulo their number; empty outside
             training.
     """
 
-    initial_weight = 150.0
+    initial_weight = 2.0
 
     def __init__(
         self, everyone: Linear, *, half_life_items: float, folds: tuple[Linear, ...] = ()
@@ -110,10 +113,15 @@ class NextItemScorer(Scorer):
             )
         fold = examples.user_index % max(num_folds, 1)
         kept = [fold != number for number in range(num_folds)] if num_folds > 1 else []
+
+        def fit(examples: NextItemExamples) -> Linear:
+            rows, head = fit_next_item(examples, settings)
+            return Linear(num_items * rows, head)
+
         return cls(
-            fit_next_item(examples, settings),
+            fit(examples),
             half_life_items=settings.half_life_items,
-            folds=tuple(fit_next_item(_subset(examples, rows), settings) for rows in kept),
+            folds=tuple(fit(_subset(examples, rows)) for rows in kept),
         )
 
     @property
@@ -123,6 +131,9 @@ class NextItemScorer(Scorer):
 
     def forward(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
         """Return the scores of the map that has not seen the request's user."""
+        return self._over_chance(query).clamp(min=0).log1p()
+
+    def _over_chance(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
         if not self._num_folds or not bool((query.user_index >= 0).any()):
             return self._map(self._num_folds).scores(
                 query.history, half_life_items=self.half_life_items
