@@ -131,7 +131,7 @@ def test_wrong_usage_exits_with_code_2(capsys):
     [
         (["synthetic", "--out", "o", "--itms", "5"], r"--itms 5; did you mean 'items'\?"),
         (["synthetic", "--config", "c.yaml"], r"itms.*; did you mean 'items'\?"),
-        (["table", "--items", "a"], r"required: .*interactions"),
+        (["table", "--items", "a"], r"required: table\.out"),
         (["movielenz"], r"movielenz"),
         (["synthetic", "--out", "o", "--split", "randm"], r"split.*leave_last_out"),
     ],

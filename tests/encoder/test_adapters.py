@@ -49,7 +49,7 @@ def test_a_run_gives_the_same_embeddings_merged_or_not(trained, tmp_path):
     run.last_checkpoint.write_bytes((folder / "step=4.ckpt").read_bytes())
     run.write_manifest(state="finished")
     tower = load_encoder(run).tower
-    tokens = tower.tokenize(["a film", "another film of the sea"], max_tokens=16)
+    tokens = tower.tokenize(["a film", "another film of the sea"], max_tokens=16, kind="item")
     expected = module.eval().tower(tokens)
     assert torch.equal(tower(tokens), expected)
     loaded = sidrec.BiEncoder.load_from_checkpoint(run.last_checkpoint)

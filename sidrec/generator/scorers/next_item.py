@@ -61,20 +61,23 @@ class Linear(NamedTuple):
 
 
 class NextItemScorer(Scorer):
-    """Linear scores of the next item after a history.
+    """Logarithm of the linear estimate of the probability that an item follows a history.
+
+    The estimate ``p`` of ``n`` items scores ``ln(1 + n * max(p, 0))``: 0 where the history gives
+    no evidence for an item, and the logarithm of the gain over chance where it gives much.
 
     Training examples use a map fitted without their user (cross-fitting), because the map of all
     users was fitted on their targets; decoding uses the map of all users. One request costs
     ``history * width`` multiplications, and ``rank * item`` more with a low-rank head.
 
     Args:
-        everyone: Map fitted on all users.
+        everyone: Map fitted on all users, to the estimates in multiples of chance: ``n * p``.
         half_life_items: Number of history items over which a weight halves.
         folds: Map number ``f`` was fitted without the users whose index is ``f`` modulo the
             number of folds; empty outside training.
     """
 
-    initial_weight = 150.0
+    initial_weight = 2.0
 
     def __init__(
         self, everyone: Linear, *, half_life_items: float, folds: tuple[Linear, ...] = ()
@@ -119,10 +122,15 @@ class NextItemScorer(Scorer):
             )
         fold = examples.user_index % max(num_folds, 1)
         kept = [fold != number for number in range(num_folds)] if num_folds > 1 else []
+
+        def fit(examples: NextItemExamples) -> Linear:
+            rows, head = fit_next_item(examples, settings)
+            return Linear(num_items * rows, head)
+
         return cls(
-            fit_next_item(examples, settings),
+            fit(examples),
             half_life_items=settings.half_life_items,
-            folds=tuple(fit_next_item(_subset(examples, rows), settings) for rows in kept),
+            folds=tuple(fit(_subset(examples, rows)) for rows in kept),
         )
 
     @property
@@ -132,6 +140,9 @@ class NextItemScorer(Scorer):
 
     def forward(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
         """Return scores; for training examples those of the map fitted without their user."""
+        return self._over_chance(query).clamp(min=0).log1p()
+
+    def _over_chance(self, query: ScorerQuery) -> Float[Tensor, "request item"]:
         on_cpu = query.history.device.type == "cpu"
         if not self._num_folds or (on_cpu and not bool((query.user_index >= 0).any())):
             return self._map(self._num_folds).scores(

@@ -100,7 +100,7 @@ def test_milliseconds(folder):
         ),
         (
             {"item": ITEM.replace("0.5 1", "0.5 x")},
-            "set.item row 1: '0.5 x' in field 'vec' is no num",
+            "set.item row 1: '0.5 x' in field 'vec' is not a num",
         ),
         (
             {"item": ITEM.replace("item_id", "iid")},

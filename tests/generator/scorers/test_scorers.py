@@ -104,6 +104,17 @@ def test_the_regression_solves_its_normal_equations():
     np.testing.assert_allclose((x.T @ x + 3 * np.eye(6)) @ rows, x.T @ y, atol=1e-5)
 
 
+def test_a_score_is_the_log_of_one_and_the_gain_over_chance():
+    train = interactions(*np.random.default_rng(0).integers(0, 6, (9, 7)).tolist())
+    settings = NextItemSettings(half_life_items=1.0, ridge=3.0)
+    examples = next_item_examples(train, 6, half_life_items=1.0, max_history_items=30)
+    rows = fit_next_item(examples, settings).rows
+    scores = NextItemScorer.of_interactions(train, 6, settings, num_folds=0)(history([2, 4]))
+    estimate = 0.5 * rows[2] + rows[4]
+    assert (estimate > 0).any()
+    torch.testing.assert_close(scores[0], (6 * estimate.clamp(min=0)).log1p())
+
+
 def test_a_head_that_misses_no_direction_is_the_dense_map_and_is_announced(capsys):
     train = interactions(*np.random.default_rng(1).integers(0, 5, (30, 7)).tolist())
     dense = NextItemScorer.of_interactions(train, 6, NextItemSettings(ridge=1.0), num_folds=0)
