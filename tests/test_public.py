@@ -24,6 +24,7 @@ NOT_CONFIGURED = {
     "RunManifest",
     "LastCheckpoint",
     "LineProgress",
+    "TerminalProgress",
     "Tracking",
     "PrefixShareModule",
 }  # every run has them

@@ -73,6 +73,7 @@ FLAGSHIP = {  # every value of configs/multitask.yaml and configs/generator.yaml
         "t5.shape.feed_forward_proj": "relu",
         "t5.shape.tie_word_embeddings": False,
         "t5.text_vocabulary_size": 4000,
+        "causal_lm": None,
         "t5.codes_from_items": True,
         "t5.torch_compile": False,
         "t5.activation_checkpointing": False,

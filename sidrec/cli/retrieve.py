@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sidrec.cli.parser import CommandParser
 from sidrec.console import say
@@ -134,7 +134,7 @@ def _size_of(source: str) -> int | None:
 class Streamed:
     """Output that cannot resume: a pipe, a device, the terminal."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:  # noqa: ANN401 (whatever writes text)
         self._stream = stream
 
     def find(self, number: int, block: Sequence[bytes]) -> None:

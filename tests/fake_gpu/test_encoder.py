@@ -12,6 +12,7 @@ from sidrec.encoder.dense_retrieval import mean_history
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings
 from sidrec.encoder.module import BiEncoder
 from sidrec.encoder.tower import TextTower
+from sidrec.pairs.sentence_embedding import SentenceEmbedding
 from sidrec.types import PairBatch, TextTokens
 from tests.fake_gpu.device import GPU, move, pretended_gpu, to_gpu
 
@@ -56,7 +57,8 @@ def encoder(monkeypatch, *, loss=LossSettings(), **tower):
     torch.manual_seed(0)
     module.tower = TextTower.__new__(TextTower)
     torch.nn.Module.__init__(module.tower)
-    module.tower._take(BertModel(BertConfig(**BERT)), None, module.tower_settings.length_groups)
+    groups = module.tower_settings.length_groups
+    module.tower._take(BertModel(BertConfig(**BERT)), None, SentenceEmbedding(), groups)
     module._trainer = SimpleNamespace(
         datamodule=SimpleNamespace(seed=1), current_epoch=0, global_rank=0
     )

@@ -14,6 +14,7 @@ from sidrec.generator.model.generator_settings import GeneratorLossSettings
 from sidrec.generator.scorers.next_item import Linear, NextItemScorer
 from sidrec.generator.scorers.scorer import ScorerQuery
 from sidrec.generator.training.module import JointGenerator
+from sidrec.pairs.sentence_embedding import SentenceEmbedding
 from tests.fake_gpu.device import move, pretended_gpu, to_gpu
 from tests.generator.made import DIM, generator_of_own_ids, histories, searches, tiny_generator
 from tests.generator.model.test_generator_model import with_prior
@@ -39,6 +40,7 @@ def with_states():
     tower = TextTower.__new__(TextTower)
     nn.Module.__init__(tower)
     tower.model = SimpleNamespace(config=SimpleNamespace(hidden_size=DIM))
+    tower.embedding = SentenceEmbedding()
     model = tiny_generator(text_input="encoder_states", tower=tower, history_input="items")
     model.embedder.states = StoredStates()
     return model

@@ -77,7 +77,7 @@ def test_refusals():
         make(num_rows=(0, 0))
     with pytest.raises(ConfigError, match="must be positive"):
         make(mix=(1.0, 0.0))
-    with pytest.raises(ConfigError, match="must be 1 or more"):
+    with pytest.raises(ConfigError, match="must be at least 1"):
         make(batch_size=0)
     with pytest.raises(IndexError):
         make().batch(19, epoch=0, rank=0)

@@ -84,7 +84,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(run, capsys, damage, why):
     assert chosen == run.previous_checkpoint
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line
-    assert "is left out" in line
+    assert "using the previous checkpoint" in line
     set_aside_damaged(run, chosen)
     keep_previous(run)  # what comes before the next checkpoint: the whole one stays
     assert damage_of(run.previous_checkpoint) is None

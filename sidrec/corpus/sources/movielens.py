@@ -201,7 +201,9 @@ def _layout(folder: Path) -> _Layout:
         ("*.inter", _read_atomic),
     )
     for pattern, read in readers:
-        if any(folder.glob(pattern)):
+        for found in sorted(folder.glob(pattern)):
+            if found.stat().st_size == 0:
+                raise DataError(f"{found} is empty; fetch it again.")
             return read(folder)
     below = [child for child in sorted(folder.iterdir()) if child.is_dir()]
     if len(below) == 1:

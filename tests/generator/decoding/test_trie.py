@@ -101,7 +101,7 @@ def test_moving_keeps_everything():
 
 
 def test_empty_catalogue_is_refused():
-    with pytest.raises(DataError, match="holds no item"):
+    with pytest.raises(DataError, match="table is empty"):
         SemanticIdTrie.from_table(
             SemanticIdTable(torch.zeros((0, 1), dtype=torch.long), (2,)), None
         )

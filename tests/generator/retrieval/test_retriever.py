@@ -142,7 +142,9 @@ def test_semantic_ids_of_another_bundle_are_refused(tiny, tmp_path):
     table = dataclasses.replace(bundle.table, codes=bundle.table.codes.flip(0))
     dataclasses.replace(bundle, table=table).save(tmp_path / "other")
     run = copied_with(tiny, tmp_path / "run", semantic_ids=str(tmp_path / "other"))
-    with pytest.raises(DataError, match=r"other holds Semantic IDs .* was trained on .* give it"):
+    with pytest.raises(
+        DataError, match=r"other holds Semantic IDs .* was trained on .* give those"
+    ):
         Retriever.load(run)
     gone = copied_with(tiny, tmp_path / "gone", semantic_ids=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere"):

@@ -66,7 +66,7 @@ def test_the_endpoint_gives_the_bytes_of_retrieve(client, tiny, tmp_path, item_i
 
 @pytest.mark.parametrize("path", ["/retrieve", "/explain"])
 def test_a_request_that_cannot_be_answered_is_400(client, path):
-    for content, text in ((b'{"id": "a", "task', "no valid JSON"), (lines_of(BAD), "1 unknown")):
+    for content, text in ((b'{"id": "a", "task', "not valid JSON"), (lines_of(BAD), "1 unknown")):
         response = client.post(path, content=content)
         assert response.status_code == 400
         (line,) = response.text.splitlines()

@@ -131,7 +131,7 @@ def test_wrong_vectors_are_refused():
     broken[7, 1] = torch.nan
     with pytest.raises(DataError, match=r"1 vectors hold NaN or infinity \(first rows: \[7\]\)"):
         RandomCodes((4,), 0).fit(broken)
-    with pytest.raises(DataError, match=r"catalogue is empty"):
+    with pytest.raises(DataError, match=r"no vectors to fit"):
         RandomCodes((4,), 0).fit(torch.zeros(0, 3))
 
 
