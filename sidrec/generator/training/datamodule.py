@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, Dataset
 
@@ -106,6 +107,13 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
     def predict_dataloader(self) -> list[DataLoader[GeneratorBatch]]:
         """Return the same as ``test_dataloader``."""
         return self.test_dataloader()
+
+    def transfer_batch_to_device(
+        self, batch: GeneratorBatch, device: torch.device, dataloader_idx: int
+    ) -> GeneratorBatch:
+        """Move a batch to the device, but for the rows of its texts: the host looks them up."""
+        moved: GeneratorBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved._replace(text_rows=batch.text_rows)
 
     def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that determine the batches."""

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sidrec.console import say
@@ -182,13 +181,6 @@ class JointGenerator(StageModule[GeneratorDataModule]):
                 folder=Path(self.trainer.default_root_dir) / "cache",
                 bf16=str(self.trainer.precision).startswith("bf16"),
             )
-
-    def transfer_batch_to_device(
-        self, batch: GeneratorBatch, device: torch.device, dataloader_idx: int
-    ) -> GeneratorBatch:
-        """Move a batch to the device, but for the rows of its texts: the host looks them up."""
-        moved: GeneratorBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved._replace(text_rows=batch.text_rows)
 
     def on_fit_end(self) -> None:
         """Warn of trained tasks whose prior was not calibrated."""
