@@ -5,6 +5,7 @@ A package registers a class for bundles and YAML files in its ``pyproject.toml``
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -81,6 +82,17 @@ def find_function(group: str, name: str, *, known: Iterable[str]) -> Callable[..
     return function
 
 
+def broken_import(error: BaseException | None) -> ConfigError | None:
+    """Return an error that names the foreign module whose import raised an error, if one did."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            module = str(frame.f_globals.get("__name__"))
+            if frame.f_code.co_name == "<module>" and module.partition(".")[0] != "sidrec":
+                return _broken(module, error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _all_points() -> list[EntryPoint]:
     return [point for group in GROUPS for point in entry_points(group=f"sidrec.{group}")]
 
@@ -118,7 +130,7 @@ def _loaded(point: EntryPoint) -> Any:  # noqa: ANN401
         raise _broken(f"{point.name} ({point.value})", error) from None
 
 
-def _broken(name: str, error: Exception) -> ConfigError:
+def _broken(name: str, error: BaseException) -> ConfigError:
     reason = " ".join(str(error).split())
     return ConfigError(
         f"The plug-in {name} cannot be imported: {type(error).__name__}: {reason}; "

@@ -170,6 +170,19 @@ def test_a_broken_plug_in_is_one_line(package, tmp_path, capsys):
     assert "broken (brokenpack:Quantizer) cannot be imported: RuntimeError: no license" in line
 
 
+@pytest.mark.parametrize("words", [["ids", "--quantizer"], ["fit", "--model"]])
+def test_a_class_path_that_raises_while_loading_is_one_line(
+    package, tmp_path, monkeypatch, capsys, words
+):
+    monkeypatch.setenv("SIDREC_ALLOW_IMPORTS", "brokenpack")
+    config = tmp_path / "named.yaml"
+    config.write_text(f"{words[1].strip('-')}:\n  class_path: brokenpack.Mine\n")
+    for given in ([words[1], "brokenpack.Mine"], ["--config", str(config)]):
+        assert sidrec(words[0], *given) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "brokenpack cannot be imported: RuntimeError: no license" in line
+
+
 def test_a_class_of_the_wrong_kind_and_no_class_are_refused(package, monkeypatch):
     monkeypatch.setenv("SIDREC_ALLOW_IMPORTS", "signpack")
     with pytest.raises(ConfigError, match="expected a subclass of SemanticIdBundle"):

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 import sidrec
 from sidrec.errors import MAX_CHARACTERS, ConfigError, nearest, one_line
+from sidrec.plugins import broken_import
 
 _UNKNOWN_KEY = re.compile(
     r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not accepted"
@@ -67,9 +68,25 @@ class CommandParser(ArgumentParser):
             kind = str if source_required else str | None
             self.add_argument("--from", type=kind, required=source_required, help=source)
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Parse the words of a command.
+
+        Raises:
+            ConfigError: If a module that they name cannot be imported.
+        """
+        try:
+            return super().parse_args(*args, **kwargs)
+        except Exception as error:
+            raise broken_import(error) or error from None
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line and exit with code 2."""
-        del ex
+        """Print one line and exit with code 2.
+
+        Raises:
+            ConfigError: If a module that the command names cannot be imported.
+        """
+        if broken := broken_import(ex):
+            raise broken
         valid = options_of(self)
         for part in self.parts:
             subclasses: list[type] = part.__subclasses__()

@@ -31,6 +31,7 @@ from sidrec.cli.parser import CommandParser, options_of, with_suggestion
 from sidrec.console import say
 from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
+from sidrec.plugins import broken_import
 from sidrec.runs.callbacks import (
     LastCheckpoint,
     LineProgress,
@@ -87,9 +88,14 @@ class SidrecParser(CommandParser, LightningArgumentParser):
         added: list[str] = super().add_class_arguments(theclass, nested_key, *args, **kwargs)
         return added
 
-    def error(self, message: str, *unused: Any) -> NoReturn:
-        """Print one line and exit with code 2."""
-        del unused
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with code 2.
+
+        Raises:
+            ConfigError: If a module that the command names cannot be imported.
+        """
+        if broken := broken_import(ex):
+            raise broken
         sys.stderr.write(f"sidrec: {self.place}{with_suggestion(message, options_of(self))}\n")
         sys.exit(ConfigError.exit_code)
 

@@ -1,1 +1,1 @@
-"""Run directories: files, lock, checkpoints, preemption."""
+"""Run directories: checks of configurations, files, lock, checkpoints, preemption."""

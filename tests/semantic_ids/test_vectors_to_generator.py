@@ -142,6 +142,10 @@ def test_a_changed_old_item_is_refused(tiny, appended, tmp_path):
     replace(bundle, table=table).save(tmp_path / "changed")
     with pytest.raises(DataError, match=r"old items have another Semantic ID .*first: '"):
         Retriever.load(tiny.generator_run, device="cpu", semantic_ids=tmp_path / "changed")
+    fewer = type(bundle.table)(bundle.table.codes[:, :2], bundle.table.codebook_sizes[:2])
+    replace(bundle, table=fewer).save(tmp_path / "fewer")
+    with pytest.raises(DataError, match=r"codebook sizes \[8, 8\], the generator was trained on"):
+        Retriever.load(tiny.generator_run, device="cpu", semantic_ids=tmp_path / "fewer")
     ids = [bundle.item_ids[1], bundle.item_ids[0], *bundle.item_ids[2:]]
     replace(bundle, item_ids=ids).save(tmp_path / "moved")
     with pytest.raises(DataError, match=rf"item_id '{ids[1]}' is item 0 of the generator's"):
@@ -154,6 +158,9 @@ def test_a_changed_old_item_is_refused(tiny, appended, tmp_path):
 
 def test_texts_need_the_encoder_of_the_bundle(tiny, appended, tmp_path, capsys):
     (tmp_path / "new.csv").write_text("item_id,title\nn,Film\n")
+    append = ("ids", "--append", tmp_path / "new.csv", "--out", tmp_path / "out")
+    assert sidrec(*append, "--from", appended) == 2
+    assert "is a bundle, which cannot encode texts" in capsys.readouterr().err
     other = RunDirectory(tmp_path / "other")
     shutil.copytree(tiny.encoder_run, other.root)
     shutil.rmtree(other.semantic_ids)

@@ -1,1 +1,1 @@
-"""Requests -> log-probabilities of Semantic IDs."""
+"""Requests -> log-probabilities of Semantic IDs, weighted by the prior mass below each prefix."""

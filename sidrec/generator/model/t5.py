@@ -73,7 +73,7 @@ def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) 
     The rows are drawn at random, with the standard deviation of the text tokens' rows.
 
     Raises:
-        ConfigError: If it cannot be loaded.
+        ConfigError: If it cannot be loaded, or has no ``decoder_start_token_id``.
     """
     from transformers import T5ForConditionalGeneration
 
@@ -83,6 +83,11 @@ def t5_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocabulary) 
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
+    if getattr(model.config, "decoder_start_token_id", None) is None:
+        raise ConfigError(
+            f"model.t5 '{name}' has no decoder_start_token_id in its config.json; set it to the "
+            "token that begins a target, for a T5 usually pad_token_id."
+        )
     head = model.lm_head.weight.detach().clone()
     is_own = not is_tied(model)
     model.resize_token_embeddings(vocabulary.num_tokens, mean_resizing=False)

@@ -60,7 +60,8 @@ def check_extends(trained: TaskBundles, ids: TaskBundles) -> None:
     Raises:
         DataError: Names the first old item that is missing, moved or changed.
     """
-    if (trained.is_common, trained.num_shared_levels) != (ids.is_common, ids.num_shared_levels):
+    is_alike = trained.num_shared_levels == ids.num_shared_levels or trained.is_common
+    if trained.is_common != ids.is_common or not is_alike:
         raise DataError(
             "The given Semantic IDs share other levels between the tasks than those of training; "
             "append to the bundle that the generator was trained on."

@@ -76,6 +76,7 @@ def encode_new_items(
         device: Device of the encoder.
 
     Raises:
+        ConfigError: If ``run`` is a bundle.
         RunError: If ``run`` is not a finished encoder run.
         DataError: If the bundle has vectors of another encoder, or the file cannot be read.
     """
@@ -85,6 +86,11 @@ def encode_new_items(
     from sidrec.encoder.encode import encode_texts, encoder_hash
     from sidrec.encoder.load_encoder import load_encoder
 
+    if (run / DESCRIPTION).exists():
+        raise ConfigError(
+            f"--from {run} is a bundle, which cannot encode texts; give the encoder run that made "
+            "its vectors, or append vectors."
+        )
     items = read_items(file)
     encoder = load_encoder(RunDirectory(run)).tower
     made_by, source = encoder_hash(encoder), bundle.source
@@ -146,9 +152,11 @@ def append_items(
         attributes: Attributes of all items, for the purity metrics.
 
     Raises:
-        DataError: If an id is not new or repeats, or the width differs.
+        DataError: If there are no new items, an id is not new or repeats, or the width differs.
         ConfigError: If the policy has no room for so many items.
     """
+    if not item_ids:
+        raise DataError("There are no new items to append; give a file with at least one row.")
     _refuse_known(bundle, item_ids)
     old = bundle.embeddings.vectors
     if vectors.shape[1] != old.shape[1]:

@@ -156,9 +156,10 @@ def _matrix(file: Path, num_items: int) -> Int[Tensor, "item level"]:
         TypeError,
         RuntimeError,
         pickle.UnpicklingError,
-    ) as error:
-        reason = (str(error).splitlines() or ["unknown format"])[0]
-        raise DataError(f"{file} holds no plain tensor: {reason}") from None
+    ):  # their messages advise to unpickle whatever the file holds
+        raise DataError(
+            f"{file} holds no plain tensor; save a matrix of codes with torch.save or numpy.save."
+        ) from None
     if not isinstance(codes, Tensor) or codes.ndim != 2 or num_items not in codes.shape:
         shape = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
         raise DataError(

@@ -113,6 +113,15 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_published_t5_that_does_not_say_how_a_target_begins_is_refused(published, tmp_path):
+    folder, _ = published(own_head=False)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings.pop("decoder_start_token_id")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"has no decoder_start_token_id in its config\.json"):
+        t5_from_hub(folder, revision=None, vocabulary=VOCABULARY)
+
+
 def test_tokenizer_is_the_same_each_time_and_knows_its_words():
     one, other = (train_tokenizer(TEXTS, vocabulary_size=60) for _ in range(2))
     assert one.to_str() == other.to_str()

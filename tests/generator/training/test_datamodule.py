@@ -55,6 +55,15 @@ def test_training_batches_hold_train_queries_and_their_items(make, corpus):
     assert num_indexing / num_rows == pytest.approx(0.25, abs=0.05)
 
 
+def test_rows_of_texts_stay_on_the_host(make):
+    module = make()
+    module.setup("fit")
+    batch = next(iter(module.train_dataloader()))
+    moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved.target.device.type == "meta"
+    assert moved.text_rows is batch.text_rows
+
+
 def test_workers_change_nothing(make):
     pairs = zip(make().train_dataloader(), make(num_workers=2).train_dataloader(), strict=True)
     for alone, helped in pairs:

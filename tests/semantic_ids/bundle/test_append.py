@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.semantic_ids.bundle.append import append_items
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.semantic_ids.collisions.policies import ExtraLevel, KeepCollisions, ReassignLastLevel
 from sidrec.semantic_ids.collisions.sinkhorn import SinkhornLastLevel
@@ -69,6 +70,18 @@ def test_a_known_or_repeated_id_is_refused_by_row():
         append_ids(bundle, torch.randn(2, 6), item_ids=["x", "m3"])
     with pytest.raises(DataError, match=r"'x' \(row 1 of"):
         append_ids(bundle, torch.randn(2, 6), item_ids=["x", "x"])
+
+
+def test_nothing_to_append_is_refused():
+    with pytest.raises(DataError, match="no new items to append"):
+        append_items(
+            old_bundle(KeepCollisions()),
+            torch.zeros(0, 6),
+            item_ids=[],
+            titles=[],
+            source={},
+            device=torch.device("cpu"),
+        )
 
 
 def test_what_does_not_fit_is_refused():

@@ -92,15 +92,22 @@ def test_matrices_that_are_none(tmp_path):
     np.save(tmp_path / "half.npy", np.array([[3, 1], [0, 0.5], [3, 0]]))
     np.save(tmp_path / "names.npy", np.array([["a", "b"]] * 3))
     (tmp_path / "torn.pt").write_bytes(b"PK")
+    (tmp_path / "text.pt").write_text("garbage")
+    (tmp_path / "text.npy").write_text("garbage")
     for name, message in (
         ("dict.pt", "holds dict, expected a matrix"),
         ("many.npy", r"holds \(5, 2\), expected a matrix .* 3 items"),
         ("half.npy", "row '1': 0.5 is no code"),
         ("names.npy", "holds no plain tensor"),
         ("torn.pt", "holds no plain tensor"),
+        ("text.pt", "holds no plain tensor"),
+        ("text.npy", "holds no plain tensor"),
     ):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=message) as caught:
             read_codes(tmp_path / name, IDS, join="row")
+        assert "pickle" not in str(
+            caught.value
+        )  # torch and numpy advise to unpickle it all the same
 
 
 def test_other_files(tmp_path):
