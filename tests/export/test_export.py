@@ -57,7 +57,8 @@ def test_cards_hold_data_license_hash_and_limits(tiny, exported, which):
         text = (exported / which / card).read_text()
         for fact in (corpus["source"], corpus["license"], corpus["fingerprint"], bundle.hash):
             assert fact in text, (card, fact)
-        assert "`sidrec test` has not been run" in text
+        # the run is shared with other tests, one of which may have tested it
+        assert ("`sidrec test` has not been run" in text) != ("recall@30" in text)
     card = (exported / "generator" / "README.md").read_text()
     assert "does not answer as `sidrec retrieve` does: the exact prior" in card
     assert "num_beams" not in card
