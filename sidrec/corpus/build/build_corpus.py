@@ -305,8 +305,9 @@ def _write_queries(
 def _answers(query: RawQuery, item_index: dict[str, int]) -> list[tuple[int, float, int]]:
     """Return item_index, weight and grade of each known answer, ascending, without repetitions."""
     grades = query.grades or (1,) * len(query.item_ids)
-    given = zip(query.item_ids, query.weights or grades, grades, strict=True)
-    found = {item_index[one]: more for one, *more in given if one in item_index}
+    weights = query.weights or tuple(map(float, grades))
+    given = zip(query.item_ids, weights, grades, strict=True)
+    found = {item_index[one]: (w, g) for one, w, g in given if one in item_index}
     return [(item, weight, grade) for item, (weight, grade) in sorted(found.items())]
 
 
