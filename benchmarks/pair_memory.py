@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sidrec.corpus.build.build_corpus import build_corpus
-from sidrec.corpus.sources.raw_catalogue import BuildSettings
+from sidrec.corpus.prepare_settings import BuildSettings
 from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
 from sidrec.files import write_json
 

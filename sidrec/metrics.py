@@ -34,6 +34,7 @@ class Prediction(NamedTuple):
         relevant: item_index of the right answers; empty if unknown.
         history_length: Items of the user's history; 0 for search.
         answerable: False if every right answer is in the excluded history.
+        grades: Relevance grade of each of ``relevant``, 1 or more; empty: all 1.
     """
 
     request_id: str
@@ -45,19 +46,38 @@ class Prediction(NamedTuple):
     relevant: tuple[int, ...]
     history_length: int
     answerable: bool = True
+    grades: tuple[int, ...] = ()
+
+    @property
+    def all_grades(self) -> tuple[int, ...]:
+        """Relevance grade of each of ``relevant``."""
+        return self.grades or (1,) * len(self.relevant)
+
+
+def gains(
+    items: Int[Tensor, "request rank"],
+    relevant: Int[Tensor, "request answer"],
+    grades: Int[Tensor, "request answer"],
+) -> Int[Tensor, "request rank"]:
+    """Return the grade of the right answer at each rank, each answer at its first rank only.
+
+    Args:
+        items: item_index, best first; -1 pads.
+        relevant: Distinct item_index of the right answers; -1 pads.
+        grades: Relevance grade of each right answer, 1 or more.
+
+    Returns:
+        The grades; 0 at ranks without a right answer.
+    """
+    same = (items[:, :, None] == relevant[:, None, :]) & (relevant >= 0)[:, None, :]
+    return ((same & (same.cumsum(dim=1, dtype=torch.int16) == 1)) * grades[:, None, :]).sum(dim=2)
 
 
 def hits(
     items: Int[Tensor, "request rank"], relevant: Int[Tensor, "request answer"]
 ) -> Bool[Tensor, "request rank"]:
-    """Mark the ranks with a right answer, each answer at its first rank only.
-
-    Args:
-        items: item_index, best first; -1 pads.
-        relevant: Distinct item_index of the right answers; -1 pads.
-    """
-    same = (items[:, :, None] == relevant[:, None, :]) & (relevant >= 0)[:, None, :]
-    return (same & (same.cumsum(dim=1, dtype=torch.int16) == 1)).any(dim=2)
+    """Mark the ranks with a right answer of any grade, see :func:`gains`."""
+    return gains(items, relevant, torch.ones_like(relevant)) > 0
 
 
 def recall_at_k(
@@ -78,17 +98,23 @@ def recall_at_k(
 
 
 def ndcg_at_k(
-    hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"], *, k: int
+    gain: Int[Tensor, "request rank"], grades: Int[Tensor, "request answer"], *, k: int
 ) -> Float64[Tensor, " request"]:
     """Return the discounted gain over that of a perfect list; NaN if nothing is relevant.
 
-    Gains are 0 or 1, the discount is ``1 / log2(rank + 1)``, and the perfect list starts with
-    ``min(k, num_relevant)`` right answers: nDCG@k of trec_eval.
+    The gain of an item is its grade, the discount is ``1 / log2(rank + 1)``, and the perfect list
+    holds the right answers by falling grade: nDCG@k of trec_eval.
+
+    Args:
+        gain: Gains from :func:`gains`.
+        grades: Grades of each request's right answers, found or not; 0 pads.
+        k: Cut-off, in items, at least 1. A shorter list counts as it is.
     """
-    discount = 1 / torch.arange(2, k + 2, device=hit.device).double().log2()
-    found = (hit[:, :k] * discount[: hit.shape[1]]).sum(dim=1)
-    ideal = torch.cat([discount.new_zeros(1), discount.cumsum(dim=0)])
-    return found / ideal[num_relevant.clamp(max=k)]
+    discount = 1 / torch.arange(2, k + 2, device=gain.device).double().log2()
+    found = (gain[:, :k] * discount[: gain.shape[1]]).sum(dim=1)
+    best = grades.sort(dim=1, descending=True).values[:, :k]
+    ideal = (best * discount[: best.shape[1]]).cumsum(dim=1)[:, -1]
+    return found / ideal
 
 
 def mrr_at_k(hit: Bool[Tensor, "request rank"], *, k: int) -> Float64[Tensor, " request"]:
@@ -122,11 +148,20 @@ class _RankingMetric(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(
-        self, items: Int[Tensor, "request rank"], relevant: Int[Tensor, "request answer"]
+        self,
+        items: Int[Tensor, "request rank"],
+        relevant: Int[Tensor, "request answer"],
+        grades: Int[Tensor, "request answer"] | None = None,
     ) -> None:
-        """Add a batch of lists: item_index, best first, and the right answers; -1 pads both."""
-        num_relevant = (relevant >= 0).sum(dim=1)
-        figures = self._figures(hits(items, relevant), num_relevant)[num_relevant > 0]
+        """Add a batch of lists.
+
+        Args:
+            items: item_index, best first; -1 pads.
+            relevant: item_index of the right answers; -1 pads.
+            grades: Grade of each right answer, 0 pads; None: all are 1.
+        """
+        grades = (relevant >= 0).long() if grades is None else grades
+        figures = self._figures(gains(items, relevant, grades), grades)[(grades > 0).any(dim=1)]
         self.total += (figures * _UNIT).round().long().sum()
         self.count += len(figures)
 
@@ -135,7 +170,7 @@ class _RankingMetric(Metric):
         return self.total.double() / (self.count.double() * _UNIT)
 
     def _figures(
-        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+        self, gain: Int[Tensor, "request rank"], grades: Int[Tensor, "request answer"]
     ) -> Float64[Tensor, " request"]:
         raise NotImplementedError
 
@@ -144,28 +179,28 @@ class Recall(_RankingMetric):
     """Recall@k of ranked items, see :func:`recall_at_k`."""
 
     def _figures(
-        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+        self, gain: Int[Tensor, "request rank"], grades: Int[Tensor, "request answer"]
     ) -> Float64[Tensor, " request"]:
-        return recall_at_k(hit, num_relevant, k=self.k)
+        return recall_at_k(gain > 0, (grades > 0).sum(dim=1), k=self.k)
 
 
 class NDCG(_RankingMetric):
     """nDCG@k of ranked items, see :func:`ndcg_at_k`."""
 
     def _figures(
-        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+        self, gain: Int[Tensor, "request rank"], grades: Int[Tensor, "request answer"]
     ) -> Float64[Tensor, " request"]:
-        return ndcg_at_k(hit, num_relevant, k=self.k)
+        return ndcg_at_k(gain, grades, k=self.k)
 
 
 class MRR(_RankingMetric):
     """MRR@k of ranked items, see :func:`mrr_at_k`."""
 
     def _figures(
-        self, hit: Bool[Tensor, "request rank"], num_relevant: Int[Tensor, " request"]
+        self, gain: Int[Tensor, "request rank"], grades: Int[Tensor, "request answer"]
     ) -> Float64[Tensor, " request"]:
-        del num_relevant
-        return mrr_at_k(hit, k=self.k)
+        del grades
+        return mrr_at_k(gain > 0, k=self.k)
 
 
 def ranking_metrics() -> MetricCollection:
@@ -184,10 +219,14 @@ def ranking_metrics() -> MetricCollection:
 
 def ranked_lists(
     predictions: Sequence[Prediction],
-) -> tuple[Int[Tensor, "request rank"], Int[Tensor, "request answer"]]:
-    """Return the first items and the distinct right answers of predictions; -1 pads both."""
+) -> tuple[
+    Int[Tensor, "request rank"], Int[Tensor, "request answer"], Int[Tensor, "request answer"]
+]:
+    """Return first items, distinct right answers and their grades; -1 pads, 0 pads the grades."""
     items = padded([one.items[:_DEEPEST] for one in predictions])
-    return items, padded([tuple(dict.fromkeys(one.relevant)) for one in predictions])
+    graded = [dict(zip(one.relevant, one.all_grades, strict=True)) for one in predictions]
+    grades = padded([tuple(one.values()) for one in graded]).clamp(min=0)
+    return items, padded([tuple(one) for one in graded]), grades
 
 
 def harmonic_mean(figures: Sequence[float]) -> float:
@@ -275,8 +314,8 @@ def _task(predictions: list[Prediction], popularity: Int[Tensor, " item"]) -> Fi
     asked = [one for one in predictions if one.relevant]
     for start in range(0, len(asked), _CHUNK):
         chunk = asked[start : start + _CHUNK]
-        items, relevant = ranked_lists(chunk)
-        parts = _whole(items, relevant) | _parts(items, relevant, popularity, head)
+        items, relevant, grades = ranked_lists(chunk)
+        parts = _whole(items, relevant, grades) | _parts(items, relevant, popularity, head)
         parts |= _semantic_ids(chunk)
         answerable = torch.tensor([one.answerable for one in chunk])
         parts["recall@30_answerable"] = parts["recall@30"].where(answerable, torch.nan)
@@ -298,12 +337,15 @@ _PARTS = {"recall@30_head": "head", "recall@30_torso": "torso", "cold_start": "c
 
 
 def _whole(
-    items: Int[Tensor, "request rank"], relevant: Int[Tensor, "request answer"]
+    items: Int[Tensor, "request rank"],
+    relevant: Int[Tensor, "request answer"],
+    grades: Int[Tensor, "request answer"],
 ) -> dict[str, Tensor]:
-    hit, num_relevant = hits(items, relevant), (relevant >= 0).sum(dim=1)
+    gain, num_relevant = gains(items, relevant, grades), (relevant >= 0).sum(dim=1)
+    hit = gain > 0
     return {
         **{f"recall@{k}": recall_at_k(hit, num_relevant, k=k) for k in (5, 10, 30)},
-        **{f"ndcg@{k}": ndcg_at_k(hit, num_relevant, k=k) for k in (5, 10)},
+        **{f"ndcg@{k}": ndcg_at_k(gain, grades, k=k) for k in (5, 10)},
         "mrr@30": mrr_at_k(hit, k=30),
     }
 

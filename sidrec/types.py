@@ -26,6 +26,7 @@ class Request(NamedTuple):
         query: Text of the query; empty for recommendation.
         history: item_index of the items consumed so far, oldest first; empty for search.
         relevant: item_index of the right answers; empty if unknown.
+        grades: Relevance grade of each of ``relevant``, 1 or more; empty: all 1.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class Request(NamedTuple):
     query: str
     history: tuple[int, ...]
     relevant: tuple[int, ...]
+    grades: tuple[int, ...] = ()
 
 
 class TextTokens(NamedTuple):

@@ -12,6 +12,7 @@ from sidrec.metrics import (
     Prediction,
     Recall,
     evaluate,
+    gains,
     head_items,
     hits,
     mrr_at_k,
@@ -55,7 +56,32 @@ def test_one_request_by_hand():
     assert mrr_at_k(hit, k=1).item() == 0.0
     gain = 1 / math.log2(3) + 1 / math.log2(5)
     ideal = 1 + 1 / math.log2(3) + 1 / 2
-    assert ndcg_at_k(hit, number, k=10).item() == pytest.approx(gain / ideal)
+    assert ndcg_at_k(hit.long(), (relevant >= 0).long(), k=10).item() == pytest.approx(gain / ideal)
+
+
+def test_graded_ndcg_by_hand():
+    items, relevant = torch.tensor([[4, 7, 9, 2]]), torch.tensor([[7, 2, 5, -1]])
+    grades = torch.tensor([[1, 3, 2, 0]])
+    gain = gains(items, relevant, grades)
+    assert gain.tolist() == [[0, 1, 0, 3]]
+    found = 1 / math.log2(3) + 3 / math.log2(5)
+    ideal = 3 + 2 / math.log2(3) + 1 / 2
+    assert ndcg_at_k(gain, grades, k=10).item() == pytest.approx(found / ideal)
+    assert ndcg_at_k(gain, grades, k=2).item() == pytest.approx(
+        (1 / math.log2(3)) / (3 + 2 / math.log2(3))
+    )
+
+
+def test_grades_of_one_give_the_figures_of_binary_relevance_bit_for_bit():
+    binary = random_predictions(120, num_items=60, seed=3)
+    ones = [one._replace(grades=(1,) * len(one.relevant)) for one in binary]
+    assert evaluate(ones, torch.arange(60)) == evaluate(binary, torch.arange(60))
+    items, relevant, grades = ranked_lists(binary)
+    hit, count = hits(items, relevant), (relevant >= 0).sum(dim=1)
+    discount = 1 / torch.arange(2, 12).double().log2()
+    ideal = torch.cat([torch.zeros(1).double(), discount.cumsum(dim=0)])[count.clamp(max=10)]
+    expected = (hit[:, :10] * discount).sum(dim=1) / ideal  # gains of 0 and 1
+    assert torch.equal(ndcg_at_k(gains(items, relevant, grades), grades, k=10), expected)
 
 
 def test_padding_never_hits_and_repetition_counts_once():
@@ -63,12 +89,23 @@ def test_padding_never_hits_and_repetition_counts_once():
     assert hits(torch.tensor([[3, 3]]), torch.tensor([[3]])).tolist() == [[True, False]]
 
 
-def test_equal_to_ir_measures():
+@pytest.mark.parametrize("graded", [False, True])
+def test_equal_to_ir_measures(graded):
     predictions = random_predictions(120, num_items=60, seed=3)
+    if graded:
+        draw = np.random.default_rng(0)
+        predictions = [
+            one._replace(grades=tuple(draw.integers(1, 5, len(one.relevant)).tolist()))
+            for one in predictions
+        ]
     figures = evaluate(predictions, torch.arange(60))
     for task in ("search", "recommendation"):
         own = [one for one in predictions if one.task == task]
-        qrels = [ir_measures.Qrel(p.request_id, str(i), 1) for p in own for i in p.relevant]
+        qrels = [
+            ir_measures.Qrel(p.request_id, str(item), grade)
+            for p in own
+            for item, grade in zip(p.relevant, p.all_grades, strict=True)
+        ]
         run = [
             ir_measures.ScoredDoc(p.request_id, str(item), -float(rank))
             for p in own
@@ -88,10 +125,10 @@ def test_equal_to_ir_measures():
 
 
 def test_ideal_of_ndcg_is_not_cut_to_the_length_of_the_list():
-    hit, num_relevant = torch.tensor([[True, False]]), torch.tensor([5])
+    gain, grades = torch.tensor([[1, 0]]), torch.ones(1, 5, dtype=torch.long)
     ideal = sum(1 / math.log2(rank + 1) for rank in range(1, 6))  # 5 right answers, a list of 2
-    assert ndcg_at_k(hit, num_relevant, k=10).item() == pytest.approx(1 / ideal)
-    assert ndcg_at_k(hit, num_relevant, k=1).item() == 1.0
+    assert ndcg_at_k(gain, grades, k=10).item() == pytest.approx(1 / ideal)
+    assert ndcg_at_k(gain, grades, k=1).item() == 1.0
 
 
 def reduce_over_ranks(rank, world_size, tmp_path):

@@ -76,7 +76,9 @@ def trec_files(systems: Sequence[System], task: Task, requests: Sequence[str]) -
     first = answering[0].runs[0].answers[task]
     files = {
         f"{task}.qrels": "".join(
-            f"{quote(name)} 0 {item} 1\n" for name in requests for item in first[name].relevant
+            f"{quote(name)} 0 {item} {grade}\n"
+            for name in requests
+            for item, grade in zip(first[name].relevant, first[name].all_grades, strict=True)
         )
     }
     for system in answering:

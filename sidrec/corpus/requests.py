@@ -36,7 +36,8 @@ class _LazyRequests(Sequence[Request]):
 class _SearchRequests(_LazyRequests):
     def _request(self, row: int) -> Request:
         query = self._corpus.queries[row]
-        return Request(query["query_id"], "search", query["text"], (), tuple(query["item_index"]))
+        answers, grades = tuple(query["item_index"]), tuple(query.get("grade", ()))
+        return Request(query["query_id"], "search", query["text"], (), answers, grades)
 
 
 class _RecommendationRequests(_LazyRequests):

@@ -44,6 +44,8 @@ QUERY_SCHEMA = pa.schema(
 INTERACTION_WEIGHT = pa.field("weight", pa.float32())
 # Column of queries.parquet, present only where a source weighs the answers of its queries.
 WEIGHT_FIELD = pa.field("weight", pa.list_(pa.float32()))
+# Column of queries.parquet, present only where a source grades the answers of its queries.
+GRADE_FIELD = pa.field("grade", pa.list_(pa.int64()))
 SCHEMAS = {"items": ITEM_SCHEMA, "interactions": INTERACTION_SCHEMA, "queries": QUERY_SCHEMA}
 
 

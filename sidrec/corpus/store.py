@@ -18,8 +18,8 @@ from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
 
 from sidrec.corpus.memmap_cache import arrow_file, derived_folder, interaction_arrays
+from sidrec.corpus.prepare_settings import DEFAULT_BUILD, BuildSettings
 from sidrec.corpus.schema import SCHEMA_VERSION, SCHEMAS
-from sidrec.corpus.sources.raw_catalogue import DEFAULT_BUILD, BuildSettings
 from sidrec.errors import DataError
 from sidrec.files import read_json, sha256_of_file
 
@@ -176,8 +176,8 @@ class Corpus:
                 from the title and what describes the item.
             interactions: Columns user_id, item_id, timestamp, and optionally rating. None builds a
                 corpus for search alone.
-            queries: Columns query_id, query, item_ids (lists), and optionally group and split.
-                None builds a corpus for recommendation alone.
+            queries: Columns query_id, query, item_ids (lists), and optionally group, split and
+                grades (lists). None builds a corpus for recommendation alone.
             folder: Folder of the corpus; an older corpus there is replaced. None takes a temporary
                 folder, which is removed when Python ends.
             settings: Splits and filters.

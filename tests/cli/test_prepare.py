@@ -155,10 +155,17 @@ def test_summary_is_a_table_on_a_terminal(monkeypatch, capsys, movies, tmp_path)
     assert "Corpus of movielens" in capsys.readouterr().err
 
 
-def test_command_is_imported_without_torch():
-    code = "import sys, sidrec.cli.preparing.prepare; print('torch' in sys.modules)"
+def test_help_imports_neither_polars_nor_torch():
+    code = (
+        "import sys\nfrom sidrec.cli.preparing import prepare\n"
+        "for arguments in (['--help'], ['table', '--help'], ['amazon', '--help']):\n"
+        "    try:\n        prepare.main(arguments)\n    except SystemExit:\n        pass\n"
+        "print({'polars', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert "--min_item_interactions" in done.stdout
+    assert "--generation {2014,2018,2023}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @needs_data

@@ -4,7 +4,8 @@ import yaml
 
 from sidrec.cli import compare as compare_command
 from sidrec.corpus.build.build_corpus import build_corpus
-from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.prepare_settings import BuildSettings
+from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery
 from sidrec.corpus.store import Corpus
 from tests.comparison.fakes import FakeLauncher
 from tests.comparison.made import make_comparison

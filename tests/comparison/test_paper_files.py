@@ -1,13 +1,17 @@
 """LaTeX by structure, CSV and TREC files read back."""
 
 import csv
+import math
 import re
 
 import ir_measures
 import pytest
+import torch
 from ir_measures import RR, R, nDCG
 
-from sidrec.comparison.paper_files import escape_latex, to_latex
+from sidrec.comparison.paper_files import escape_latex, to_latex, trec_files
+from sidrec.comparison.statistics import tested_runs
+from sidrec.metrics import Prediction, evaluate
 from tests.comparison.made import compare
 
 pytestmark = pytest.mark.usefixtures("_quick_disk")
@@ -35,6 +39,25 @@ def test_latex_table():
 
 def test_special_characters():
     assert escape_latex(r"5%_\{~^") == r"5\%\_\textbackslash{}\{\textasciitilde{}\textasciicircum{}"
+
+
+def test_qrels_hold_the_grades(tmp_path):
+    answer = Prediction(
+        "q 1", "search", "test", (4, 2, 0), (0.0,) * 3, (), (0, 4), 0, grades=(3, 1)
+    )
+    run = tested_runs.TestedRun(
+        None, tmp_path, {}, {"search": {"q 1": answer}, "recommendation": {}}
+    )
+    files = trec_files([tested_runs.System("made", "run", [run])], "search", ["q 1"])
+    assert files["search.qrels"] == "q%201 0 0 3\nq%201 0 4 1\n"
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    qrels = ir_measures.read_trec_qrels(str(tmp_path / "search.qrels"))
+    ranked = ir_measures.read_trec_run(str(tmp_path / "search-made-0.run"))
+    theirs = ir_measures.calc_aggregate([nDCG @ 10], qrels, ranked)[nDCG @ 10]
+    figures = evaluate([answer], torch.ones(5).long())
+    assert figures["search/ndcg@10"] == pytest.approx(theirs, abs=1e-6)
+    assert theirs == pytest.approx((1 + 3 / 2) / (3 + 1 / math.log2(3)))
 
 
 def test_files_of_a_comparison_give_the_same_figures(config, launcher):

@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from sidrec.corpus.build.build_corpus import build_corpus
-from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.prepare_settings import BuildSettings
+from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery
 
 # user, item, timestamp, in the order of the source; b's two rows of moment 5 are a tie
 ROWS = [

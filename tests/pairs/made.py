@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from sidrec.corpus.build.build_corpus import build_corpus
-from sidrec.corpus.sources.raw_catalogue import BuildSettings
+from sidrec.corpus.prepare_settings import BuildSettings
 from sidrec.corpus.sources.synthetic import SyntheticSettings, make_synthetic
 from sidrec.corpus.store import Corpus
 

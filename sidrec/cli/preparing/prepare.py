@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from sidrec.console import say
+from sidrec.corpus.prepare_settings import BuildSettings
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting, chosen_queries
 from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns
-from sidrec.corpus.sources.raw_catalogue import BuildSettings
 from sidrec.errors import ConfigError
 from sidrec.files import disk_errors
 

@@ -4,11 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sidrec.corpus.prepare_settings import (
+    DEFAULT_FIELDS,
+    BuildSettings,
+    Generation,
+    MissingTitles,
+    RecBoleFields,
+    TextField,
+    TimeUnit,
+)
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting
-from sidrec.corpus.sources.amazon import MissingTitles, TextField
-from sidrec.corpus.sources.amazon_files import Generation
-from sidrec.corpus.sources.raw_catalogue import BuildSettings, TimeUnit
-from sidrec.corpus.sources.recbole import DEFAULT_FIELDS, RecBoleFields
 
 _TEXT_FIELDS: list[TextField] = [
     *("title", "brand", "categories", "price", "features", "description"),

@@ -193,7 +193,7 @@ def _check_same(
 
 
 def _recalls(answers: Sequence[Prediction]) -> np.ndarray:
-    items, relevant = ranked_lists(answers)
+    items, relevant, _ = ranked_lists(answers)
     return recall_at_k(hits(items, relevant), (relevant >= 0).sum(dim=1), k=DEPTH).numpy()
 
 

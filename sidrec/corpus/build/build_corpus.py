@@ -14,8 +14,10 @@ import pyarrow as pa
 from sidrec.corpus.build.check_catalogue import check_interactions, check_items
 from sidrec.corpus.build.facts import facts_of
 from sidrec.corpus.build.partition import pieces_by_user
+from sidrec.corpus.prepare_settings import BuildSettings
 from sidrec.corpus.reading.table_scan import reading
 from sidrec.corpus.schema import (
+    GRADE_FIELD,
     INTERACTION_SCHEMA,
     INTERACTION_WEIGHT,
     QUERY_SCHEMA,
@@ -24,7 +26,7 @@ from sidrec.corpus.schema import (
     TableWriter,
     item_schema,
 )
-from sidrec.corpus.sources.raw_catalogue import SPLITS, BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.sources.raw_catalogue import SPLITS, RawCatalogue, RawQuery
 from sidrec.corpus.sources.splits import leave_last_out, query_splits, temporal, time_bounds
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, disk_errors, sha256_of_file, write_json
@@ -86,8 +88,11 @@ def build_corpus(
             counts |= _write_interactions(kept, settings, writer)
             digests["interactions"] = writer.digest()
         kept.file.unlink(missing_ok=True)
-        weighted = any(query.weights for query in queries)
-        query_schema = QUERY_SCHEMA.append(WEIGHT_FIELD) if weighted else QUERY_SCHEMA
+        query_schema = QUERY_SCHEMA
+        if any(query.weights or query.grades for query in queries):
+            query_schema = query_schema.append(WEIGHT_FIELD)
+        if any(query.grades for query in queries):
+            query_schema = query_schema.append(GRADE_FIELD)
         with TableWriter(folder / "queries.parquet", query_schema) as writer:
             counts |= _write_queries(queries, raw, items, settings, writer)
             digests["queries"] = writer.digest()
@@ -281,10 +286,11 @@ def _write_queries(
     columns = {
         "query_id": [query.query_id for query in kept],
         "text": [query.text for query in kept],
-        "item_index": [list(weights) for weights in answers],
+        "item_index": [[item for item, _, _ in found] for found in answers],
         "split": splits,
         "source": [query.source for query in kept],
-        WEIGHT_FIELD.name: [list(weights.values()) for weights in answers],
+        WEIGHT_FIELD.name: [[weight for _, weight, _ in found] for found in answers],
+        GRADE_FIELD.name: [[grade for _, _, grade in found] for found in answers],
     }
     columns = {name: columns[name] for name in writer.schema.names}
     writer.write(pa.table(columns, schema=writer.schema))
@@ -296,12 +302,13 @@ def _write_queries(
     }
 
 
-def _answers(query: RawQuery, item_index: dict[str, int]) -> dict[int, float]:
-    """Return the weight of each known answer by item_index, ascending; 1 without a given weight."""
-    weights = query.weights or (1.0,) * len(query.item_ids)
-    pairs = zip(query.item_ids, weights, strict=True)
-    found = {item_index[item_id]: weight for item_id, weight in pairs if item_id in item_index}
-    return dict(sorted(found.items()))
+def _answers(query: RawQuery, item_index: dict[str, int]) -> list[tuple[int, float, int]]:
+    """Return item_index, weight and grade of each known answer, ascending, without repetitions."""
+    grades = query.grades or (1,) * len(query.item_ids)
+    weights = query.weights or tuple(map(float, grades))
+    given = zip(query.item_ids, weights, grades, strict=True)
+    found = {item_index[one]: (w, g) for one, w, g in given if one in item_index}
+    return [(item, weight, grade) for item, (weight, grade) in sorted(found.items())]
 
 
 def _where(query: RawQuery) -> str:

@@ -10,14 +10,14 @@ from typing import Any, Literal, NamedTuple, cast
 from sidrec.console import say
 from sidrec.corpus.queries.title_match import TitledItem, match_titles
 from sidrec.corpus.reading.json_rows import json_objects
-from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery
+from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery, grades_of
 from sidrec.errors import DataError
 
 PACKAGED = "queries_llm"
 
 _TEXT_KEYS = ("query", "text")
 _ITEM_KEYS = ("movieIds", "item_ids")
-_KNOWN_KEYS = {"query_id", "group", "split", *_TEXT_KEYS, *_ITEM_KEYS}
+_KNOWN_KEYS = {"query_id", "group", "split", "grades", *_TEXT_KEYS, *_ITEM_KEYS}
 
 
 class FilmQuery(NamedTuple):
@@ -44,7 +44,8 @@ def load_query_files(paths: Sequence[Path]) -> list[RawQuery]:
     """Read queries from JSONL files, one object a line.
 
     Keys: ``query_id``, ``query`` (or ``text``), ``movieIds`` (or ``item_ids``), and optionally
-    ``group`` (default: the query_id) and ``split`` (default: the builder decides).
+    ``group`` (default: the query_id), ``split`` (default: the builder decides) and ``grades``, a
+    whole number of at least 1 for each item.
 
     Args:
         paths: The files; their stems become the queries' source.
@@ -144,14 +145,16 @@ def _query(row: dict[str, Any], place: str, source: str) -> RawQuery:
     if split not in (*SPLITS, ""):
         raise DataError(f"{place}: split is {split!r}, expected one of {', '.join(SPLITS)}.")
     group = row.get("group")
+    item_ids = _item_ids(_value(row, _ITEM_KEYS, place), place)
     return RawQuery(
         query_id,
         " ".join(text.split()),
-        _item_ids(_value(row, _ITEM_KEYS, place), place),
+        item_ids,
         query_id if group is None else _id(group, place),
         cast(Literal["train", "valid", "test", ""], split),
         source,
         place,
+        grades=grades_of(row.get("grades"), len(item_ids), place),
     )
 
 

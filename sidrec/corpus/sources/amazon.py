@@ -4,18 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from sidrec.console import say
+from sidrec.corpus.prepare_settings import Generation, MissingTitles, TextField, TimeUnit
 from sidrec.corpus.reading.records import Record, read_records, readable, required, sentences
-from sidrec.corpus.sources.amazon_files import AmazonFiles, Generation
-from sidrec.corpus.sources.raw_catalogue import SCHEMA, RawCatalogue, TimeUnit, k_core, timestamps
+from sidrec.corpus.sources.amazon_files import AmazonFiles
+from sidrec.corpus.sources.raw_catalogue import SCHEMA, RawCatalogue, k_core, timestamps
 from sidrec.errors import DataError
-
-TextField = Literal["title", "brand", "categories", "price", "features", "description", "details"]
-MissingTitles = Literal["fill", "keep", "drop"]
 
 _LICENSE = (
     "Amazon review data of the McAuley Lab, UC San Diego. The publisher states no license; reviews "

@@ -3,12 +3,11 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from sidrec.corpus.prepare_settings import Generation
 from sidrec.corpus.reading.gzip_download import fetch_gzip
 from sidrec.errors import ConfigError, DataError
-
-Generation = Literal[2014, 2018, 2023]
 
 _URLS = {
     2014: "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles",

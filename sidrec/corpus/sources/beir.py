@@ -30,7 +30,7 @@ class _Judged(NamedTuple):
 
     split: Split
     place: str
-    grades: dict[str, float]
+    grades: dict[str, int]
 
 
 def read_beir(
@@ -38,8 +38,8 @@ def read_beir(
 ) -> tuple[RawCatalogue, list[RawQuery]]:
     """Read a BEIR folder: documents as items, judged queries as queries, no interactions.
 
-    A document is relevant when its score is above 0. Scores that differ become weights: a
-    training pair draws a document in proportion to its score.
+    A document is relevant when its score is above 0. Scores that differ become grades: nDCG reads
+    them, and a training pair draws a document in proportion to its grade.
 
     Args:
         folder: Folder with corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv, at least one
@@ -76,7 +76,7 @@ def read_beir(
             found.split if keep_splits else "",
             f"beir {folder.name}",
             found.place,
-            tuple(found.grades.values()) if graded else (),
+            grades=tuple(found.grades.values()) if graded else (),
         )
         for query_id, found in relevant.items()
     ]
@@ -161,19 +161,20 @@ def _unknown(query_id: str, document: str, queries: set[str], documents: set[str
     return ""
 
 
-def _judgments(file: Path) -> Iterator[tuple[str, str, str, float]]:
+def _judgments(file: Path) -> Iterator[tuple[str, str, str, int]]:
     with reading(str(file)):
         frame = pl.read_csv(file, separator="\t", quote_char=None, infer_schema=False)
     if frame.columns != _QRELS_COLUMNS:
         raise DataError(
             f"{file} has the header {frame.columns}, expected {_QRELS_COLUMNS}, a tab between two."
         )
-    scores = frame["score"].str.strip_chars().cast(pl.Float64, strict=False)
-    wrong = (scores.is_finite().not_() | scores.is_null()).arg_true()
+    scores = frame["score"].str.strip_chars().cast(pl.Int64, strict=False)
+    wrong = scores.is_null().arg_true()
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
-            f"{file} row {row + 1}: score '{frame['score'][row]}' is not a number; correct it."
+            f"{file} row {row + 1}: score '{frame['score'][row]}' is not a whole number; "
+            "correct it."
         )
     rows = zip(frame["query-id"], frame["corpus-id"], scores, strict=True)
     for number, (query_id, document, score) in enumerate(rows, start=1):

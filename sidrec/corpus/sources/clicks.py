@@ -7,10 +7,11 @@ from typing import NamedTuple
 import polars as pl
 
 from sidrec.console import say
+from sidrec.corpus.prepare_settings import BuildSettings
 from sidrec.corpus.reading.shards import Shards
 from sidrec.corpus.reading.table_scan import reading, refuse_nested, require_columns, scan_columns
 from sidrec.corpus.reading.times import read_times
-from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawCatalogue, RawQuery
+from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery
 from sidrec.corpus.sources.splits import TimeBounds, normalized, temporal, time_bounds
 from sidrec.corpus.sources.user_tables import read_items
 from sidrec.errors import ConfigError, DataError

@@ -87,7 +87,7 @@ def read_frames(
         interactions: Columns user_id, item_id, timestamp, and optionally rating. None makes a
             corpus for search alone.
         queries: Columns query_id, query, item_ids (lists, or text separated by ``|``), and
-            optionally group and split. None makes a corpus for recommendation alone.
+            optionally group, split and grades. None makes a corpus for recommendation alone.
         scratch: Folder for copies of the tables; it must last until the corpus is built.
 
     Raises:

@@ -1,12 +1,13 @@
 """Raw catalogue: what readers pass to the builder, with the user's own ids, not indexed."""
 
-from dataclasses import dataclass
+import re
 from typing import Literal, NamedTuple
 
 import polars as pl
 
+from sidrec.corpus.prepare_settings import TimeUnit
 from sidrec.corpus.reading.compressed import FileRows, row_place
-from sidrec.errors import ConfigError
+from sidrec.errors import DataError
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")  # position = code in derived files
@@ -25,6 +26,8 @@ class RawQuery(NamedTuple):
         place: File and line of the query, for messages; empty without a file.
         weights: Weight of each of ``item_ids`` as an answer, ``> 0``; empty: all alike. A
             training pair draws its item in proportion.
+        grades: Relevance grade of each of ``item_ids``, 1 or more, the gain of nDCG; empty: all
+            1. Without ``weights`` a training pair draws its item in proportion to the grade.
     """
 
     query_id: str
@@ -35,6 +38,29 @@ class RawQuery(NamedTuple):
     source: str
     place: str = ""
     weights: tuple[float, ...] = ()
+    grades: tuple[int, ...] = ()
+
+
+def grades_of(value: object, num_items: int, place: str) -> tuple[int, ...]:
+    """Return the relevance grades of a query's answers; none for an absent or empty value.
+
+    Args:
+        value: List of whole numbers, or text such as ``2|1``.
+        num_items: Number of distinct answers of the query.
+        place: File and row, for messages.
+
+    Raises:
+        DataError: If a grade is not a whole number of at least 1, or not each answer has one.
+    """
+    given = value.split("|") if isinstance(value, str) and value else value
+    listed = given if isinstance(given, list) else [] if given in (None, "") else [given]
+    grades = tuple(int(one) for one in listed if re.fullmatch("[1-9][0-9]*", str(one).strip()))
+    if len(grades) != len(listed) or (grades and len(grades) != num_items):
+        raise DataError(
+            f"{place}: grades is {str(value)[:60]}, expected a whole number of at least 1 for each "
+            f"of the {num_items} items, each item named once; leave items of grade 0 out."
+        )
+    return grades
 
 
 class RawCatalogue(NamedTuple):
@@ -78,56 +104,6 @@ class RawCatalogue(NamedTuple):
         """Name a row of the interactions by file, counted from 1 over all files."""
         return row_place(self.interactions_name, self.interaction_files, row)
 
-
-@dataclass(frozen=True, slots=True)
-class BuildSettings:
-    """Build settings: all choices that turn a raw catalogue into a corpus.
-
-    Attributes:
-        min_item_interactions: Items with fewer interactions are left out; 0 keeps every item.
-        split: ``leave_last_out``: per user the last interaction is test, the one before valid;
-            users with fewer than three are all train. ``temporal``: by time, see
-            ``temporal_fractions``.
-        temporal_fractions: Share of all interactions, latest first, that is test, and the share
-            before it that is valid; read by ``temporal`` only.
-        test_query_fraction: Share of the query groups without a given split that is test.
-        valid_query_fraction: Share of the train groups that is moved to valid.
-        unknown_items: ``error`` refuses interactions and queries of items that the catalogue
-            lacks; ``drop`` leaves them out and counts them.
-        exclude_history: Items of a user's history are not recommended to the user; generator,
-            validation and baselines read it from the corpus.
-
-    Raises:
-        ConfigError: If a fraction or count is out of range.
-    """
-
-    min_item_interactions: int = 0
-    split: Literal["leave_last_out", "temporal"] = "leave_last_out"
-    temporal_fractions: tuple[float, float] = (0.1, 0.1)
-    test_query_fraction: float = 0.2
-    valid_query_fraction: float = 0.05
-    unknown_items: Literal["error", "drop"] = "error"
-    exclude_history: bool = True
-
-    def __post_init__(self) -> None:
-        if self.min_item_interactions < 0:
-            raise ConfigError(
-                f"min_item_interactions must be 0 or more, got {self.min_item_interactions}."
-            )
-        for name in ("test_query_fraction", "valid_query_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
-        test, valid = self.temporal_fractions
-        if test < 0 or valid < 0 or test + valid >= 1:
-            raise ConfigError(
-                f"temporal_fractions must be positive and sum to less than 1, got {test}, {valid}."
-            )
-
-
-DEFAULT_BUILD = BuildSettings()
-
-
-TimeUnit = Literal["s", "ms", "us"]
 
 TICKS_PER_SECOND = 1_000_000  # of RawCatalogue.interactions.timestamp
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}

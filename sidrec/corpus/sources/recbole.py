@@ -2,15 +2,16 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
 
 from sidrec.console import say
+from sidrec.corpus.prepare_settings import RecBoleFields, TimeUnit
 from sidrec.corpus.reading.records import readable, sentences
 from sidrec.corpus.reading.table_scan import reading, require_columns
-from sidrec.corpus.sources.raw_catalogue import SCHEMA, RawCatalogue, TimeUnit, k_core, timestamps
+from sidrec.corpus.sources.raw_catalogue import SCHEMA, RawCatalogue, k_core, timestamps
 from sidrec.errors import DataError
 
 POSITION = "position"  # in place of a time field: the order of the rows
@@ -26,30 +27,6 @@ _LICENSE = (
     "https://recbole.io/dataset_list.html)."
 )
 _FIXED = ("item_id", "title", "text")
-
-
-@dataclass(frozen=True)  # no slots: jsonargparse reads __dict__
-class RecBoleFields:
-    """RecBole field names that sidrec reads.
-
-    Attributes:
-        user: User field of ``.inter``.
-        item: Item field of ``.inter`` and ``.item``.
-        time: Time field of ``.inter``; ``position`` takes the order of the rows for the order in
-            time.
-        rating: Rating field of ``.inter``; a file without it has no ratings.
-        title: Title field of ``.item``; None takes the first field whose name contains title or
-            name.
-    """
-
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str = "timestamp"
-    rating: str = "rating"
-    title: str | None = None
-
-
-DEFAULT_FIELDS = RecBoleFields()
 
 
 def read_recbole(

@@ -27,6 +27,7 @@ from sidrec.corpus.sources.raw_catalogue import (
     RawCatalogue,
     RawQuery,
     Split,
+    grades_of,
     no_interactions,
 )
 from sidrec.errors import DataError
@@ -111,7 +112,8 @@ def read_query_table(file: Path, columns: Columns = DEFAULT_COLUMNS) -> list[Raw
 
     Args:
         file: Columns query_id, query and item_ids (a list, or text separated by ``|``), and
-            optionally group (default: the query_id) and split (default: the builder decides).
+            optionally group (default: the query_id), split (default: the builder decides) and
+            grades (a whole number for each item, as ``item_ids``).
         columns: Column names of the tables.
 
     Raises:
@@ -135,16 +137,17 @@ def read_query_table(file: Path, columns: Columns = DEFAULT_COLUMNS) -> list[Raw
                 f"{place}: split '{split}' is none of {', '.join(SPLITS)}; correct it "
                 "or leave it empty."
             )
-        query_id = str(row["query_id"])
+        query_id, answers = str(row["query_id"]), _answers(row["item_ids"], place)
         queries.append(
             RawQuery(
                 query_id,
                 row["query"] or "",
-                _answers(row["item_ids"], place),
+                answers,
                 str(row.get("group") or query_id),
                 split,
                 file.name.split(".")[0] if format_of(file) != file.suffix else file.stem,
                 place,
+                grades=grades_of(row.get("grades"), len(answers), place),
             )
         )
     return queries

@@ -244,8 +244,8 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             calibrate(self.model, [batch for _, batch in batches])
             for loader, batch in batches:
                 if answered := self._answer(batch, "valid", loader):
-                    items, relevant = (one.to(self.device) for one in ranked_lists(answered))
-                    self._metrics[batch.task].update(items, relevant)
+                    lists = (one.to(self.device) for one in ranked_lists(answered))
+                    self._metrics[batch.task].update(*lists)
         found = {
             f"{task}/{name}": value.item()
             for task, metrics in self._metrics.items()

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("scores", pa.list_(pa.float32())),
         ("semantic_id_ranks", pa.list_(pa.int64())),
         ("relevant", pa.list_(pa.int64())),
+        ("grades", pa.list_(pa.int64())),
         ("history_length", pa.int64()),
         ("answerable", pa.bool_()),
     ]
@@ -68,6 +69,8 @@ def predictions_of_ranked(
     rows = zip(requests, ranked.items.tolist(), ranked.scores.tolist(), strict=True)
     predictions = []
     for request, items, scores in rows:
+        grades = dict.fromkeys(request.relevant, 1)
+        grades.update(zip(request.relevant, request.grades, strict=False))
         filled = [place for place, item in enumerate(items) if item >= 0]
         predictions.append(
             Prediction(
@@ -77,7 +80,8 @@ def predictions_of_ranked(
                 items=tuple(items[place] for place in filled),
                 scores=tuple(scores[place] for place in filled),
                 semantic_id_ranks=(),
-                relevant=tuple(dict.fromkeys(request.relevant)),
+                relevant=tuple(grades),
+                grades=tuple(grades.values()) if request.grades else (),
                 history_length=len(request.history),
                 answerable=not (exclude_history and _lies_in_history(request)),
             )

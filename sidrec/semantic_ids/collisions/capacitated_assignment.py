@@ -11,8 +11,8 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 # From squared errors [row, code], the rows' groups (0, 0, …, 1, …) and the room that codes have
-# [group, code] to costs >= 0, float32 [row, code].
-CostAdjustment = Callable[[Array, Array, Array], Array]
+# [group, code] to what the use of each code costs beside the error, float32 >= 0 [group, code].
+CodeDuals = Callable[[Array, Array, Array], Array]
 
 _BATCH_CELLS = 1 << 22  # items times codes that are in memory together
 _LEAST_WIDTH = 8  # best codes kept per item where all do not fit into memory
@@ -28,7 +28,7 @@ def assign_with_capacity(
     num_codes: int,
     capacity: int,
     num_fixed: int = 0,
-    cost_adjustment: CostAdjustment | None = None,
+    code_duals: CodeDuals | None = None,
 ) -> Int[Tensor, " item"]:
     """Assign codes to items so that no code of a group holds more than ``capacity`` items.
 
@@ -46,8 +46,9 @@ def assign_with_capacity(
         capacity: Items that a code can hold, ``>= 1``.
         num_fixed: Number of leading items that always keep their codes; ``errors`` is never
             called for them.
-        cost_adjustment: Its costs, if given, replace the errors, and no code is preferred. Needs
-            the costs of whole groups in memory.
+        code_duals: Its costs, if given, are added to the errors, and no code is preferred. From a
+            group whose errors do not fit into memory it gets every n-th item and an n-th of the
+            room.
     """
     keys = groups * num_codes + preferred
     _, where, counts = torch.unique(keys, return_inverse=True, return_counts=True)
@@ -57,27 +58,36 @@ def assign_with_capacity(
         return preferred
     contested = contested[groups[contested].argsort(stable=True)]
     result = preferred.clone()
-    for batch in _batches(contested, groups[contested], most=max(1, _BATCH_CELLS // num_codes)):
+    most = max(1, _BATCH_CELLS // num_codes)
+    for batch in _batches(contested, groups[contested], most=most):
         involved, dense = torch.unique(groups[batch], return_inverse=True)
         group = dense.numpy()
         room = _room(groups, preferred, involved, batch, num_codes=num_codes, capacity=capacity)
-        if cost_adjustment is None:
+        if code_duals is None:
 
             def ranked(rows: Array, batch: Tensor = batch) -> tuple[Array, Array]:
                 items = batch[torch.from_numpy(rows)]
                 return _ranking(_costs(errors(items)), preferred[items].numpy())
 
-            width = 4 * _BATCH_CELLS // len(batch)
-            candidates = _Candidates(group, ranked, num_codes, width=max(width, _LEAST_WIDTH))
         else:
-            costs = cost_adjustment(_costs(errors(batch)), group, room.reshape(-1, num_codes))
-            everything = _ranking(costs, None)
+            sample, fraction = _sample(group, most=most)
+            known = _costs(errors(batch[torch.from_numpy(sample)]))
+            part = room.reshape(-1, num_codes) * fraction[:, None]
+            duals = code_duals(known, group[sample], part)
 
-            def known(rows: Array, found: tuple[Array, Array] = everything) -> tuple[Array, Array]:
-                del rows
-                return found
+            def ranked(
+                rows: Array,
+                batch: Tensor = batch,
+                group: Array = group,
+                duals: Array = duals,
+                known: Array | None = known if len(sample) == len(batch) else None,
+            ) -> tuple[Array, Array]:
+                items = batch[torch.from_numpy(rows)]
+                own = _costs(errors(items)) if known is None else known[rows]
+                return _ranking(own + duals[group[rows]], None)
 
-            candidates = _Candidates(group, known, num_codes, whole=True)
+        width = max(4 * _BATCH_CELLS // len(batch), _LEAST_WIDTH)
+        candidates = _Candidates(group, ranked, num_codes, width=width)
         result[batch] = torch.from_numpy(_rounds(candidates, room))
     return result
 
@@ -96,6 +106,15 @@ def _batches(items: Tensor, groups: Tensor, *, most: int) -> list[Tensor]:
     number = (sizes.cumsum(dim=0) - sizes) // most
     per_batch = torch.zeros(int(number[-1]) + 1, dtype=torch.int64).index_add_(0, number, sizes)
     return [part for part in torch.split(items, per_batch.tolist()) if len(part)]
+
+
+def _sample(group: Array, *, most: int) -> tuple[Array, Array]:
+    """Return rows, evenly from each group and about ``most`` of it, and each group's fraction."""
+    sizes = np.bincount(group)
+    stride = -(-sizes // most)
+    kept = np.flatnonzero(_rank_in_run(group) % stride[group] == 0)
+    fraction: Array = np.bincount(group[kept]) / sizes
+    return kept, fraction
 
 
 def _room(
@@ -150,7 +169,6 @@ class _Candidates:
         ranked: Returns ``_ranking`` of the given rows.
         num_codes: Codes of a group.
         width: Most codes that a row holds.
-        whole: Call ``ranked`` once, for all rows and codes.
     """
 
     def __init__(
@@ -159,13 +177,12 @@ class _Candidates:
         ranked: Callable[[Array], tuple[Array, Array]],
         num_codes: int,
         *,
-        width: int = 0,
-        whole: bool = False,
+        width: int,
     ) -> None:
         self.group, self.num_codes, self._ranked = group, num_codes, ranked
         rows = np.arange(len(group))
         weights = np.random.default_rng(0).integers(1, 2**63, num_codes, dtype=np.int64)
-        if whole or width >= num_codes:
+        if width >= num_codes:
             self.ranking, self.own_cost = ranked(rows)
             self._fingerprint = (self.ranking * weights).sum(axis=1)
         else:

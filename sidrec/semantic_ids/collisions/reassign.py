@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sidrec.errors import ConfigError
 from sidrec.semantic_ids.collisions.capacitated_assignment import (
-    CostAdjustment,
+    CodeDuals,
     assign_with_capacity,
     rank_in_group,
 )
@@ -23,7 +23,7 @@ def reassign(
     in_use: Int[Tensor, "held level"] | None = None,
     *,
     capacity: int,
-    cost_adjustment: CostAdjustment | None = None,
+    code_duals: CodeDuals | None = None,
 ) -> Int[Tensor, "item level"]:
     """Return codes such that at most ``capacity`` items share all levels.
 
@@ -36,7 +36,7 @@ def reassign(
         quantizer: Fitted quantizer, for the errors of other codes.
         in_use: IDs of items that keep them.
         capacity: Items on one ID, ``>= 1``.
-        cost_adjustment: Costs of the last level in place of squared errors (see
+        code_duals: Costs of the codes of the last level beside the squared errors (see
             ``assign_with_capacity``).
 
     Raises:
@@ -64,7 +64,7 @@ def reassign(
             num_codes=size,
             capacity=min(capacity * math.prod(sizes[level + 1 :]), len(codes)),
             num_fixed=len(held),
-            cost_adjustment=cost_adjustment if level + 1 == len(sizes) else None,
+            code_duals=code_duals if level + 1 == len(sizes) else None,
         )
         moved = (placed != codes[:, level]).nonzero().flatten()
         codes[moved, level] = placed[moved]

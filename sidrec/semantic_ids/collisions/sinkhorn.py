@@ -32,8 +32,9 @@ class SinkhornLastLevel(CollisionPolicy):
 
     Entropic transport gives each crowded code a dual variable. Each item then takes the code with
     room that has the least error plus dual, in rounds as in ``ReassignLastLevel``. Overfull
-    prefixes also move items upwards as there. With a capacity of 1, IDs are unique even for items
-    with identical embeddings.
+    prefixes also move items upwards as there. If the costs of a prefix do not fit into memory, the
+    duals come from every n-th item and an n-th of the room. With a capacity of 1, IDs are unique
+    even for items with identical embeddings.
 
     Attributes:
         epsilon: Entropy's weight, as a fraction of the mean excess error of a prefix's codes;
@@ -68,24 +69,24 @@ class SinkhornLastLevel(CollisionPolicy):
     def assign(self, items: CodedItems) -> Resolution:
         """Return codes whose last level was assigned with duals where items collided."""
 
-        def adjusted(errors: Array, group: Array, room: Array) -> Array:
-            return costs_with_duals(
+        def duals(errors: Array, group: Array, room: Array) -> Array:
+            return transport_duals(
                 errors, group, room, epsilon=self.epsilon, num_iterations=self.num_iterations
             )
 
-        placed = reassign(*items, capacity=self.capacity, cost_adjustment=adjusted)
+        placed = reassign(*items, capacity=self.capacity, code_duals=duals)
         return Resolution(placed, items.quantizer.codebook_sizes)
 
 
-def costs_with_duals(
+def transport_duals(
     errors: Float[np.ndarray, "row code"],
     group: Int[np.ndarray, " row"],
-    room: Int[np.ndarray, "group code"],
+    room: Float[np.ndarray, "group code"],
     *,
     epsilon: float,
     num_iterations: int,
-) -> Float[np.ndarray, "row code"]:
-    """Return each error plus the dual of its code.
+) -> Float[np.ndarray, "group code"]:
+    """Return the dual of each code, ``>= 0``, in the unit of the errors.
 
     The transport assigns all mass of every row; a code of a group takes at most its room. The dual
     of a code is 0 where there is enough room.
@@ -93,7 +94,7 @@ def costs_with_duals(
     Args:
         errors: Squared errors, ``>= 0``.
         group: Group of each row, dense from 0, ascending.
-        room: Items that each code of each group can take.
+        room: Mass that each code of each group can take; a row has mass 1.
         epsilon: Weight of the entropy over the mean excess error of the group.
         num_iterations: Most Sinkhorn iterations.
     """
@@ -112,7 +113,7 @@ def costs_with_duals(
         alike = np.flatnonzero(sizes == size)
         rows = starts[alike, None] + np.arange(size)
         scales[alike] = _scales(kernel[rows], limits[alike], num_iterations)
-    duals: Array = (errors - unit[group] * np.log(scales)[group]).astype(np.float32)
+    duals: Array = (-unit * np.log(scales)).astype(np.float32)
     return duals
 
 

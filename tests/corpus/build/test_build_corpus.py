@@ -8,7 +8,8 @@ import pytest
 from sidrec.corpus import schema as contents
 from sidrec.corpus.build import build_corpus as build
 from sidrec.corpus.build.build_corpus import build_corpus
-from sidrec.corpus.sources.raw_catalogue import BuildSettings, RawQuery
+from sidrec.corpus.prepare_settings import BuildSettings
+from sidrec.corpus.sources.raw_catalogue import RawQuery
 from sidrec.errors import ConfigError, DataError, SidrecError
 from tests.corpus.small import QUERIES, ROWS, SETTINGS, build_small, raw_catalogue
 

@@ -31,6 +31,12 @@ GOOD = {
 }
 
 
+def test_grades_belong_to_items(tmp_path):
+    row = {"query_id": "q", "query": "x", "item_ids": ["a", "b"], "grades": [3, 1]}
+    (query,) = load_query_files([_write(tmp_path / "mine.jsonl", row)])
+    assert (query.item_ids, query.grades, query.weights) == (("a", "b"), (3, 1), ())
+
+
 def test_a_line_becomes_a_query(tmp_path):
     path = _write(
         tmp_path / "mine.jsonl", GOOD, "", {"query_id": 2, "text": "x", "item_ids": ["a"]}
@@ -59,6 +65,8 @@ def test_files_follow_one_another(tmp_path):
         (GOOD | {"query_id": "q2", "movieIds": [True]}, "True is not an id"),
         (GOOD | {"query_id": "q2", "split": "dev"}, "split is 'dev'"),
         (GOOD | {"query_id": "q2", "splitt": "test"}, "key 'splitt' is not known"),
+        (GOOD | {"query_id": "q2", "grades": [1, 2]}, r"grades is \[1, 2\], expected a whole"),
+        (GOOD | {"query_id": "q2", "grades": [0]}, "leave items of grade 0 out"),
         (GOOD | {"query_id": "q2", "text": "two"}, "needs query or text"),
         ({"query_id": "q2", "movieIds": [7]}, "needs query or text, found query_id, movieIds"),
         ({"query": "x", "movieIds": [7]}, "needs query_id"),

@@ -56,6 +56,9 @@ def test_counts_by_hand(tmp_path, capsys):
     }
     assert rows["q1"]["item_index"] == [0, 2]
     assert rows["q1"]["weight"] == [2.0, 1.0]
+    assert rows["q1"]["grade"] == [2, 1]
+    (request,) = search_requests(corpus, "test")
+    assert (request.relevant, request.grades) == ((2,), (1,))
     said = capsys.readouterr().err
     assert "3 documents, 6 queries, 7 judgments; left out 2 judgments with a score of 0 or" in said
     assert "2 queries without a relevant document" in said
@@ -146,7 +149,11 @@ def test_only_a_test_split_is_said_and_can_be_shared_out(tmp_path, capsys):
         ),
         (
             {"qrels": {"test": HEADER + "q1\td1\tbest\n"}},
-            "test.tsv row 1: score 'best' is not a number",
+            "test.tsv row 1: score 'best' is not a whole number",
+        ),
+        (
+            {"qrels": {"test": HEADER + "q1\td1\t0.5\n"}},
+            "test.tsv row 1: score '0.5' is not a whole number",
         ),
         ({"qrels": {"test": "q1\td1\t1\n"}}, "test.tsv has the header ['q1', 'd1', '1'], expected"),
         ({"qrels": QRELS | {"test": HEADER + "q1\td1\t1\n"}}, "query 'q1' was judged before in"),

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from sidrec import Corpus
-from sidrec.corpus.sources.raw_catalogue import BuildSettings
+from sidrec.corpus.prepare_settings import BuildSettings
 from sidrec.errors import ConfigError, DataError
 
 ITEMS = {

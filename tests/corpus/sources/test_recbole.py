@@ -1,8 +1,9 @@
 import pytest
 
 from sidrec.cli.preparing import prepare as command
+from sidrec.corpus.prepare_settings import RecBoleFields
 from sidrec.corpus.sources.raw_catalogue import TICKS_PER_SECOND
-from sidrec.corpus.sources.recbole import RecBoleFields, read_recbole
+from sidrec.corpus.sources.recbole import read_recbole
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError
 

@@ -237,6 +237,19 @@ def test_queries_may_be_a_table(tmp_path, ending):
         read_query_table(tmp_path / f"bad.{ending}")
 
 
+@pytest.mark.parametrize(
+    ("grades", "expected"), [(["2|1", ""], [(2, 1), ()]), (["3|1", "2"], None)]
+)
+def test_grades_of_a_table(tmp_path, grades, expected):
+    rows = {"query_id": ["q1", "q2"], "query": ["x", "y"], "item_ids": ["b|a", "a|b"]}
+    pl.DataFrame({**rows, "grades": grades}).write_csv(tmp_path / "mine.csv")
+    if expected is None:
+        with pytest.raises(DataError, match=r"mine\.csv row 2: grades is 2, expected a whole numb"):
+            read_query_table(tmp_path / "mine.csv")
+    else:
+        assert [one.grades for one in read_query_table(tmp_path / "mine.csv")] == expected
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
 @pytest.mark.parametrize("table", ["items", "interactions", "queries"])
 def test_a_column_that_stands_there_twice_is_refused(tmp_path, ending, table):

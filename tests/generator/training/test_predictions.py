@@ -22,7 +22,7 @@ from tests.generator.catalogues import TableSteps
 TABLE = SemanticIdTable(torch.tensor([[0], [1], [1], [2]]), (3,))
 POPULARITY = torch.tensor([1, 5, 7, 0])
 REQUESTS = [
-    Request("q", "search", "something", (), (1, 3, 1)),
+    Request("q", "search", "something", (), (1, 3, 1), (3, 2, 3)),
     Request("u", "recommendation", "", (2,), (0,)),
 ]
 
@@ -41,11 +41,12 @@ def test_two_requests_by_hand(predictions):
     search, recommendation = predictions
     assert search.items == (2, 1, 3)
     assert search.scores == (-1.0, -1.0, -2.0)
-    assert search.relevant == (1, 3)
+    assert (search.relevant, search.grades) == ((1, 3), (3, 2))
     assert search.semantic_id_ranks == (0, 1)  # of the distinct IDs 1, 2, 0
     assert recommendation.items == (1, 3, 0)
     assert recommendation.semantic_id_ranks == (2,)
     assert recommendation.history_length == 1
+    assert recommendation.grades == ()
 
 
 def test_there_and_back(predictions, tmp_path):

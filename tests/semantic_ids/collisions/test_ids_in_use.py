@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.semantic_ids.collisions.policies import ExtraLevel, KeepCollisions, ReassignLastLevel
-from sidrec.semantic_ids.collisions.sinkhorn import SinkhornLastLevel, costs_with_duals, load_policy
+from sidrec.semantic_ids.collisions.sinkhorn import SinkhornLastLevel, load_policy, transport_duals
 from tests.semantic_ids.made import quantizer_of, random_quantizer
 
 LINE = quantizer_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
@@ -131,6 +131,47 @@ def test_sinkhorn_moves_nobody_who_shares_with_nobody():
     assert torch.equal(resolve(batch, vectors, fitted), after)
 
 
+@pytest.mark.parametrize("capacity", [1, 20])
+def test_sinkhorn_of_an_overfull_prefix_has_bounded_costs(monkeypatch, capacity):
+    vectors = torch.randn(900, 3, generator=torch.Generator().manual_seed(3)) * 0.05
+    fitted = random_quantizer((30, 60) if capacity == 1 else (1, 60))
+    policy = SinkhornLastLevel(capacity=capacity)
+    codes = fitted.encode(vectors)
+    whole = resolve(policy, vectors, fitted)
+    asked, cells = [], []
+    next_code_errors, duals = type(fitted).next_code_errors, transport_duals
+
+    def counted(self, vectors, prefix):
+        errors = next_code_errors(self, vectors, prefix)
+        asked.append(errors.numel())
+        return errors
+
+    def measured(errors, group, room, **settings):
+        cells.append(errors.size)
+        return duals(errors, group, room, **settings)
+
+    monkeypatch.setattr(type(fitted), "next_code_errors", counted)
+    monkeypatch.setattr("sidrec.semantic_ids.collisions.sinkhorn.transport_duals", measured)
+    monkeypatch.setattr("sidrec.semantic_ids.collisions.capacitated_assignment._BATCH_CELLS", 1_200)
+    parts = resolve(policy, vectors, fitted)
+    assert cells
+    assert max(cells) <= 2 * 1_200
+    assert max(asked) <= 2 * 1_200
+    assert parts.unique(dim=0, return_counts=True)[1].max() <= capacity
+    error, least = ((vectors - fitted.decode(one)).square().sum().item() for one in (parts, whole))
+    nearest = (vectors - fitted.decode(codes)).square().sum().item()
+    assert error - nearest < 1.1 * (least - nearest)
+
+
+def test_batches_of_small_prefixes_do_not_change_sinkhorn(monkeypatch):
+    vectors = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    fitted = random_quantizer((16, 40))
+    whole = resolve(SinkhornLastLevel(), vectors, fitted)
+    assert (whole != fitted.encode(vectors)).any()
+    monkeypatch.setattr("sidrec.semantic_ids.collisions.capacitated_assignment._BATCH_CELLS", 3_200)
+    assert torch.equal(resolve(SinkhornLastLevel(), vectors, fitted), whole)
+
+
 def test_sinkhorn_settings_are_checked():
     with pytest.raises(ConfigError, match=r"epsilon is 0\.0, expected more than 0"):
         SinkhornLastLevel(epsilon=0.0, num_iterations=1)
@@ -155,19 +196,19 @@ def test_policies_of_older_and_unknown_bundles():
 
 def test_prices_by_hand():
     errors, group = np.array([[0.0, 1.0], [0.0, 1.0]], dtype=np.float32), np.zeros(2, dtype=int)
-    roomy = costs_with_duals(errors, group, np.array([[2, 2]]), epsilon=1.0, num_iterations=50)
-    np.testing.assert_array_equal(roomy, errors)
+    roomy = transport_duals(errors, group, np.array([[2.0, 2.0]]), epsilon=1.0, num_iterations=50)
+    np.testing.assert_array_equal(roomy, 0)
     # one place each: code 0 costs as much as code 1 once its dual is 1, the difference in error
-    tight = costs_with_duals(errors, group, np.array([[1, 1]]), epsilon=1.0, num_iterations=200)
-    np.testing.assert_allclose(tight, 1, atol=0.02)
+    tight = transport_duals(errors, group, np.array([[1.0, 1.0]]), epsilon=1.0, num_iterations=200)
+    np.testing.assert_allclose(errors + tight, 1, atol=0.02)
 
 
 def test_groups_have_prices_of_their_own():
     errors = np.random.default_rng(0).random((40, 6), dtype=np.float32)
-    group, room = np.repeat(np.arange(10), 4), np.ones((10, 6), dtype=int)
-    together = costs_with_duals(errors, group, room, epsilon=0.1, num_iterations=60)
+    group, room = np.repeat(np.arange(10), 4), np.ones((10, 6))
+    together = transport_duals(errors, group, room, epsilon=0.1, num_iterations=60)
     alone = [
-        costs_with_duals(
+        transport_duals(
             errors[rows], np.zeros(4, dtype=int), room[:1], epsilon=0.1, num_iterations=60
         )
         for rows in np.split(np.arange(40), 10)
