@@ -1,24 +1,45 @@
-"""Apply small faults to a module one at a time and count those that its tests notice.
+"""Apply small faults to the mathematics of each room and count those that its tests notice.
 
-Use: python scripts/mutants.py sidrec/metrics.py --tests "tests/test_metrics.py" --sample 40
-     --out benchmarks/results/mutants.json
-A fault swaps a comparison or an operator, changes a number by one, negates a condition or drops a
-keyword argument. The module is restored at the end, also after Ctrl-C or SIGTERM. Results of
-several modules gather in one file.
+Use: python scripts/mutants.py --sample 10 --rooms encoder kmeans
+The file ``scripts/mutants.yaml`` names the rooms, their modules and the tests of each module.
+A fault swaps an operator, a comparison or a reduction, drops a sign or a keyword argument,
+changes a number by one, or negates a condition. This process imports torch and the test tools
+once; each fault runs in a forked child that reads the changed module from memory, so no file
+changes. Tests that start further processes are left out: those would read the file. A child that
+takes five times the processor time of the faultless run counts as noticed.
 """
 
 import argparse
 import ast
 import copy
+import importlib
+import importlib.machinery
+import os
 import random
+import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from sidrec.files import read_json, write_json
+import yaml
 
+_ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(_ROOT))
+_WARM = (
+    "accelerate",
+    "datasets",
+    "hypothesis",
+    "jsonargparse",
+    "lightning",
+    "pandas",
+    "polars",
+    "scipy.stats",
+    "sklearn.cluster",
+    "torchmetrics",
+    "transformers.models.t5.modeling_t5",
+)
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -33,88 +54,170 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+_PAIRS = (("min", "max"), ("argmin", "argmax"), ("sum", "mean"), ("amin", "amax"), ("any", "all"))
+_NAMES = dict(_PAIRS) | {right: left for left, right in _PAIRS}
+_WALL_S = 600
+_STARTERS = {"run_on_ranks", "subprocess"}
 
 
-def faults(node: ast.AST) -> Iterator[tuple[ast.AST, str, object]]:
-    """Yield what may change at a node: the node, its field, the new value."""
+class Fault(NamedTuple):
+    """Changed source of a module.
+
+    Attributes:
+        module: Path from the root of the repository.
+        line: Line of the change.
+        told: Expression before and after.
+        source: Whole module with the change.
+    """
+
+    module: str
+    line: int
+    told: str
+    source: str
+
+
+def faults(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """Yield what may change at a node: the field and its new value."""
     for field in ("op", "ops"):
         old = getattr(node, field, None)
         first = old[0] if isinstance(old, list) else old
         if type(first) in _SWAPS:
             new = _SWAPS[type(first)]()
-            yield node, field, [new, *old[1:]] if isinstance(old, list) else new
+            yield field, [new, *old[1:]] if isinstance(old, list) else new
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield "op", ast.UAdd()
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        yield node, "value", node.value + 1
+        yield "value", node.value + 1
+    if isinstance(node, ast.Attribute) and node.attr in _NAMES:
+        yield "attr", _NAMES[node.attr]
     if isinstance(node, (ast.If, ast.IfExp)):
-        yield node, "test", ast.UnaryOp(ast.Not(), node.test)
+        yield "test", ast.UnaryOp(ast.Not(), node.test)
     if isinstance(node, ast.Call) and node.keywords:
-        yield node, "keywords", node.keywords[:-1]
+        yield "keywords", node.keywords[:-1]
 
 
-def mutants(source: str) -> list[tuple[int, str, str]]:
-    """Return line, description and source of every fault; annotations and docstrings stay."""
-    tree, found = ast.parse(source), []
-    hints = {
-        id(inner)
-        for node in ast.walk(tree)
-        for hint in (getattr(node, "annotation", None), getattr(node, "returns", None))
-        if hint is not None
-        for inner in ast.walk(hint)
-    }
-    places = [node for node in ast.walk(tree) if id(node) not in hints]
-    for number, node in enumerate(places):
-        for _, field, value in faults(node):
-            old = copy.deepcopy(node)
-            before = getattr(node, field)
+def mutants(module: str) -> list[Fault]:
+    """Return every fault of a module outside annotations, decorators and error messages."""
+    tree, found = ast.parse((_ROOT / module).read_text()), []
+    left_out = {id(inner) for part in _no_mathematics(tree) for inner in ast.walk(part)}
+    for node in list(ast.walk(tree)):
+        if id(node) in left_out:
+            continue
+        for field, value in faults(node):
+            old, before = copy.deepcopy(node), getattr(node, field)
             setattr(node, field, value)
-            text = ast.unparse(ast.fix_missing_locations(tree))
+            source = ast.unparse(ast.fix_missing_locations(tree))
             told = f"{ast.unparse(old)} -> {ast.unparse(node)}".replace("\n", " ")
             setattr(node, field, before)
-            found.append((getattr(node, "lineno", number), told[:160], text))
+            found.append(Fault(module, getattr(node, "lineno", 0), told[:160], source))
     return found
+
+
+def _no_mathematics(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        yield from filter(None, (getattr(node, "annotation", None), getattr(node, "returns", None)))
+        yield from getattr(node, "decorator_list", [])
+        if isinstance(node, ast.Raise):
+            yield node
+
+
+def run_tests(tests: str, fault: Fault | None, cpu_s: int) -> tuple[int, float]:
+    """Run tests in a forked child; return its exit status and its processor time in seconds."""
+    child = os.fork()
+    if not child:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+        signal.alarm(_WALL_S)
+        sys.dont_write_bytecode = False  # unchanged modules are compiled once
+        if fault:
+            _load_from_memory(_ROOT / fault.module, fault.source.encode())
+        import pytest
+
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        os._exit(int(pytest.main([*options, *tests.split()], plugins=[_InThisProcess()])))
+    _, status, used = os.wait4(child, 0)
+    return status, used.ru_utime + used.ru_stime
+
+
+class _InThisProcess:
+    """Plugin of pytest that leaves out tests which start processes."""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Keep the tests whose own code starts no process."""
+        items[:] = [item for item in items if not _STARTERS & names_of(item)]
+
+
+def names_of(item: Any) -> set[str]:  # noqa: ANN401
+    """Return the global names that the function of a test uses."""
+    code = getattr(getattr(item, "function", None), "__code__", None)
+    return set(code.co_names) if code else set()
+
+
+def _load_from_memory(path: Path, source: bytes) -> None:
+    loader = importlib.machinery.SourceFileLoader
+    of_file = loader.get_data
+    sys.dont_write_bytecode = True
+
+    def get_data(self: importlib.machinery.SourceFileLoader, name: str) -> bytes:
+        if name == str(path):
+            return source
+        if name.endswith(".pyc") and Path(name).name.split(".")[0] == path.stem:
+            raise OSError("compiled again")
+        return of_file(self, name)
+
+    loader.get_data = get_data  # type: ignore[method-assign]
 
 
 def main() -> None:
     """Run the tests once for each sampled fault."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("module", type=Path)
-    parser.add_argument("--tests", required=True, help="arguments of pytest, separated by blanks")
-    parser.add_argument("--sample", type=int, default=40)
+    parser.add_argument("--rooms", nargs="*", default=[], help="all rooms by default")
+    parser.add_argument("--sample", type=int, default=10, help="faults per room")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout_s", type=float, default=120.0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plan", type=Path, default=_ROOT / "scripts/mutants.yaml")
+    parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks/results/mutants.json")
     given = parser.parse_args()
-    source = given.module.read_text()
-    every = mutants(source)
-    chosen = random.Random(given.seed).sample(every, min(given.sample, len(every)))  # noqa: S311
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += given.tests.split()
-    if subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603
-        sys.exit("the tests fail without any fault; mend that first")
-    survivors = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the module is restored
-    try:
-        for line, told, text in sorted(chosen):
-            given.module.write_text(text)
-            try:
-                ended = subprocess.run(  # noqa: S603
-                    command, capture_output=True, check=False, timeout=given.timeout_s
-                )
-            except subprocess.TimeoutExpired:
-                continue
-            if not ended.returncode:
-                survivors.append({"line": line, "fault": told})
-    finally:
-        given.module.write_text(source)
-    results = read_json(given.out) if given.out.exists() else {}
-    results[str(given.module)] = {
-        "possible": len(every),
-        "tried": len(chosen),
-        "killed": len(chosen) - len(survivors),
-        "survivors": survivors,
-    }
-    write_json(given.out, results)
-    sys.stdout.write(f"{given.module}: {len(chosen) - len(survivors)}/{len(chosen)} killed\n")
+    plan = yaml.safe_load(given.plan.read_text())
+    os.chdir(_ROOT)
+    for name in _WARM:
+        importlib.import_module(name)
+    from sidrec.files import read_json, write_json
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sidrec"]:
+        del sys.modules[name]  # the children import sidrec with types checked
+    for room in given.rooms or plan["rooms"]:
+        tests = plan["rooms"][room]
+        every = [fault for module in tests for fault in mutants(module)]
+        chosen = random.Random(given.seed).sample(every, min(given.sample, len(every)))  # noqa: S311
+        survivors, limits = [], {}
+        for tried, fault in enumerate(chosen, start=1):
+            if fault.module not in limits:
+                status, used = run_tests(tests[fault.module], None, 10_000)
+                if status:
+                    sys.exit(f"{tests[fault.module]}: fails without any fault; mend that first")
+                limits[fault.module] = int(5 * used) + 10
+            status, used = run_tests(tests[fault.module], fault, limits[fault.module])
+            sys.stdout.write(f"{(status and 'killed') or 'SURVIVED'} {used:.1f} s {fault[:3]}\n")
+            sys.stdout.flush()
+            if not status:
+                told = fault._asdict()
+                del told["source"]
+                reason = plan["reasons"].get(f"{fault.module}:{fault.line}: {fault.told}", "")
+                survivors.append(told | {"reason": reason})
+            results = read_json(given.out) if given.out.exists() else {"rooms": {}}
+            results["rooms"][room] = {
+                "possible": len(every),
+                "tried": tried,
+                "killed": tried - len(survivors),
+                "survivors": survivors,
+            }
+            rooms = results["rooms"].values()
+            results |= {key: sum(one[key] for one in rooms) for key in ("tried", "killed")}
+            write_json(given.out, results)
+        sys.stdout.write(f"{room}: {len(chosen) - len(survivors)}/{len(chosen)} killed\n")
 
 
 if __name__ == "__main__":
