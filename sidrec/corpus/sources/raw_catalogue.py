@@ -54,7 +54,7 @@ def grades_of(value: object, num_items: int, place: str) -> tuple[int, ...]:
     """
     given = value.split("|") if isinstance(value, str) and value else value
     listed = given if isinstance(given, list) else [] if given in (None, "") else [given]
-    grades = tuple(int(one) for one in listed if re.fullmatch("[1-9][0-9]*", str(one).strip()))
+    grades = tuple(int(str(one)) for one in listed if re.fullmatch("[1-9][0-9]*", str(one).strip()))
     if len(grades) != len(listed) or (grades and len(grades) != num_items):
         raise DataError(
             f"{place}: grades is {str(value)[:60]}, expected a whole number of at least 1 for each "

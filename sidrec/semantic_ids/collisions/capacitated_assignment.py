@@ -63,11 +63,14 @@ def assign_with_capacity(
         involved, dense = torch.unique(groups[batch], return_inverse=True)
         group = dense.numpy()
         room = _room(groups, preferred, involved, batch, num_codes=num_codes, capacity=capacity)
+        ranked: Callable[[Array], tuple[Array, Array]]
         if code_duals is None:
 
-            def ranked(rows: Array, batch: Tensor = batch) -> tuple[Array, Array]:
+            def by_errors(rows: Array, batch: Tensor = batch) -> tuple[Array, Array]:
                 items = batch[torch.from_numpy(rows)]
                 return _ranking(_costs(errors(items)), preferred[items].numpy())
+
+            ranked = by_errors
 
         else:
             sample, fraction = _sample(group, most=most)
@@ -75,7 +78,7 @@ def assign_with_capacity(
             part = room.reshape(-1, num_codes) * fraction[:, None]
             duals = code_duals(known, group[sample], part)
 
-            def ranked(
+            def by_costs(
                 rows: Array,
                 batch: Tensor = batch,
                 group: Array = group,
@@ -85,6 +88,8 @@ def assign_with_capacity(
                 items = batch[torch.from_numpy(rows)]
                 own = _costs(errors(items)) if known is None else known[rows]
                 return _ranking(own + duals[group[rows]], None)
+
+            ranked = by_costs
 
         width = max(4 * _BATCH_CELLS // len(batch), _LEAST_WIDTH)
         candidates = _Candidates(group, ranked, num_codes, width=width)

@@ -156,7 +156,7 @@ def test_sinkhorn_of_an_overfull_prefix_has_bounded_costs(monkeypatch, capacity)
     parts = resolve(policy, vectors, fitted)
     assert cells
     assert max(cells) <= 2 * 1_200
-    assert max(asked) <= 2 * 1_200
+    assert max(asked) <= 3 * 1_200  # whole small prefixes together
     assert parts.unique(dim=0, return_counts=True)[1].max() <= capacity
     error, least = ((vectors - fitted.decode(one)).square().sum().item() for one in (parts, whole))
     nearest = (vectors - fitted.decode(codes)).square().sum().item()
