@@ -3,7 +3,8 @@
 Use: python benchmarks/fuzz.py --cases "retrieve=4000" "prepare table=2000" …
 Each case runs the command itself in this process. A case counts as answered when the command
 succeeds, or fails with exit code 1 to 3, one line of at most 300 characters, no traceback, no
-exception that nobody foresaw, and no file left behind.
+exception that nobody foresaw, and no file left behind. In the families of
+``tests/fuzz/known.py`` the right reading is known as well, and compared.
 """
 
 import argparse
@@ -30,6 +31,13 @@ DEFAULT = {
     "compare": 1_800,
     "ids": 400,
     "fit": 300,
+    "times": 700,
+    "quoting": 700,
+    "names": 500,
+    "types": 500,
+    "texts": 500,
+    "markup": 1_000,
+    "arguments": 2_000,
 }
 _MEMORY_BYTES = 12 << 30
 

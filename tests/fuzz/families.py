@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.fuzz.damage import as_table, damaged_bytes, damaged_table, damaged_yaml
 from tests.fuzz.inputs import INTERACTIONS, ITEMS, LAYOUTS, MOVIE_QUERIES, QUERIES
-from tests.fuzz.tally import each
+from tests.fuzz.known import KNOWN
+from tests.fuzz.tally import each, fresh, write
 from tests.generator.echo import Echo
 from tests.generator.retrieval.test_parse_request import lines as request_lines
 from tests.tiny import encoder_settings, generator_settings
@@ -20,19 +21,6 @@ ROOT = Path(__file__).parents[2]
 ENDINGS = ("csv", "tsv", "jsonl", "parquet")
 GOOD = b'{"id": "good", "task": "search", "query": "x"}'
 GOOD_HISTORY = b'{"id": "h", "task": "recommendation", "history": ["i3", "?"], "allowed": ["i1"]}'
-
-
-def fresh(folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def write(files, folder):
-    """Write what is there; a name without content is a file that is missing."""
-    for name, data in files.items():
-        if data is not None:
-            (folder / name).write_bytes(data)
 
 
 def retrieve(tiny, folder, tally, num_cases):
@@ -202,4 +190,4 @@ FAMILIES = {
     "ids": ids,
     "compare": compare,
     "fit": fit,
-}
+} | KNOWN

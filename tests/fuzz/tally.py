@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import signal
 import traceback
 import warnings
@@ -31,8 +32,11 @@ class Tally:
         self.name, self.counts, self.wrong = name, Counter(), []
         self.lengths = []
 
-    def judge(self, folder, what, *command):
-        """Run ``sidrec COMMAND``; files may change in ``folder`` only if it succeeds."""
+    def judge(self, folder, what, *command, wrong=lambda code: ""):
+        """Run ``sidrec COMMAND``; files may change in ``folder`` only if it succeeds.
+
+        ``wrong`` returns what is wrong with the result, given the exit code.
+        """
         before = files_in(folder)
         code, out, err, reason = run(*command)
         lines = [line for line in err.splitlines() if line.startswith("sidrec")]
@@ -43,6 +47,7 @@ class Tally:
             reason = complaint(code, out, err, lines)
             if files_in(folder) != before:
                 reason = reason or f"left behind: {sorted(files_in(folder) - before)}"
+        reason = reason or wrong(code)
         if "canary" in files_in(folder):
             reason = "the configuration ran a command"
         self.add(code, reason, what, err)
@@ -108,6 +113,19 @@ def complaint(code, out, err, lines):
     if "(--debug shows where)" in lines[0]:
         return "an exception that nobody foresaw"
     return ""
+
+
+def fresh(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(files, folder):
+    """Write what is there; a name without content is a file that is missing."""
+    for name, data in files.items():
+        if data is not None:
+            (folder / name).write_bytes(data)
 
 
 def files_in(folder):

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.fuzz.families import FAMILIES
+from tests.fuzz.known import KNOWN
 from tests.fuzz.tally import Tally
 
 NUM_CASES = {
@@ -12,6 +13,13 @@ NUM_CASES = {
     "ids": 15,
     "compare": 40,
     "fit": 12,
+    "times": 10,
+    "quoting": 12,
+    "names": 10,
+    "types": 10,
+    "texts": 10,
+    "markup": 100,
+    "arguments": 200,
 }
 
 
@@ -22,7 +30,7 @@ def fuzz(name, num_cases, folder, tiny):
     return tally
 
 
-@pytest.mark.parametrize("name", ["retrieve", "prepare table", "prepare movielens", "ids"])
+@pytest.mark.parametrize("name", ["retrieve", "prepare table", "prepare movielens", "ids", *KNOWN])
 def test_spoiled_files_are_answered(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     tally = fuzz(name, NUM_CASES[name], tmp_path, None)

@@ -1,15 +1,20 @@
 """Request parser: what one line of requests asks for, or what is wrong with it."""
 
+import difflib
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
+from sidrec.errors import DataError
 from sidrec.generator.decoding.item_filters import Restriction
 from sidrec.types import TASKS, Request
 
 MAX_LINE_BYTES = 8 << 20  # a history of 500,000 items fits
 MAX_QUERY_CHARACTERS = 4_096  # far more than the tokens that are read; bounds tokenizing time
 _SHOWN_CHARACTERS = 40
+_KEYS = ("id", "task", "query", "history", "allowed", "excluded")
+_SIMILARITY = 0.8  # of difflib, from which on an unknown key counts as a misspelling
 
 
 class BadRequestError(ValueError):
@@ -60,6 +65,26 @@ def understand(line: bytes, catalogue: KnowsItems) -> Understood:
         return Understood(_repeatable(own), str(error), None, Restriction(), 0, is_cut=False)
 
 
+def texts_in(given: object, name: str) -> list[str]:
+    """Return the texts of an argument that takes a list of them; any iterable serves.
+
+    Raises:
+        DataError: If it is one text or no iterable, or an element is not text.
+    """
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise DataError(
+            f"{name} must be a list of strings, got {_shown(given)}; put one string into a list."
+        )
+    texts = list(given)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(
+                f"{name} must be a list of strings, element {place} is {_shown(text)} "
+                f"({type(text).__name__}); give the string."
+            )
+    return texts
+
+
 def beginning_of(query: str) -> str:
     """Return the part of a query that is read: all of it, or its first characters if very long."""
     if len(query) <= MAX_QUERY_CHARACTERS:
@@ -91,6 +116,7 @@ def _understood(given: dict[str, Any], catalogue: KnowsItems) -> Understood:
         raise BadRequestError("id must be a string")
     if task not in TASKS:
         raise BadRequestError(f"task must be one of {', '.join(TASKS)}, got {_shown(task)}")
+    _refuse_misspelled_keys(given)
     restriction, num_unknown = _restriction(given, catalogue)
     if task == "search":
         query = _query(given)
@@ -104,6 +130,14 @@ def _understood(given: dict[str, Any], catalogue: KnowsItems) -> Understood:
         )
     request = Request(own, "recommendation", "", items, ())
     return Understood(own, "", request, restriction, num_unknown + unknown, is_cut=False)
+
+
+def _refuse_misspelled_keys(given: dict[str, Any]) -> None:
+    """Refuse a key that resembles a missing one; other unknown keys are the user's own."""
+    missing = [key for key in _KEYS if key not in given]
+    for key in given.keys() - set(_KEYS):
+        for meant in difflib.get_close_matches(key.lower()[:20], missing, 1, _SIMILARITY):
+            raise BadRequestError(f'unknown key {_shown(key)}; did you mean "{meant}"?')
 
 
 def _query(given: dict[str, Any]) -> str:

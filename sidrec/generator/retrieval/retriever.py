@@ -1,7 +1,7 @@
 """Retriever on a trained generator: queries or histories in, ranked items out."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from sidrec.generator.model.batch import batch_of_requests
 from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.retrieval.appended_items import with_appended_items
 from sidrec.generator.retrieval.oom_batching import FittingBatches, is_out_of_memory
-from sidrec.generator.retrieval.parse_request import beginning_of
+from sidrec.generator.retrieval.parse_request import beginning_of, texts_in
 from sidrec.generator.training.load_generator import TrainedGenerator, device_named, load_generator
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
@@ -27,7 +27,7 @@ from sidrec.types import RankedItems, Request, Task
 __all__ = ["KnownItems", "RetrievedItem", "Retriever"]
 
 BATCH_SIZE = 64
-AllowedSet = Collection[str] | Bool[Tensor, " item"]
+AllowedSet = Iterable[str] | Bool[Tensor, " item"]
 _FREE = Restriction()
 
 
@@ -145,7 +145,7 @@ class Retriever:
         return [own] if self._trained is None else [own, *self._trained.models]
 
     def search(
-        self, texts: Sequence[str], top_k: int = 30, *, allowed: AllowedSet | None = None
+        self, texts: Iterable[str], top_k: int = 30, *, allowed: AllowedSet | None = None
     ) -> list[list[RetrievedItem]]:
         """Return the best items for each query, best first; ``top_k`` where that many exist.
 
@@ -156,8 +156,10 @@ class Retriever:
                 whole catalogue. Items that the catalogue does not have are skipped.
 
         Raises:
-            DataError: If a query is empty (names its place), or no item is allowed.
+            DataError: If ``texts`` is one string, a query is empty (names its place), or no item
+                is allowed.
         """
+        texts = texts_in(texts, "texts")
         for place, text in enumerate(texts):
             if not text.strip():
                 raise DataError(f"Query {place} is empty; give at least one word.")
@@ -166,7 +168,7 @@ class Retriever:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: Iterable[Iterable[str]],
         top_k: int = 30,
         *,
         allowed: AllowedSet | None = None,
@@ -176,19 +178,22 @@ class Retriever:
         Items that the catalogue does not have are skipped; see :meth:`known`.
 
         Raises:
-            DataError: If a history has no known item (names its place), or no item is allowed.
+            DataError: If a history is not a list of strings or has no known item (names its
+                place), or no item is allowed.
         """
+        if isinstance(histories, str) or not isinstance(histories, Iterable):
+            raise DataError("histories must be a list of lists of item_ids; put one into a list.")
         requests = []
         for place, history in enumerate(histories):
-            items = self.known(history).items
+            items = self.known(texts_in(history, f"History {place}")).items
             if not items:
                 raise DataError(f"History {place} holds no item of the catalogue; leave it out.")
             requests.append(Request("", "recommendation", "", items, ()))
         return self.answer(requests, top_k=top_k, allowed=allowed)
 
-    def known(self, item_ids: Collection[str]) -> KnownItems:
+    def known(self, item_ids: Iterable[str]) -> KnownItems:
         """Look up the item_index of item_ids."""
-        rows = [self._rows.get(item_id) for item_id in item_ids]
+        rows = [self._rows.get(item_id) for item_id in texts_in(item_ids, "item_ids")]
         items = tuple(row for row in rows if row is not None)
         return KnownItems(items, len(rows) - len(items))
 
@@ -287,7 +292,7 @@ class Retriever:
                 raise DataError(f"allowed has {len(mask)} entries for {num_items} items; give all.")
         else:
             mask = torch.zeros(num_items, dtype=torch.bool)
-            mask[list(self.known(allowed).items)] = True
+            mask[list(self.known(texts_in(allowed, "allowed")).items)] = True
         if not bool(mask.any()):
             raise DataError("allowed holds no item of the catalogue; give one, or None for all.")
         return mask

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sidrec.errors import DataError
 from sidrec.generator.retrieval.jsonl_stream import answer_lines
 from sidrec.generator.retrieval.parse_request import (
     MAX_LINE_BYTES,
     MAX_QUERY_CHARACTERS,
+    texts_in,
     understand,
 )
 from sidrec.generator.retrieval.retriever import RetrievedItem
@@ -75,6 +77,8 @@ def test_every_line_that_is_not_blank_gets_one(given_lines):
         (SEARCH | {"allowed": ["?"]}, "a", r"allowed holds no item of the catalogue (1 unknown)"),
         (SEARCH | {"allowed": "i1"}, "a", "allowed must be a list of item_id strings"),
         (SEARCH | {"excluded": [1]}, "a", "excluded must be a list of item_id strings"),
+        (SEARCH | {"alowed": ["i1"]}, "a", 'unknown key "alowed"; did you mean "allowed"?'),
+        (SEARCH | {"EXCLUDED": ["i1"]}, "a", 'did you mean "excluded"?'),
         (b"x" * (MAX_LINE_BYTES + 1), None, "line is longer than 8 MiB"),
     ],
 )
@@ -83,6 +87,29 @@ def test_what_is_wrong_is_said(line, own, text):
     (result,) = answered([data])
     assert result["id"] == own
     assert text in result["error"]
+
+
+def test_a_key_of_the_user_is_left_alone():
+    assert not understand(json.dumps(SEARCH | {"ids": 1, "note": "x"}).encode(), Echo()).error
+
+
+@pytest.mark.parametrize("form", [list, tuple, iter])
+def test_any_iterable_of_texts_serves(form):
+    assert texts_in(form(["glue", "tape"]), "texts") == ["glue", "tape"]
+
+
+@pytest.mark.parametrize(
+    ("given_argument", "said"),
+    [
+        ("glue", 'texts must be a list of strings, got "glue"'),
+        (b"glue", "texts must be a list of strings, got bytes"),
+        (None, "texts must be a list of strings, got null"),
+        (["a", 7], r"texts must be a list of strings, element 1 is 7 \(int\)"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(given_argument, said):
+    with pytest.raises(DataError, match=said):
+        texts_in(given_argument, "texts")
 
 
 def test_subsets_are_looked_up_and_unknown_items_counted():

@@ -94,6 +94,17 @@ def test_nothing_to_ask_is_refused(retriever, item_ids):
     assert retriever.search([]) == []
 
 
+def test_one_string_is_no_list_and_a_generator_is(retriever, item_ids):
+    for ask in (retriever.search, retriever.recommend, retriever.known):
+        with pytest.raises(DataError, match="must be a list of"):
+            ask("glue")
+    with pytest.raises(DataError, match="History 0 must be a list of strings"):
+        retriever.recommend(["glue"])
+    with pytest.raises(DataError, match="allowed must be a list of strings"):
+        retriever.search(["glue"], allowed=item_ids[0])
+    assert retriever.search(text for text in ["glue"]) == retriever.search(["glue"])
+
+
 def test_other_runs_are_refused(tiny, tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         Retriever.load(tmp_path / "gone")
