@@ -7,9 +7,9 @@ from tests.fuzz.known import KNOWN
 from tests.fuzz.tally import Tally
 
 NUM_CASES = {
-    "retrieve": 150,
-    "prepare table": 40,
-    "prepare movielens": 30,
+    "retrieve": 60,
+    "prepare table": 15,
+    "prepare movielens": 12,
     "ids": 15,
     "compare": 40,
     "fit": 12,
