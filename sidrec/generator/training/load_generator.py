@@ -32,7 +32,7 @@ class TrainedGenerator:
     model: GeneratorModel
     ids: TaskBundles
     num_beams: int
-    exclude_history: bool
+    exclude_history: bool = True
 
 
 def load_generator(run: RunDirectory) -> TrainedGenerator:
