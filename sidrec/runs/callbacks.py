@@ -156,6 +156,21 @@ class LastCheckpoint(L.Callback):
         if machine:
             raise Preempted(STOP.name or "another rank")
 
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Count the present epoch as begun; the data module reads its position from that count.
+
+        Lightning does not count the first epoch after a resume at the end of an epoch.
+        """
+        del pl_module, batch, batch_idx
+        count = trainer.fit_loop.epoch_progress.current
+        count.ready = count.processed + 1
+
     def _agreed(self, wishes: list[bool], trainer: L.Trainer) -> list[bool]:
         """Return what some rank wished: now with one process, at the step before with several.
 

@@ -65,6 +65,16 @@ def test_two_resumes_in_one_epoch_change_nothing(stage, tiny, tmp_path):
     assert_same(compare(stage, tiny, tmp_path, cells=cells, warmup=True)[0])
 
 
+@pytest.mark.parametrize("stops", [(7, 10), (3, 7, 9), (7, 8, 13)])
+def test_nor_does_a_stop_at_the_end_of_an_epoch_before_another(stops, tiny, tmp_path):
+    """Seven batches an epoch."""
+    settings = {"limit_val_batches": 0}
+    expected = train("ENMF", tiny, tmp_path / "undisturbed", warmup=True, **settings)
+    resumed = train("ENMF", tiny, tmp_path / "cut", stops=stops, warmup=True, **settings)
+    assert resumed.num_resumes == len(stops)
+    assert resumed.difference_from(expected) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("warmup", [True, False], ids=["warmup", "constant"])
 @pytest.mark.parametrize("stage", STAGES)

@@ -157,10 +157,6 @@ def test_a_signalled_job_is_requeued_and_ends_with_the_same_weights(
     assert job.output().count("resuming from") == 4  # two ranks, twice
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="weights differed in the one run since ranks learn of a stop a step late; unexplained",
-)
 def test_the_time_limit_requeues_too(cluster, tiny, tmp_path, undisturbed):
     first_part_s = patient(50)  # from the start to the signal; imports and some steps
     minutes = math.ceil((first_part_s + 70) / 60)
