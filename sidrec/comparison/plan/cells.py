@@ -60,13 +60,11 @@ class _Maker:
         strategy = self.comparison.strategies[system]
         ids = self._ids(strategy)
         part = self.comparison.generators[strategy.generator]
-        reader = self._embeddings(strategy.reader or strategy.sources[0])
-        generator = self._fit(
-            "generator",
-            f"{system}, generator {strategy.generator}",
-            part,
-            inputs=(Input("--model.semantic_ids", ids), Input("--model.encoder_run", reader)),
-        )
+        inputs = [Input("--model.semantic_ids", ids)]
+        if reader := strategy.reader or next(iter(strategy.sources), None):
+            inputs.append(Input("--model.encoder_run", self._embeddings(reader)))
+        label = f"{system}, generator {strategy.generator}"
+        generator = self._fit("generator", label, part, inputs)
         return Cell(system, self.seed, self._test(generator), ids)
 
     def _embeddings(self, name: str) -> Stage:
@@ -75,6 +73,18 @@ class _Maker:
 
     def _ids(self, strategy: Strategy) -> Stage:
         part = self.comparison.ids[strategy.ids]
+        if part.codes is not None:
+            return self._stage(
+                "ids",
+                f"IDs {strategy.ids}",
+                "ids",
+                [],
+                [("--codes", part.codes)],
+                [],
+                own_flag="--out",
+                corpus_flag="--corpus",
+                files=(part.codes,),
+            )
         sources = [self._embeddings(name) for name in strategy.sources]
         flags = zip(("--from", "--and"), sources, strict=False)
         inputs = [Input(flag, stage) for flag, stage in flags]
@@ -167,6 +177,7 @@ class _Maker:
         *,
         own_flag: str = "",
         corpus_flag: str = "",
+        files: Sequence[str] = (),
     ) -> Stage:
         return Stage(
             kind=kind,
@@ -179,6 +190,7 @@ class _Maker:
             corpus_flag=corpus_flag,
             corpus=self.comparison.corpus,
             fingerprint=self.fingerprint,
+            files=tuple(files),
         )
 
 

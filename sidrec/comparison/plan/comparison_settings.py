@@ -50,11 +50,25 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class IdsPart(Part):
+    """Semantic IDs: quantizer and collision policy, or codes made elsewhere.
+
+    Attributes:
+        codes: File of codes as ``sidrec ids --codes`` reads it (LETTER, GRID, a table), instead
+            of ``configs``; its strategies name no embeddings.
+    """
+
+    configs: list[str] = field(default_factory=list)
+    codes: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Strategy:
     """Recipe for Semantic IDs, and the generator that is trained on them.
 
     Attributes:
-        embeddings: Embeddings to quantize: one name, or two that are fused.
+        embeddings: Embeddings to quantize: one name, or two that are fused; None where ``ids``
+            names a file of codes.
         ids: Quantizer and collision policy, by name.
         generator: Generator, by name.
         fusion: ``none``, ``concat``, ``svd_sum`` or ``svd_concat``; ``separate`` or
@@ -64,9 +78,9 @@ class Strategy:
             takes the quantized ones.
     """
 
-    embeddings: str | list[str]
     ids: str
     generator: str
+    embeddings: str | list[str] | None = None
     fusion: str = "none"
     dim: int | None = None
     reader: str | None = None
@@ -74,7 +88,8 @@ class Strategy:
     @property
     def sources(self) -> list[str]:
         """Names of the embeddings to quantize."""
-        return [self.embeddings] if isinstance(self.embeddings, str) else self.embeddings
+        embeddings = self.embeddings or []
+        return [embeddings] if isinstance(embeddings, str) else embeddings
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -143,7 +158,7 @@ class Comparison:
         seeds: Seeds; everything that trains runs once per seed.
         report: Settings of the report.
         embeddings: Encoder runs.
-        ids: Quantizers and collision policies.
+        ids: Quantizers and collision policies, or files of codes.
         generators: Generators.
         strategies: Rows of the table.
         baselines: Further rows of the table.
@@ -157,7 +172,7 @@ class Comparison:
     seeds: list[int]
     report: ReportSettings
     embeddings: dict[str, Part]
-    ids: dict[str, Part]
+    ids: dict[str, IdsPart]
     generators: dict[str, Part]
     strategies: dict[str, Strategy]
     baselines: dict[str, BaselineSettings] = field(default_factory=dict)
@@ -255,6 +270,7 @@ def _check(comparison: Comparison, where: str) -> None:
         raise ConfigError(f"{where}: seeds holds {comparison.seeds}; give each seed once.")
     _check_names(comparison, where)
     embeddings = list(comparison.embeddings)
+    _check_ids(comparison, where)
     for name, strategy in comparison.strategies.items():
         _check_strategy(strategy, comparison, f"{where}: strategies: {name}")
     for name, baseline in comparison.baselines.items():
@@ -278,6 +294,12 @@ def _check_names(comparison: Comparison, where: str) -> None:
     known(f"{where}: report: reference", comparison.report.reference, comparison.systems)
 
 
+def _check_ids(comparison: Comparison, where: str) -> None:
+    for name, ids in comparison.ids.items():
+        if (ids.codes is None) != bool(ids.configs):
+            raise ConfigError(f"{where}: ids: {name}: give either configs or codes.")
+
+
 def _check_strategy(strategy: Strategy, comparison: Comparison, where: str) -> None:
     for source in strategy.sources:
         known(f"{where}: embeddings", source, list(comparison.embeddings))
@@ -286,6 +308,13 @@ def _check_strategy(strategy: Strategy, comparison: Comparison, where: str) -> N
     known(f"{where}: fusion", strategy.fusion, _FUSIONS)
     if strategy.reader is not None:
         known(f"{where}: reader", strategy.reader, list(comparison.embeddings))
+    if comparison.ids[strategy.ids].codes is not None:
+        if strategy.sources or strategy.fusion != "none":
+            raise ConfigError(
+                f"{where}: the codes of ids {strategy.ids} are given; leave embeddings and fusion "
+                "out. `reader` names an encoder for the generator."
+            )
+        return
     if len(strategy.sources) != (1 if strategy.fusion == "none" else 2):
         raise ConfigError(
             f"{where}: fusion {strategy.fusion} with {len(strategy.sources)} spaces; give two to "

@@ -13,6 +13,7 @@ import yaml
 from sidrec import __version__
 from sidrec.configurations import find_config
 from sidrec.errors import ConfigError
+from sidrec.files import sha256_of_file
 
 SYSTEM_NAMES = (
     "popularity",
@@ -63,6 +64,7 @@ class Stage:
         corpus_flag: Flag that names the corpus; empty where the inputs know it.
         corpus: Corpus directory.
         fingerprint: Fingerprint of the corpus.
+        files: Further files whose content decides the result.
     """
 
     kind: Kind
@@ -75,6 +77,7 @@ class Stage:
     corpus_flag: str
     corpus: str
     fingerprint: str
+    files: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -86,6 +89,7 @@ class Stage:
             self.options,
             [(one.flag, one.stage.key, one.inside) for one in self.inputs],
             self.fingerprint,
+            *(_digest(Path(file)) for file in self.files),
         ]
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
@@ -152,6 +156,13 @@ def read_yaml(path: str) -> Any:  # noqa: ANN401
     except (OSError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"Configuration {path} cannot be read: {reason}") from None
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256_of_file(file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
 
 
 @cache

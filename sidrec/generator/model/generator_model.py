@@ -311,11 +311,13 @@ class GeneratorModel(nn.Module):
     ) -> Decoded:
         space = self.space(batch.task)
         new_steps = self._steps_of(reading, space.vocabulary.level_token_ids())
-        factor = 1.0 if self.prior is None else self.prior.t5_factor(batch.task)
 
         def start() -> Step:
             steps = new_steps()
-            return steps if mass is None else PriorSteps(steps, space.trie, mass, t5_factor=factor)
+            if self.prior is None or mass is None:
+                return steps
+            factor = self.prior.t5_factor(batch.task)
+            return PriorSteps(steps, space.trie, mass, t5_factor=factor)
 
         return self.decoding.search(
             start,

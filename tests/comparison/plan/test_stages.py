@@ -104,6 +104,29 @@ def test_a_value_changes_its_stage_and_those_after_it(config, copy, tmp_path):
     assert moved == {"multitask", "multitask-kept", "rec", "fused_svd", "dense-multitask"}
 
 
+def test_codes_made_elsewhere_are_a_system(copy, tmp_path):
+    codes = tmp_path / "index.json"
+    settings = yaml.safe_load(copy.read_text())
+    edit(
+        copy,
+        ids=settings["ids"] | {"letter": {"codes": str(codes)}},
+        strategies=settings["strategies"] | {"strangers": {"ids": "letter", "generator": "joint"}},
+    )
+    with pytest.raises(ConfigError, match=r"index\.json cannot be read"):
+        keys(plan(copy), "ids")
+    codes.write_text("{}")
+    before = keys(plan(copy), "ids")
+    cell = next(cell for cell in plan(copy) if cell.system == "strangers")
+    assert [stage.kind for stage in in_order([cell])] == ["ids", "generator", "test"]
+    words = cell.ids.arguments(tmp_path)
+    assert words[:2] == ["ids", "--corpus"]
+    assert words[words.index("--codes") + 1] == str(codes)
+    generator = in_order([cell])[1]
+    assert "--model.encoder_run" not in generator.arguments(tmp_path)
+    codes.write_text('{"1": ["<a_1>"]}')  # other codes are another stage
+    assert len(before ^ keys(plan(copy), "ids")) == 2
+
+
 def test_another_corpus_changes_every_key(config):
     one, other = plan(config), plan(config, fingerprint="e" * 64)
     assert not {stage.key for stage in in_order(one)} & {stage.key for stage in in_order(other)}
@@ -130,6 +153,9 @@ def test_another_corpus_changes_every_key(config):
             "search",
             "embeddings belongs to dense, hybrid, enmf",
         ),
+        (("ids", "default", "codes"), "index.json", "ids: default: give either configs or codes"),
+        (("ids", "default", "configs"), [], "ids: default: give either configs or codes"),
+        (("ids", "default"), {"codes": "index.json"}, "are given; leave embeddings and fusion out"),
         (("seeds",), [], "seeds is empty; give at least one"),
         (("seeds",), [1, 1], "give each seed once"),
         (("corpuss",), "x", "did you mean 'corpus'"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -209,6 +210,26 @@ def test_a_prior_is_trained_calibrated_stored_and_reported(corpus, semantic_ids,
     for request, answer in zip(asked, retriever.answer(asked, top_k=10), strict=True):
         expected = [model.ids.item_ids[i] for i in stored_rows[request.task, request.request_id]]
         assert [item.item_id for item in answer] == expected
+
+
+@pytest.mark.parametrize("off", [{"search": ()}, {"recommendation": ()}, "search_share"])
+def test_a_task_without_scorers_is_answered_by_t5_alone(corpus, semantic_ids, tmp_path, off):
+    by_share = off == "search_share"
+    settings = {
+        "model": {"prior": WORDS if by_share else replace(WORDS, **off)},
+        "data": {off: 0.0} if by_share else {},
+        "max_steps": 1,
+        "limit_val_batches": 1.0,
+    }
+    trainer, model = train(str(corpus.folder), semantic_ids, tmp_path, **settings)
+    trainer.validate(model, datamodule=trainer.datamodule, verbose=False)
+    trainer.test(model, datamodule=trainer.datamodule, verbose=False)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    alone = "search" if by_share or "search" in off else "recommendation"
+    assert metrics[f"{alone}/has_prior"] == 0
+    assert f"{alone}/t5_gain_nats" not in metrics
+    other = "recommendation" if alone == "search" else "search"
+    assert metrics[f"{other}/has_prior"] == 1
 
 
 def test_a_prior_without_validation_requests_says_so(corpus, semantic_ids, tmp_path, capsys):
