@@ -11,6 +11,25 @@ from sidrec.training.counter_rng import key_of, permute
 from sidrec.types import TASKS, Task
 
 
+def task_at(
+    step: int, num_batches: tuple[int, int], *, rank: int, world_size: int
+) -> tuple[int, int]:
+    """Return the task of a step, 0 or 1, and the number of the batch among that task's batches.
+
+    The batches of an epoch's two tasks are interleaved evenly.
+
+    Raises:
+        IndexError: If ``step`` or ``rank`` is out of range.
+    """
+    total = sum(num_batches)
+    if not 0 <= step < total:
+        raise IndexError(f"step {step} of an epoch of {total} steps")
+    if not 0 <= rank < world_size:
+        raise IndexError(f"rank {rank} of {world_size}")
+    before, after = ((place * num_batches[0] + total // 2) // total for place in (step, step + 1))
+    return (0, before) if after > before else (1, step - before)
+
+
 class ScheduledBatch(NamedTuple):
     """Task of a batch and the rows of that task's pairs that it holds.
 
@@ -99,13 +118,7 @@ class PairSchedule:
         Raises:
             IndexError: If ``step`` or ``rank`` is out of range.
         """
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of an epoch of {len(self)} steps")
-        if not 0 <= rank < self.world_size:
-            raise IndexError(f"rank {rank} of {self.world_size}")
-        before, after = self._search_batches_before(step), self._search_batches_before(step + 1)
-        which = 0 if after > before else 1
-        index = before if which == 0 else step - before
+        which, index = task_at(step, self.num_batches, rank=rank, world_size=self.world_size)
         first = (index * self.world_size + rank) * self.batch_size
         rows = permute(
             np.arange(first, first + self.batch_size, dtype=np.int64),
@@ -113,8 +126,3 @@ class PairSchedule:
             key=key_of(self.seed, epoch, "shuffle", TASKS[which]),
         )
         return ScheduledBatch(TASKS[which], rows)
-
-    def _search_batches_before(self, step: int) -> int:
-        """Count search batches among the first ``step``; rises by 0 or 1 with each step."""
-        total = len(self)
-        return (step * self.num_batches[0] + total // 2) // total

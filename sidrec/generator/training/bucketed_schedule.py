@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sidrec.errors import ConfigError
+from sidrec.pairs.schedule import task_at
 from sidrec.training.counter_rng import key_of, permute
 from sidrec.types import TASKS, Task
 
@@ -111,13 +112,7 @@ class BucketedSchedule:
         Raises:
             IndexError: If ``step`` or ``rank`` is out of range.
         """
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of an epoch of {len(self)} steps")
-        if not 0 <= rank < self.world_size:
-            raise IndexError(f"rank {rank} of {self.world_size}")
-        before, after = self._search_batches_before(step), self._search_batches_before(step + 1)
-        which = 0 if after > before else 1
-        index = before if which == 0 else step - before
+        which, index = task_at(step, self.num_batches, rank=rank, world_size=self.world_size)
         per_turn = self.num_full_batches[which]
         turns_per_epoch = -(-self.num_batches[which] // per_turn)
         lap, index = divmod(index, per_turn)
@@ -129,11 +124,6 @@ class BucketedSchedule:
     @property
     def _together(self) -> int:
         return self.batch_size * self.world_size
-
-    def _search_batches_before(self, step: int) -> int:
-        """Return the number of search batches among the first ``step`` batches."""
-        total = len(self)
-        return (step * self.num_batches[0] + total // 2) // total
 
 
 @lru_cache(maxsize=4)  # an epoch alternates between one pool of each task
