@@ -186,12 +186,13 @@ def survivors_of(chosen: list[Fault], tests: dict[str, str]) -> list[Fault]:
     """Return the faults that the tests of their modules do not notice."""
     survivors, limits = [], {}
     for fault in chosen:
-        if fault.module not in limits:
-            status, used = run_tests(tests[fault.module], None, 10_000)
+        files = tests[fault.module]
+        if files not in limits:
+            status, used = run_tests(files, None, 10_000)
             if status:
-                sys.exit(f"{tests[fault.module]}: fails without any fault; mend that first")
-            limits[fault.module] = int(5 * used) + 10
-        status, used = run_tests(tests[fault.module], fault, limits[fault.module])
+                sys.exit(f"{files}: fails without any fault; mend that first")
+            limits[files] = int(5 * used) + 10
+        status, used = run_tests(files, fault, limits[files])
         sys.stdout.write(f"{(status and 'killed') or 'SURVIVED'} {used:.1f} s {fault[:4]}\n")
         sys.stdout.flush()
         if not status:
