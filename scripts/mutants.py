@@ -1,7 +1,7 @@
 """Apply small faults to the mathematics of each room and count those that its tests notice.
 
 Use: python scripts/mutants.py --sample 10 --rooms encoder kmeans
-     python scripts/mutants.py --again   (only those that survived, after new tests)
+     python scripts/mutants.py --again   (after new tests: what survived without a reason)
 The file ``scripts/mutants.yaml`` names the rooms, their modules and the tests of each module,
 and the faults that change no result, with the reason: they count as equivalent.
 A fault swaps an operator, a comparison or a reduction, drops a sign or a keyword argument,
@@ -207,7 +207,9 @@ def main() -> None:
     parser.add_argument("--rooms", nargs="*", default=[], help="all rooms by default")
     parser.add_argument("--sample", type=int, default=10, help="faults per room")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--again", action="store_true", help="only what survived in --out")
+    parser.add_argument(
+        "--again", action="store_true", help="only what survived in --out without a reason"
+    )
     parser.add_argument("--plan", type=Path, default=_ROOT / "scripts/mutants.yaml")
     parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks/results/mutants.json")
     given = parser.parse_args()
@@ -223,14 +225,15 @@ def main() -> None:
     for room in given.rooms or plan["rooms"]:
         tests = plan["rooms"][room]
         every = [fault for module in tests for fault in mutants(module)]
-        killed_before = 0
+        killed_before, survivors = 0, []
         if given.again:
             before = results["rooms"][room]
             killed_before, keys = before["killed"], {one["fault"] for one in before["survivors"]}
             chosen = [fault for fault in every if fault.key in keys]
+            survivors = [fault for fault in chosen if fault.key in plan["reasons"]]
         else:
             chosen = random.Random(given.seed).sample(every, min(given.sample, len(every)))  # noqa: S311
-        survivors = survivors_of(chosen, tests)
+        survivors += survivors_of([fault for fault in chosen if fault not in survivors], tests)
         reasons = [plan["reasons"].get(fault.key, "") for fault in survivors]
         results["rooms"][room] = {
             "possible": len(every),
