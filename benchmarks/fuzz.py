@@ -43,7 +43,7 @@ _MEMORY_BYTES = 12 << 30
 
 
 def main() -> None:
-    """Run every family and write the result file."""
+    """Run every family; write the result file after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="*", default=[], metavar="FAMILY=N")
     parser.add_argument("--scratch", default=None, help="Folder for the inputs, best in memory.")
@@ -52,7 +52,8 @@ def main() -> None:
     chosen = {name: int(n) for name, n in (case.split("=") for case in options.cases)} or DEFAULT
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    output, results = options.output.absolute(), {}
+    output = options.output.absolute()
+    results = json.loads(output.read_text())["families"] if output.exists() else {}
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=options.scratch) as scratch:
         os.chdir(scratch)
         trained = {"compare", "fit"} & chosen.keys()
@@ -65,15 +66,15 @@ def main() -> None:
             reasons = Counter(one["reason"][:160] for one in tally.wrong)
             for reason, count in reasons.most_common(40):
                 print(f"  {count} x {reason}", flush=True)
-            found = (
-                Path(options.output).absolute().with_suffix(f".wrong-{name.replace(' ', '-')}.json")
-            )
             if tally.wrong:
+                found = output.with_suffix(f".wrong-{name.replace(' ', '-')}.json")
                 found.write_text(json.dumps(tally.wrong, indent=1, ensure_ascii=False))
-    known = json.loads(output.read_text())["families"] if output.exists() else {}
-    results = known | results
-    total = {key: sum(one[key] for one in results.values()) for key in ("tried", "answered")}
-    write_json(output, {"command": "python benchmarks/fuzz.py", **total, "families": results})
+            total = {
+                key: sum(one[key] for one in results.values()) for key in ("tried", "answered")
+            }
+            write_json(
+                output, {"command": "python benchmarks/fuzz.py", **total, "families": results}
+            )
     print(total)
 
 

@@ -1,7 +1,9 @@
 """Apply small faults to the mathematics of each room and count those that its tests notice.
 
 Use: python scripts/mutants.py --sample 10 --rooms encoder kmeans
-The file ``scripts/mutants.yaml`` names the rooms, their modules and the tests of each module.
+     python scripts/mutants.py --again   (after new tests: what survived without a reason)
+The file ``scripts/mutants.yaml`` names the rooms, their modules and the tests of each module,
+and the faults that change no result, with the reason: they count as equivalent.
 A fault swaps an operator, a comparison or a reduction, drops a sign or a keyword argument,
 changes a number by one, or negates a condition. This process imports torch and the test tools
 once; each fault runs in a forked child that reads the changed module from memory, so no file
@@ -56,7 +58,7 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 }
 _PAIRS = (("min", "max"), ("argmin", "argmax"), ("sum", "mean"), ("amin", "amax"), ("any", "all"))
 _NAMES = dict(_PAIRS) | {right: left for left, right in _PAIRS}
-_WALL_S = 600
+_WALL_S = 3600  # for a child that waits for ever
 _STARTERS = {"run_on_ranks", "subprocess"}
 
 
@@ -66,14 +68,21 @@ class Fault(NamedTuple):
     Attributes:
         module: Path from the root of the repository.
         line: Line of the change.
+        code: Text of that line.
         told: Expression before and after.
         source: Whole module with the change.
     """
 
     module: str
     line: int
+    code: str
     told: str
     source: str
+
+    @property
+    def key(self) -> str:
+        """Name that stays the same while lines move."""
+        return f"{self.module}: {self.code}: {self.told}"
 
 
 def faults(node: ast.AST) -> Iterator[tuple[str, object]]:
@@ -98,7 +107,8 @@ def faults(node: ast.AST) -> Iterator[tuple[str, object]]:
 
 def mutants(module: str) -> list[Fault]:
     """Return every fault of a module outside annotations, decorators and error messages."""
-    tree, found = ast.parse((_ROOT / module).read_text()), []
+    text, found = (_ROOT / module).read_text(), []
+    tree, lines = ast.parse(text), text.splitlines()
     left_out = {id(inner) for part in _no_mathematics(tree) for inner in ast.walk(part)}
     for node in list(ast.walk(tree)):
         if id(node) in left_out:
@@ -109,7 +119,8 @@ def mutants(module: str) -> list[Fault]:
             source = ast.unparse(ast.fix_missing_locations(tree))
             told = f"{ast.unparse(old)} -> {ast.unparse(node)}".replace("\n", " ")
             setattr(node, field, before)
-            found.append(Fault(module, getattr(node, "lineno", 0), told[:160], source))
+            line = getattr(node, "lineno", 1)
+            found.append(Fault(module, line, lines[line - 1].strip(), told[:160], source))
     return found
 
 
@@ -125,9 +136,10 @@ def run_tests(tests: str, fault: Fault | None, cpu_s: int) -> tuple[int, float]:
     """Run tests in a forked child; return its exit status and its processor time in seconds."""
     child = os.fork()
     if not child:
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        os.dup2(silent, 2)
+        if fault:
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
         signal.alarm(_WALL_S)
         sys.dont_write_bytecode = False  # unchanged modules are compiled once
@@ -171,12 +183,33 @@ def _load_from_memory(path: Path, source: bytes) -> None:
     loader.get_data = get_data  # type: ignore[method-assign]
 
 
+def survivors_of(chosen: list[Fault], tests: dict[str, str]) -> list[Fault]:
+    """Return the faults that the tests of their modules do not notice."""
+    survivors, limits = [], {}
+    for fault in chosen:
+        files = tests[fault.module]
+        if files not in limits:
+            status, used = run_tests(files, None, 10_000)
+            if status:
+                sys.exit(f"{files}: fails without any fault; mend that first")
+            limits[files] = int(5 * used) + 10
+        status, used = run_tests(files, fault, limits[files])
+        sys.stdout.write(f"{(status and 'killed') or 'SURVIVED'} {used:.1f} s {fault[:4]}\n")
+        sys.stdout.flush()
+        if not status:
+            survivors.append(fault)
+    return survivors
+
+
 def main() -> None:
-    """Run the tests once for each sampled fault."""
+    """Run the tests once for each chosen fault and store what each room noticed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rooms", nargs="*", default=[], help="all rooms by default")
     parser.add_argument("--sample", type=int, default=10, help="faults per room")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--again", action="store_true", help="only what survived in --out without a reason"
+    )
     parser.add_argument("--plan", type=Path, default=_ROOT / "scripts/mutants.yaml")
     parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks/results/mutants.json")
     given = parser.parse_args()
@@ -188,36 +221,34 @@ def main() -> None:
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "sidrec"]:
         del sys.modules[name]  # the children import sidrec with types checked
+    results = read_json(given.out) if given.out.exists() else {"rooms": {}}
     for room in given.rooms or plan["rooms"]:
         tests = plan["rooms"][room]
         every = [fault for module in tests for fault in mutants(module)]
-        chosen = random.Random(given.seed).sample(every, min(given.sample, len(every)))  # noqa: S311
-        survivors, limits = [], {}
-        for tried, fault in enumerate(chosen, start=1):
-            if fault.module not in limits:
-                status, used = run_tests(tests[fault.module], None, 10_000)
-                if status:
-                    sys.exit(f"{tests[fault.module]}: fails without any fault; mend that first")
-                limits[fault.module] = int(5 * used) + 10
-            status, used = run_tests(tests[fault.module], fault, limits[fault.module])
-            sys.stdout.write(f"{(status and 'killed') or 'SURVIVED'} {used:.1f} s {fault[:3]}\n")
-            sys.stdout.flush()
-            if not status:
-                told = fault._asdict()
-                del told["source"]
-                reason = plan["reasons"].get(f"{fault.module}:{fault.line}: {fault.told}", "")
-                survivors.append(told | {"reason": reason})
-            results = read_json(given.out) if given.out.exists() else {"rooms": {}}
-            results["rooms"][room] = {
-                "possible": len(every),
-                "tried": tried,
-                "killed": tried - len(survivors),
-                "survivors": survivors,
-            }
-            rooms = results["rooms"].values()
-            results |= {key: sum(one[key] for one in rooms) for key in ("tried", "killed")}
-            write_json(given.out, results)
-        sys.stdout.write(f"{room}: {len(chosen) - len(survivors)}/{len(chosen)} killed\n")
+        killed_before, survivors = 0, []
+        if given.again:
+            before = results["rooms"][room]
+            killed_before, keys = before["killed"], {one["fault"] for one in before["survivors"]}
+            chosen = [fault for fault in every if fault.key in keys]
+            survivors = [fault for fault in chosen if fault.key in plan["reasons"]]
+        else:
+            chosen = random.Random(given.seed).sample(every, min(given.sample, len(every)))  # noqa: S311
+        survivors += survivors_of([fault for fault in chosen if fault not in survivors], tests)
+        reasons = [plan["reasons"].get(fault.key, "") for fault in survivors]
+        results["rooms"][room] = {
+            "possible": len(every),
+            "tried": killed_before + len(chosen),
+            "killed": killed_before + len(chosen) - len(survivors),
+            "equivalent": sum(map(bool, reasons)),
+            "survivors": [
+                {"fault": fault.key, "line": fault.line, "reason": reason}
+                for fault, reason in zip(survivors, reasons, strict=True)
+            ],
+        }
+        for count in ("tried", "killed", "equivalent"):
+            results[count] = sum(one[count] for one in results["rooms"].values())
+        write_json(given.out, results)
+        sys.stdout.write(f"{room}: {results['rooms'][room]}\n")
 
 
 if __name__ == "__main__":

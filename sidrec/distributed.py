@@ -1,8 +1,11 @@
 """Distributed collectives: the only module that uses torch.distributed."""
 
+import atexit
+import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -183,6 +186,31 @@ def silent_ranks(*, wait_s: float) -> list[int]:
     while time.monotonic() < end and not store.check(keys):
         time.sleep(0.1)
     return [other for other, key in enumerate(keys) if not store.check([key])]
+
+
+def leave_after_other_ranks(*, wait_s: float) -> None:
+    """Make rank 0 wait until all other ranks exit, ``wait_s`` seconds at most.
+
+    Call it on every rank before an early exit. Launchers such as Slurm send SIGTERM to all ranks
+    when one fails; from the report of its exit on, a rank other than 0 ignores it.
+    """
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
+        return
+    store = dist.distributed_c10d._get_default_store()
+    if rank > 0:
+        atexit.register(_report_exit, store, f"sidrec/exits/{rank}")
+        return
+    keys = [f"sidrec/exits/{other}" for other in range(1, world_size)]
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end and not store.check(keys):
+        time.sleep(0.1)
+
+
+def _report_exit(store: dist.distributed_c10d.Store, key: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(RuntimeError):  # rank 0, which holds the store, is gone
+        store.set(key, "yes")
 
 
 def wait_for_all_ranks() -> None:

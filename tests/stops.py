@@ -1,9 +1,11 @@
 """What stops a run: a person, the machine, an error, a full disk."""
 
+import atexit
 import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -95,4 +97,20 @@ class Slow(L.Callback):
         self.seconds = seconds
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        time.sleep(self.seconds)
+
+
+class Linger(L.Callback):
+    """Take seconds to exit on every rank but 0: some before the exit handlers, some in them."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def setup(self, trainer, pl_module, stage):
+        if not trainer.is_global_zero:
+            threading.Thread(target=self._wait).start()  # the interpreter joins it at its end
+            atexit.register(time.sleep, self.seconds)
+
+    def _wait(self):
+        threading.main_thread().join()
         time.sleep(self.seconds)

@@ -29,6 +29,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment
 
 from sidrec.cli.parser import CommandParser, options_of, with_suggestion
 from sidrec.console import say
+from sidrec.distributed import leave_after_other_ranks
 from sidrec.errors import ConfigError
 from sidrec.files import read_json, write_json
 from sidrec.plugins import broken_import
@@ -69,6 +70,7 @@ _FROM = {
     "model.encoder_run.",
     **dict.fromkeys(("validate", "test", "predict"), "Finished run: configuration and weights."),
 }
+_OTHERS_EXIT_S = 30.0  # for the other ranks of a preempted run to exit before rank 0
 _AT_REST = ("new", "preempted", "finished")
 
 
@@ -268,13 +270,15 @@ class SidrecCLI(LightningCLI):
 
     def _leave(self, error: BaseException, *, is_new: bool) -> None:
         """Clean up run directory and launched ranks; raise the error to report."""
-        end_launched_ranks(self.trainer)
+        has_launched_ranks = end_launched_ranks(self.trainer)
         self.owns = self.owns and not has_lost_run()
         if self.owns and is_new and not self.run.manifest.exists():  # before the first step
             shutil.rmtree(self.run.root, ignore_errors=True)
         told = explained(error)
         if isinstance(told, Preempted) and self.owns and self.run.state() not in _AT_REST:
             self.run.write_manifest(state="preempted")
+        if isinstance(told, Preempted) and not has_launched_ranks:
+            leave_after_other_ranks(wait_s=_OTHERS_EXIT_S)
         if isinstance(told, Preempted) and not self.trainer.is_global_zero:
             sys.exit(0)  # launchers end all ranks when one fails: only rank 0 reports, at its end
         if told is not error:

@@ -40,8 +40,12 @@ def take_charge_of(trainer: L.Trainer) -> None:
     set_process_observer(_watch_launched_ranks)
 
 
-def end_launched_ranks(trainer: L.Trainer) -> None:
-    """Wait briefly for the processes that this one launched, then end them."""
+def end_launched_ranks(trainer: L.Trainer) -> bool:
+    """Wait briefly for the processes that this one launched, then end them.
+
+    Returns:
+        Whether this process launched any.
+    """
     processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     end = time.monotonic() + _OTHERS_END_S
     while time.monotonic() < end and any(process.poll() is None for process in processes):
@@ -49,6 +53,7 @@ def end_launched_ranks(trainer: L.Trainer) -> None:
     for process in processes:
         if process.poll() is None:
             process.kill()
+    return bool(processes)
 
 
 def explained(error: BaseException) -> BaseException:

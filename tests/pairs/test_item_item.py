@@ -113,6 +113,9 @@ def test_frequency_is_the_samplers_where_anchors_are_capped(cap):
 def test_refusals():
     with pytest.raises(ConfigError, match="window and cap must be 1 or more, got 0 and 5"):
         lay(histories([1, 2]), window=0, cap=5)
+    with pytest.raises(ConfigError, match="window and cap must be 1 or more, got 1 and 0"):
+        lay(histories([1, 2]), window=1, cap=0)
+    assert len(lay(histories([1, 2]), window=1, cap=1)) == 1
 
 
 def test_heavier_interactions_are_drawn_more_often_and_counted_so():

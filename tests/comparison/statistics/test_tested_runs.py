@@ -8,7 +8,13 @@ from sidrec.comparison.plan.comparison_settings import ReportSettings
 from sidrec.comparison.report.markdown import cell, harmonic_cell
 from sidrec.comparison.report.side_by_side import side_by_side
 from sidrec.comparison.statistics.judge import evaluate_systems
-from sidrec.comparison.statistics.tested_runs import System, groups_of, read_run, requests_of
+from sidrec.comparison.statistics.tested_runs import (
+    System,
+    groups_of,
+    made_elsewhere,
+    read_run,
+    requests_of,
+)
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError, RunError
 from sidrec.files import read_json, write_json
@@ -149,6 +155,26 @@ def test_queries_with_the_same_answers_are_one_group(systems, synthetic):
             same = set(answers[one].relevant) == set(answers[other].relevant)
             assert (first == second) == same
     assert groups_of(systems, "recommendation", ["u", "v"]).tolist() == [0, 1]
+
+
+def test_one_test_is_its_own_family(systems, synthetic):
+    requests = requests_of(systems, synthetic)
+    chosen = [of(systems, "multitask"), of(systems, "lexical")]
+    found = evaluate_systems(chosen, requests, SETTINGS)
+    assert found["num_tests"] == 1
+    (least,) = found["smallest_difference"].values()
+    assert 0 < least["alone"] == least["in_family"]
+    least = evaluate_systems(systems, requests, SETTINGS)["smallest_difference"]["search"]
+    assert least["alone"] < least["in_family"]
+
+
+def test_runs_from_outside_are_numbered(systems):
+    folders = [str(run.folder) for run in of(systems, "poor").runs]
+    (found,) = made_elsewhere({"others": folders})
+    assert (found.name, found.kind) == ("others", "run")
+    assert [run.seed for run in found.runs] == [0, 1, 2, 3]
+    assert found.commands == [f"sidrec test --from {folder}" for folder in folders]
+    assert [run.figures for run in found.runs] == [run.figures for run in of(systems, "poor").runs]
 
 
 def test_a_reference_that_failed_leaves_no_tests(systems, synthetic):

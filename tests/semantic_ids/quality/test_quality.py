@@ -29,11 +29,20 @@ from sidrec.semantic_ids.quality.purity import (
 from tests.semantic_ids.made import small_settings
 
 
-def test_gini_by_hand():
+def test_usage_of_codes_by_hand():
     even = level_usage(torch.tensor([0, 1, 2, 3]), num_codes=4)
     assert even["gini"] == pytest.approx(0)
-    # counts 0, 1, 3: 2 (0 + 2 + 9) / (3 * 4) - 4 / 3
-    assert level_usage(torch.tensor([1, 2, 2, 2]), num_codes=3)["gini"] == pytest.approx(0.5)
+    assert (even["perplexity"], even["dead_codes"]) == (4, 0)
+    # counts 0, 1, 3: Gini 2 (0 + 2 + 9) / (3 * 4) - 4 / 3; entropy 2 / 4 + 3 / 4 * log2(4 / 3)
+    assert level_usage(torch.tensor([1, 2, 2, 2]), num_codes=3) == pytest.approx(
+        {
+            "usage": 2 / 3,
+            "dead_codes": 1,
+            "entropy": 0.811278,
+            "perplexity": 1.754765,
+            "gini": 0.5,
+        }
+    )
 
 
 def test_neighbors_agree_with_all_distances(monkeypatch):
