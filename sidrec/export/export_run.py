@@ -140,22 +140,20 @@ def _write_generator(run: RunDirectory, folder: Path, name: str) -> None:
     generator = load_generator(run)
     model, settings = generator.model, generator.model.embedder.settings
     write_generator_folder(model, folder)
+    lacks = missing_in_generate(model, folder)
     facts = RunFacts.of(run, bundle_hash=generator.ids.hash)
     limits = [
         _ONE_CATALOGUE,
         f"sidrec cuts queries at {settings.max_query_tokens} tokens and histories at their last "
         f"{settings.max_history_items} items, and leaves out a history's own items; `generate` "
         "does neither.",
-        *(
-            f"`generate` does not answer as `sidrec retrieve` does: {lack}."
-            for lack in missing_in_generate(model)
-        ),
+        *(f"`generate` does not answer as `sidrec retrieve` does: {lack}." for lack in lacks),
         DATA_LICENSE,
     ]
     card = card_of(
         facts,
         title=f"Joint generator {facts.name}",
-        use=example_of(generator, name=name),
+        use=example_of(generator, name=name, lacks=lacks),
         limits=limits,
     )
     (folder / "README.md").write_text(head_of("transformers", tags=["semantic-ids"]) + card)

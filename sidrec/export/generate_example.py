@@ -1,6 +1,7 @@
 """Example in a generator's card: ``generate`` of transformers on the exported folder."""
 
-from sidrec.export.generator_folder import missing_in_generate
+from collections.abc import Sequence
+
 from sidrec.generator.training.load_generator import TrainedGenerator
 
 _LOAD = """import math
@@ -27,18 +28,19 @@ class ItemsBehind(LogitsProcessor):
     \"\"\"Weigh each code by the number of items behind it, as in training.\"\"\"
 
     def __call__(self, input_ids, scores):
-        for beam, codes in enumerate(input_ids[:, 1:].tolist()):
+        for beam, codes in enumerate(input_ids[:, start:].tolist()):
             for code in children.get(tuple(codes), []):
                 scores[beam, code] += math.log(counts[*codes, code])
         return scores
 
 
 def of_the_catalogue(_, codes):
-    return children.get(tuple(codes[1:].tolist()), [tokenizer.pad_token_id])
+    return children.get(tuple(codes[start:].tolist()), [tokenizer.pad_token_id])
 
 
 requests = {requests}
 batch = tokenizer(requests, padding=True, return_tensors="pt")
+start = {start}  # where the codes begin
 found = model.generate(
     **batch,
     max_new_tokens={num_levels},
@@ -52,27 +54,32 @@ found = model.generate(
     return_dict_in_generate=True,
     output_scores=True,
 )
-answers = [ids.replace(" ", "") for ids in tokenizer.batch_decode(found.sequences[:, 1:])]
+answers = [ids.replace(" ", "") for ids in tokenizer.batch_decode(found.sequences[:, start:])]
 print(list(zip(answers, found.sequences_scores.tolist())))
 """
 
 
-def example_of(generator: TrainedGenerator, *, name: str) -> str:
+def example_of(generator: TrainedGenerator, *, name: str, lacks: Sequence[str]) -> str:
     """Return the example, in Markdown.
 
-    It answers with the Semantic IDs and scores of ``sidrec retrieve`` where transformers alone can;
-    elsewhere it loads model, tokenizer and IDs.
+    Args:
+        generator: Trained generator.
+        name: Name that loads its folder.
+        lacks: What ``generate`` of transformers leaves out. Without lacks the example answers with
+            the Semantic IDs and scores of ``sidrec retrieve``; otherwise it loads model, tokenizer
+            and IDs.
     """
     model, ids = generator.model, generator.ids
     config, settings = model.t5.config, model.embedder.settings
     kind = "Seq2SeqLM" if config.is_encoder_decoder else "CausalLM"
     split = "items" if ids.is_common else "search"
     code = _LOAD.format(auto=f"AutoModelFor{kind}", name=name, split=split)
-    if not missing_in_generate(model):
+    if not lacks:
         code += _GENERATE.format(
             requests=[settings.search_prompt.format(query="heist in paris")],
             num_levels=model.space("search").codes.shape[1],
             num_beams=generator.num_beams,
+            start=1 if config.is_encoder_decoder else 'batch["input_ids"].shape[1]',
         )
         history = settings.recommendation_prompt.format(history="<a_0><b_0><a_1><b_2>")
         code += f"# a history is the text of its items' IDs, oldest first: {history!r}\n"

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -5,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from sidrec.export.generate_example import example_of
 from sidrec.export.generator_folder import code_names, missing_in_generate, write_generator_folder
@@ -14,6 +15,7 @@ from sidrec.generator.model.code_space import vocabularies_of
 from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.types import TASKS
+from tests.generator.causal.models import FAMILIES, causal_generator, store_lm
 from tests.generator.made import (
     generator_of_own_ids,
     histories,
@@ -44,14 +46,27 @@ def answers_of_sidrec(model, ids, batch):
     return [text_of(row) for row in codes], ranked.scores[0]
 
 
-@pytest.mark.parametrize("is_tied", [False, True])
-def test_generate_of_the_card_answers_as_sidrec_does(ids, tmp_path, is_tied):
-    num_items = len(ids.item_ids)
-    t5 = {"tie_word_embeddings": is_tied}
-    model = tiny_generator(num_items=num_items, max_query_tokens=40, t5=t5)
-    write_generator_folder(model, tmp_path)
-    write_id_table(ids, tmp_path / "semantic_ids", card="")
-    example = example_of(TrainedGenerator(model, ids, 10, exclude_history=True), name=str(tmp_path))
+@pytest.fixture(params=["t5", "tied t5", *FAMILIES, *(f"stored {name}" for name in FAMILIES)])
+def model(request, ids, tmp_path):
+    """A generator of each family, from scratch or with a tokenizer of the hub's kind."""
+    kind = request.param
+    settings = {"num_items": len(ids.item_ids), "max_query_tokens": 40}
+    if kind.endswith("t5"):
+        return tiny_generator(t5={"tie_word_embeddings": kind != "t5"}, **settings)
+    if kind in FAMILIES:
+        return causal_generator(family=kind, **settings)
+    store_lm(tmp_path / "stored", kind.removeprefix("stored "))
+    return causal_generator(stored=tmp_path / "stored", **settings)
+
+
+def test_generate_of_the_card_answers_as_sidrec_does(ids, tmp_path, model):
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    write_generator_folder(model, folder)
+    assert missing_in_generate(model, folder) == []
+    write_id_table(ids, folder / "semantic_ids", card="")
+    trained = TrainedGenerator(model, ids, 10, exclude_history=True)
+    example = example_of(trained, name=str(folder), lacks=[])
     code = re.fullmatch(r"```python\n(.*)```", example, re.DOTALL)[1]
     history = "".join(text_of(ids.bundles["search"].table.codes[item].tolist()) for item in (3, 7))
     for batch, request in (
@@ -67,17 +82,18 @@ def test_generate_of_the_card_answers_as_sidrec_does(ids, tmp_path, is_tied):
     assert "requests = ['search: heist in paris please']" in code
 
 
-def test_tokenizer_reads_and_writes_codes(ids, tmp_path):
-    model = tiny_generator(num_items=len(ids.item_ids))
-    write_generator_folder(model, tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+def test_tokenizer_reads_and_writes_codes(ids, tmp_path, model):
+    folder = tmp_path / "exported"
+    write_generator_folder(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     codes = ids.bundles["search"].table.codes
     tokens = model.space("search").vocabulary.tokens_of(codes)
     for row in (0, 5):
         text = text_of(codes[row].tolist())
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == tokens[row].tolist()
         assert tokenizer.decode(tokens[row]).replace(" ", "") == text
-    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config.vocab_size == len(tokenizer)
+    auto = AutoModelForSeq2SeqLM if model.t5.config.is_encoder_decoder else AutoModelForCausalLM
+    assert auto.from_pretrained(folder).config.vocab_size == len(tokenizer)
 
 
 def test_tokens_of_each_tasks_own_levels_have_names_of_their_own(tmp_path):
@@ -114,8 +130,16 @@ def test_table_of_another_bundle_is_not_taken_from_the_cache(ids, tmp_path):
         assert table["item_id"][:] == bundle.item_ids
 
 
-def test_what_generate_lacks_is_named():
-    plain = tiny_generator()
-    assert missing_in_generate(plain) == []
+def test_what_generate_lacks_is_named(tmp_path):
     items = tiny_generator(history_input="items")
-    assert missing_in_generate(items) == ["items of a history are read as vectors, not as codes"]
+    lacks = missing_in_generate(items, tmp_path)
+    assert lacks == ["items of a history are read as vectors, not as codes"]
+
+
+def test_a_tokenizer_that_transformers_replaces_is_named(tmp_path):
+    model = causal_generator()
+    write_generator_folder(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    lacks = missing_in_generate(model, tmp_path)
+    assert lacks == ["`AutoTokenizer` splits a prompt into other tokens than sidrec"]

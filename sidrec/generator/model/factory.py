@@ -71,7 +71,7 @@ def new_generator(
     name, revision = settings.pretrained, settings.revision
     is_causal = isinstance(settings, CausalLmSettings)
     if name is not None:
-        setting = "model.causal_lm" if is_causal else "model.t5"
+        setting = f"model.{settings.name}"
         tokenizer = load_tokenizer_of(name, revision=revision, setting=setting)
     else:
         size = settings.text_vocabulary_size
@@ -94,7 +94,7 @@ def new_generator(
         model.lm_head.weight.data[widest.first_token :] *= _QUIET_HEAD
     base = None
     options = settings.training_options() if isinstance(settings, CausalLmSettings) else {}
-    if isinstance(settings, T5Settings) and settings.lora is not None:
+    if settings.lora is not None:
         base = {"name": name, "revision": revision, "lora": as_plain(settings.lora)}
         apply_lora(model, settings.lora, first_new_token=tokenizer.get_vocab_size())
     return _together(
@@ -125,7 +125,7 @@ def generator_from(
 ) -> GeneratorModel:
     """Build a generator without weights from a checkpoint's parts; needs no hub and no corpus.
 
-    Only a T5 with adapters is read from the hub or its folder again.
+    Only a model with adapters is read from the hub or its folder again.
 
     Args:
         parts: From ``parts_of``.
@@ -134,7 +134,7 @@ def generator_from(
         encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
 
     Raises:
-        ConfigError: If the T5 of the adapters cannot be loaded.
+        ConfigError: If the model of the adapters cannot be loaded.
         RunError: If the encoder run is not a finished one.
         DataError: If the prior was made from another corpus than the Semantic IDs.
     """
@@ -146,15 +146,17 @@ def generator_from(
         )
     tokenizer = Tokenizer.from_str(parts["tokenizer"])
     base, options = parts["base"], parts.get("options", {})
-    if "causal_lm" in parts:
-        t5 = causal_lm_from_snapshot(parts["causal_lm"])
-    elif base is None:
-        t5 = t5_from_snapshot(parts["t5"])
-    else:
+    is_causal = "causal_lm" in parts
+    if base is not None:
         widest = _vocabularies(tokenizer, ids)[TASKS[-1]]
-        t5 = t5_from_hub(base["name"], revision=base["revision"], vocabulary=widest)
+        from_hub = causal_lm_from_hub if is_causal else t5_from_hub
+        t5 = from_hub(base["name"], revision=base["revision"], vocabulary=widest)
         lora = LoraSettings.from_plain(base["lora"])
         apply_lora(t5, lora, first_new_token=tokenizer.get_vocab_size())
+    elif is_causal:
+        t5 = causal_lm_from_snapshot(parts["causal_lm"])
+    else:
+        t5 = t5_from_snapshot(parts["t5"])
     popularity = parts["popularity"]
     return _together(
         t5, tokenizer, inputs, ids, popularity, encoder_run, prior, base=base, **options
@@ -162,7 +164,7 @@ def generator_from(
 
 
 def merged_t5(model: GeneratorModel) -> Any:  # noqa: ANN401
-    """Return a copy of the T5 as a plain model of transformers, with its adapters merged."""
+    """Return a copy of the language model as a plain one of transformers, its adapters merged."""
     t5 = copy.deepcopy(model.t5)
     merge_lora(t5)
     return t5

@@ -50,8 +50,8 @@ class GeneratorModel(nn.Module):
     weighted by the prior mass of the items below it, in training and in decoding, so the
     probabilities of all Semantic IDs sum to one. Without a prior all items have equal mass.
     TIGER instead normalizes over the whole vocabulary. The attribute ``decoding`` is the search
-    strategy, beam search by default. ``base`` holds name, revision and LoRA settings of a T5 with
-    adapters.
+    strategy, beam search by default. ``base`` holds name, revision and LoRA settings of a model
+    with adapters.
 
     Args:
         t5: ``T5ForConditionalGeneration`` whose vocabulary holds the codes.

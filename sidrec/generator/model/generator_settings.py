@@ -1,7 +1,7 @@
 """Settings of the joint generator and of its data module."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from sidrec.errors import ConfigError
 from sidrec.generator.decoding.search_strategy import Decoding, DecodingMode
@@ -12,6 +12,43 @@ from sidrec.settings import (
     Settings,
 )
 from sidrec.training.lora import LoraSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelSettings(Settings):
+    """Language model of the generator: pretrained, or from scratch with a tokenizer of the corpus.
+
+    Attributes:
+        pretrained: Hub name or folder of a pretrained model; None starts from scratch.
+        revision: Branch, tag or commit of ``pretrained`` on the hub.
+        text_vocabulary_size: Maximum number of text tokens of a model from scratch.
+        codes_from_items: Initialize the codes' embeddings from the item embeddings, not at random.
+        activation_checkpointing: Keep only the inputs of each block and compute the block again in
+            the backward pass: less memory, slower.
+        lora: Adapters of a pretrained model, whose own weights stay frozen. Trained are the
+            adapters, the embeddings of the codes, and all that is not the language model. None
+            trains all weights.
+
+    Raises:
+        ConfigError: If ``lora`` is given without ``pretrained``.
+    """
+
+    name: ClassVar[str]  # of the setting, for messages
+
+    pretrained: str | None = None
+    revision: str | None = None
+    text_vocabulary_size: PositiveInt = 4000
+    codes_from_items: bool = True
+    activation_checkpointing: bool = False
+    lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora is not None and self.pretrained is None:
+            raise ConfigError(
+                f"{self.name}.lora adapts a pretrained model, but {self.name}.pretrained is "
+                "missing; name one, or leave lora out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,41 +87,18 @@ class T5Shape(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5Settings(Settings):
-    """T5 of the generator: pretrained, or from scratch with a tokenizer trained on the corpus.
+class T5Settings(LanguageModelSettings):
+    """T5 as generator.
 
     Attributes:
-        pretrained: Hub name or folder of a pretrained T5; None starts from scratch.
-        revision: Branch, tag or commit of ``pretrained`` on the hub.
         shape: Architecture of a T5 from scratch; unused with ``pretrained``.
-        text_vocabulary_size: Maximum number of text tokens of a T5 from scratch.
-        codes_from_items: Initialize the codes' embeddings from the item embeddings, not at random.
         torch_compile: Compile the training forward; changes results by rounding only.
-        activation_checkpointing: Keep only the inputs of each block and compute the block again in
-            the backward pass: less memory, slower.
-        lora: Adapters of a pretrained T5, whose own weights stay frozen. Trained are the adapters,
-            the embeddings of the codes, and all that is not T5. None trains all weights.
-
-    Raises:
-        ConfigError: If ``lora`` is given without ``pretrained``.
     """
 
-    pretrained: str | None = None
-    revision: str | None = None
-    shape: T5Shape = T5Shape()
-    text_vocabulary_size: PositiveInt = 4000
-    codes_from_items: bool = True
-    torch_compile: bool = False
-    activation_checkpointing: bool = False
-    lora: LoraSettings | None = None
+    name = "t5"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lora is not None and self.pretrained is None:
-            raise ConfigError(
-                "t5.lora adapts a pretrained T5, but t5.pretrained is missing; name one, or leave "
-                "lora out."
-            )
+    shape: T5Shape = T5Shape()
+    torch_compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

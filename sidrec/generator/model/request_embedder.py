@@ -172,7 +172,7 @@ class RequestEmbedder(nn.Module):
         device = self.item_vectors.device
         before_ids, after_ids = (
             torch.tensor(ids, dtype=torch.long, device=device)
-            for ids in (before, [*after, self._end])
+            for ids in (before, [*after, self.end_token])
         )
         return self._embed(before_ids), self._embed(after_ids)
 
@@ -187,7 +187,9 @@ class RequestEmbedder(nn.Module):
 
     def _query(self, batch: GeneratorBatch) -> Reading:
         if self.settings.text_input == "tokens":
-            tokens = self._tokenize(batch.texts)
+            before, _ = self.settings.around("search")
+            blank = " " if before.endswith(" ") else ""  # part of a word in byte-level tokenizers
+            tokens = self._tokenize([blank + text for text in batch.texts])
             return Reading(self._embed(tokens.ids), self._thin(tokens.mask), None)
         states, mask = self._states(batch)
         embedding = self._tower.pool(states, mask)
@@ -259,11 +261,12 @@ class RequestEmbedder(nn.Module):
         return TextTokens(ids.to(device), mask.to(device))
 
     def _text_ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        ids: list[int] = self.tokenizer.encode(text.rstrip(), add_special_tokens=False).ids
         return ids
 
     @property
-    def _end(self) -> int:
+    def end_token(self) -> int:
+        """Token that ends each request."""
         if self._end_token is not None:
             return self._end_token
         token = self.tokenizer.token_to_id(END)

@@ -15,12 +15,14 @@ class Seq2SeqSteps(CachedSteps):
 
     def __init__(
         self,
-        decoder: StepDecoder,
+        model: Any,  # noqa: ANN401
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
         level_token_ids: list[Int[Tensor, " _"]],
+        *,
+        normalize_over: NormalizeOver,
     ) -> None:
-        super().__init__(decoder, source, source_mask, level_token_ids)
+        super().__init__(model, source, source_mask, level_token_ids, normalize_over=normalize_over)
         self._source, self._mask = source, source_mask.long()
         self._cache: Any = None
         self._num_beams = 1  # of the previous call

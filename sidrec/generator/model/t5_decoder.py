@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sidrec.errors import ConfigError
 from sidrec.generator.decoding.beam_search import Step
+from sidrec.kernels.t5_forward import code_logits
 
 NormalizeOver = Literal["level", "vocabulary"]
 
@@ -64,25 +65,41 @@ class StepDecoder:
         Raises:
             RuntimeError: If the model is in training mode, where dropout is on.
         """
-        if self.model.training:
-            name = type(self).__name__
-            raise RuntimeError(f"{name} needs model.eval(): dropout is on in training mode.")
-        return self.steps(self, source, source_mask, level_token_ids or self.level_token_ids)
+        tokens = level_token_ids or self.level_token_ids
+        return self.steps(
+            self.model, source, source_mask, tokens, normalize_over=self.normalize_over
+        )
 
 
 class CachedSteps(ABC):
-    """Cache of one batch; a :class:`sidrec.generator.decoding.beam_search.Step`."""
+    """Cache of one batch; a :class:`sidrec.generator.decoding.beam_search.Step`.
+
+    Args:
+        model: Model of transformers in evaluation mode.
+        source: Hidden states of what is read before the first code.
+        source_mask: True on real positions of ``source``.
+        level_token_ids: Token of each code, one tensor per level.
+        normalize_over: See ``StepDecoder``.
+
+    Raises:
+        RuntimeError: If the model is in training mode, where dropout is on.
+    """
 
     def __init__(
         self,
-        decoder: StepDecoder,
-        source: Float[Tensor, "request token dim"],
+        model: Any,  # noqa: ANN401
+        source: Float[Tensor, "*any dim"],
         source_mask: Bool[Tensor, "request token"],
         level_token_ids: list[Int[Tensor, " _"]],
+        *,
+        normalize_over: NormalizeOver,
     ) -> None:
-        del source_mask
-        self._model, self._normalize_over = decoder.model, decoder.normalize_over
+        if model.training:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} needs model.eval(): dropout is on in training mode.")
+        self._model, self._normalize_over = model, normalize_over
         self._level_token_ids = [ids.to(source.device) for ids in level_token_ids]
+        self._ancestors = source_mask.new_zeros((len(source), 1, 0))  # [request, beam, earlier]
 
     @abstractmethod
     def __call__(
@@ -101,18 +118,42 @@ class CachedSteps(ABC):
             return torch.full_like(codes, self._model.config.decoder_start_token_id)
         return self._level_token_ids[level - 1][codes]
 
+    def _with_ancestors(
+        self, parent: Int[Tensor, "request beam"]
+    ) -> Bool[Tensor, "request beam earlier"]:
+        """Add the beams of a level; return which of all beams each sees: ancestors and itself."""
+        num_requests, num_beams = parent.shape
+        earlier = self._ancestors.shape[2]
+        inherited = self._ancestors.gather(1, parent[..., None].expand(-1, -1, earlier))
+        itself = torch.eye(num_beams, dtype=torch.bool, device=parent.device)
+        itself = itself.expand(num_requests, num_beams, num_beams)
+        self._ancestors = torch.cat([inherited, itself], dim=2)
+        return self._ancestors
+
+    def _log_probabilities(
+        self, level: int, hidden: Float[Tensor, "request beam dim"]
+    ) -> Float[Tensor, "request beam code"]:
+        """Return the log-probabilities of a level's codes, given the model's last hidden states."""
+        ids = self._level_token_ids[level]
+        if self._normalize_over == "vocabulary":
+            logits = code_logits(self._model, hidden, slice(None)).float()
+            return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
+        return code_logits(self._model, hidden, ids).float().log_softmax(dim=-1)
+
 
 class T5Steps(CachedSteps):
     """Cache of one batch for :class:`T5Decoder`."""
 
     def __init__(
         self,
-        decoder: StepDecoder,
+        model: Any,  # noqa: ANN401
         source: Float[Tensor, "request token dim"],
         source_mask: Bool[Tensor, "request token"],
         level_token_ids: list[Int[Tensor, " _"]],
+        *,
+        normalize_over: NormalizeOver,
     ) -> None:
-        super().__init__(decoder, source, source_mask, level_token_ids)
+        super().__init__(model, source, source_mask, level_token_ids, normalize_over=normalize_over)
         self._blocks = list(self._model.decoder.block)
         self._heads = self._blocks[0].layer[0].SelfAttention.n_heads
         self._source_mask = source_mask[:, None, None, :]  # [request, 1, 1, token]
@@ -123,7 +164,6 @@ class T5Steps(CachedSteps):
         first = self._blocks[0].layer[0].SelfAttention
         self._position_bias: Float[Tensor, "head to from"] = first.compute_bias(depth, depth)[0]
         self._seen: list[tuple[Tensor, Tensor]] = []  # per block: [request, head, earlier, dim]
-        self._ancestors = source_mask.new_zeros((len(source), 1, 0))  # [request, beam, earlier]
         self._level_of = torch.zeros(0, dtype=torch.long, device=source.device)  # [earlier]
 
     @torch.no_grad()
@@ -149,15 +189,11 @@ class T5Steps(CachedSteps):
         self, level: int, parent: Int[Tensor, "request beam"]
     ) -> Float[Tensor, "request head beam earlier"]:
         """Return T5's position bias to each beam's ancestors and itself; -inf to other beams."""
-        num_requests, num_beams = parent.shape
-        earlier = self._ancestors.shape[2]
-        inherited = self._ancestors.gather(1, parent[..., None].expand(-1, -1, earlier))
-        itself = torch.eye(num_beams, dtype=torch.bool, device=parent.device)
-        itself = itself.expand(num_requests, num_beams, num_beams)
-        self._ancestors = torch.cat([inherited, itself], dim=2)
-        self._level_of = torch.cat([self._level_of, parent.new_full((num_beams,), level)])
+        own = parent.new_full((parent.shape[1],), level)
+        self._level_of = torch.cat([self._level_of, own])
         by_distance = self._position_bias[:, level, self._level_of]  # [head, earlier]
-        return torch.where(self._ancestors[:, None], by_distance[None, :, None, :], float("-inf"))
+        seen = self._with_ancestors(parent)[:, None]
+        return torch.where(seen, by_distance[None, :, None, :], float("-inf"))
 
     def _attend_to_ancestors(
         self, index: int, layer: nn.Module, hidden: Tensor, bias: Tensor
@@ -201,16 +237,6 @@ class T5Steps(CachedSteps):
         self, states: Float[Tensor, "request token inner"]
     ) -> Float[Tensor, "request head token dim"]:
         return states.view(*states.shape[:2], self._heads, -1).transpose(1, 2)
-
-    def _log_probabilities(
-        self, level: int, hidden: Float[Tensor, "request beam dim"]
-    ) -> Float[Tensor, "request beam code"]:
-        ids = self._level_token_ids[level]
-        weight = self._model.lm_head.weight
-        if self._normalize_over == "vocabulary":
-            logits = F.linear(hidden, weight).float()
-            return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
-        return F.linear(hidden, weight[ids]).float().log_softmax(dim=-1)
 
 
 class T5Decoder(StepDecoder):

@@ -54,11 +54,7 @@ class _Recorded(Decoding):
         start: Callable[[], Step],
         trie: SemanticIdTrie,
         allowed: AllowedItems,
-        *,
-        num_requests: int,
-        num_beams: int,
-        top_k: int,
-        mass_before: Float[Tensor, "request bound"] | None,
+        **options: Any,  # noqa: ANN401
     ) -> Decoded:
         """Search, and record; see ``Decoding.search``."""
         calls: list[_Call] = []
@@ -75,18 +71,12 @@ class _Recorded(Decoding):
 
             return ask
 
-        found = Decoding.search(
-            self,
-            recorded,
-            trie,
-            allowed,
-            num_requests=num_requests,
-            num_beams=num_beams,
-            top_k=top_k,
-            mass_before=mass_before,
-        )
+        found = Decoding.search(self, recorded, trie, allowed, **options)
         if self.mode != "exact":  # which has no beams
-            levels = [*_levels_before_last(calls, trie, mass_before), _last_level(found, trie)]
+            levels = [
+                *_levels_before_last(calls, trie, options["mass_before"]),
+                _last_level(found, trie),
+            ]
             self.paths.append([sorted(one, key=lambda prefix: -prefix.score) for one in levels])
         return found
 

@@ -39,8 +39,8 @@ def load_generator(run: RunDirectory) -> TrainedGenerator:
     """Load the best generator of a finished run, on the CPU.
 
     Needs the Semantic IDs of its training and, where a bi-encoder reads its queries, the encoder
-    run; needs no corpus, hub or Trainer. Adapters are merged into the T5 of their training, which
-    is read from the hub or its folder.
+    run; needs no corpus, hub or Trainer. Adapters are merged into the model of their training,
+    which is read from the hub or its folder.
 
     Raises:
         RunError: If the run has not finished, is not a generator run, or its checkpoint is

@@ -294,7 +294,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         Raises:
             DataError: If the Semantic IDs differ from those of the training, or belong to another
                 corpus than the data.
-            RunError: If the pretrained T5 of the adapters has changed.
+            RunError: If the pretrained model of the adapters has changed.
         """
         super().on_load_checkpoint(checkpoint)
         if not hasattr(self, "ids"):

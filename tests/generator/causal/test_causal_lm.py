@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sidrec.errors import ConfigError
 from sidrec.generator.model.causal.causal_lm import (
@@ -14,27 +12,14 @@ from sidrec.generator.model.causal.causal_lm import (
     end_token_of,
 )
 from sidrec.generator.model.code_space import CodeVocabulary
-from sidrec.generator.model.t5 import load_tokenizer_of, train_tokenizer
-from tests.generator.causal.models import FAMILIES, SHAPE, tiny_lm
+from sidrec.generator.model.t5 import load_tokenizer_of
+from tests.generator.causal.models import FAMILIES, SHAPE, store_lm, tiny_lm
 from tests.generator.made import SIZES, TEXTS
-
-SPARE = 9  # rows of the stored model behind its tokens
 
 
 @pytest.fixture(params=FAMILIES)
 def stored(request, tmp_path):
-    """A model with its tokenizer in a folder, as hubs give them."""
-    trained = train_tokenizer(TEXTS, vocabulary_size=60)
-    words = trained.get_vocab_size()
-    again = Tokenizer.from_str(trained.to_str())
-    PreTrainedTokenizerFast(tokenizer_object=again).save_pretrained(tmp_path)
-    config = AutoConfig.for_model(
-        request.param, **SHAPE, vocab_size=words + SPARE, eos_token_id=[1, 2], pad_token_id=None
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path)
-    return str(tmp_path), model, trained
+    return str(tmp_path), *store_lm(tmp_path, request.param)
 
 
 def test_a_folder_gives_its_weights_and_room_for_the_codes(stored):
@@ -45,6 +30,7 @@ def test_a_folder_gives_its_weights_and_room_for_the_codes(stored):
     vocabulary = CodeVocabulary(words, SIZES)
     model = causal_lm_from_hub(folder, revision=None, vocabulary=vocabulary)
     assert end_token_of(model) == 1
+    assert model.training  # transformers loads for evaluation, which leaves out dropout
     old, new = before.state_dict(), model.state_dict()
     assert old.keys() == new.keys()
     for name, weight in old.items():

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sidrec.generator.model.t5_decoder import NormalizeOver
-from sidrec.kernels.t5_forward import code_logits
+from sidrec.generator.model.t5_decoder import CachedSteps, NormalizeOver
 
 
 class Prompts(NamedTuple):
@@ -106,8 +105,8 @@ def states_of_branches(
     return hidden[:, width:].view(branches.shape)
 
 
-class CausalSteps:
-    """Cache of one batch; a :class:`sidrec.generator.decoding.beam_search.Step`.
+class CausalSteps(CachedSteps):
+    """Cache of one batch behind its prompts.
 
     The beams of a request are tokens of one row behind its prompt. The cache keeps the keys of all
     earlier beams, and each beam sees the prompt, its own ancestors and itself, so nothing is
@@ -118,9 +117,6 @@ class CausalSteps:
         prompts: From ``read_prompts``; they stay as they are, so several searches can share them.
         level_token_ids: Token of each code, one tensor per level.
         normalize_over: See ``StepDecoder``.
-
-    Raises:
-        RuntimeError: If the model is in training mode: dropout would be on.
     """
 
     def __init__(
@@ -133,14 +129,12 @@ class CausalSteps:
     ) -> None:
         from transformers import DynamicCache  # late: heavy
 
-        if model.training:
-            raise RuntimeError("CausalSteps needs model.eval(): dropout is on in training mode.")
-        self._model, self._prompts, self._normalize_over = model, prompts, normalize_over
-        self._level_token_ids = [ids.to(prompts.last.device) for ids in level_token_ids]
-        self._cache = DynamicCache()
+        super().__init__(
+            model, prompts.last, prompts.mask, level_token_ids, normalize_over=normalize_over
+        )
+        self._prompts, self._cache = prompts, DynamicCache()
         for block, (keys, values) in enumerate(prompts.cache):
             self._cache.update(keys, values, block)
-        self._ancestors = prompts.mask.new_zeros((len(prompts.mask), 1, 0))
 
     @torch.no_grad()
     def __call__(
@@ -152,33 +146,12 @@ class CausalSteps:
         """Return float32 log-probabilities of the codes of ``level``, see ``Step``."""
         if level == 0:
             return self._log_probabilities(0, self._prompts.last[:, None])
-        tokens = self._level_token_ids[level - 1][codes]
-        inputs = self._model.get_input_embeddings()(tokens)
+        inputs = self._model.get_input_embeddings()(self._tokens(level, codes))
         number = self._prompts.mask.sum(dim=1, keepdim=True) + (level - 1)
-        seen = self._seen_by(parent)
-        hidden = _hidden(self._model, inputs, seen, number.expand(tokens.shape), self._cache)
+        prompt = self._prompts.mask[:, None].expand(-1, codes.shape[1], -1)
+        seen = torch.cat([prompt, self._with_ancestors(parent)], dim=2)
+        hidden = _hidden(self._model, inputs, seen, number.expand(codes.shape), self._cache)
         return self._log_probabilities(level, hidden)
-
-    def _seen_by(
-        self, parent: Int[Tensor, "request beam"]
-    ) -> Bool[Tensor, "request beam position"]:
-        num_requests, num_beams = parent.shape
-        earlier = self._ancestors.shape[2]
-        inherited = self._ancestors.gather(1, parent[..., None].expand(-1, -1, earlier))
-        itself = torch.eye(num_beams, dtype=torch.bool, device=parent.device)
-        itself = itself.expand(num_requests, num_beams, num_beams)
-        self._ancestors = torch.cat([inherited, itself], dim=2)
-        prompt = self._prompts.mask[:, None].expand(-1, num_beams, -1)
-        return torch.cat([prompt, self._ancestors], dim=2)
-
-    def _log_probabilities(
-        self, level: int, hidden: Float[Tensor, "request beam dim"]
-    ) -> Float[Tensor, "request beam code"]:
-        ids = self._level_token_ids[level]
-        if self._normalize_over == "vocabulary":
-            logits = code_logits(self._model, hidden, slice(None)).float()
-            return logits[..., ids] - logits.logsumexp(dim=-1, keepdim=True)
-        return code_logits(self._model, hidden, ids).float().log_softmax(dim=-1)
 
 
 def _hidden(

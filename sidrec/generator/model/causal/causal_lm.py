@@ -47,7 +47,7 @@ def causal_lm_from_hub(name: str, *, revision: str | None, vocabulary: CodeVocab
     with torch.no_grad():
         for weight in {id(weight): weight for weight in weights}.values():
             weight[first:].normal_(std=float(weight[:first].std()))
-    return checked(model)
+    return checked(model).train()  # transformers loads in evaluation mode: without dropout
 
 
 def causal_lm_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabulary) -> Any:  # noqa: ANN401

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sidrec.generator.model.generator_settings import LanguageModelSettings
 from sidrec.settings import PositiveInt, Probability, Settings
 
 
@@ -42,31 +43,22 @@ class CausalShape(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLmSettings(Settings):
-    """Causal language model: pretrained, or from scratch with a tokenizer trained on the corpus.
+class CausalLmSettings(LanguageModelSettings):
+    """Causal language model as generator; ``pretrained`` is any ``AutoModelForCausalLM``.
 
     Attributes:
-        pretrained: Hub name or folder of any ``AutoModelForCausalLM``; None starts from scratch.
-        revision: Branch, tag or commit of ``pretrained`` on the hub.
         shape: Architecture of a model from scratch; unused with ``pretrained``.
-        text_vocabulary_size: Text tokens of a model from scratch, at most.
-        codes_from_items: Initialize the codes' embeddings from the item embeddings, not at random.
         dropout: Dropout probability of the inputs in training, in [0, 1).
         all_positions: Train recommendation on every item of a history in one pass, each predicted
             from the items before it, instead of on the target alone. The prior takes no part in
             these steps: its weights are fitted on the validation split alone.
-        activation_checkpointing: Keep only the inputs of each block and compute the block again in
-            the backward pass: less memory, one more forward pass per step.
     """
 
-    pretrained: str | None = None
-    revision: str | None = None
+    name = "causal_lm"
+
     shape: CausalShape = CausalShape()
-    text_vocabulary_size: PositiveInt = 4000
-    codes_from_items: bool = True
     dropout: Probability = 0.1
     all_positions: bool = False
-    activation_checkpointing: bool = False
 
     def training_options(self) -> dict[str, Any]:
         """Return the arguments of ``CausalGenerator`` that only matter in training."""
