@@ -6,7 +6,8 @@
 #   pip install --no-deps --require-hashes -r constraints/lock-cpu.txt \
 #     --extra-index-url https://download.pytorch.org/whl/cpu && pip install --no-deps -e .
 # torch for the CPU is not on PyPI (PyPI's wheel brings 3 GB of CUDA): its hash comes from the
-# index of PyTorch or, where that is out of reach, from the wheel in the folder given.
+# index of PyTorch or, where that is out of reach, from the wheel in the folder given, or else from
+# the present lock-cpu.txt if it is of the same torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 torch=$(sed -n 's/^torch==//p' constraints/cpu.txt)
@@ -25,17 +26,18 @@ cpu_wheel() {
   if [ -f "${1:-}/$name" ]; then
     sha256sum "$1/$name" | cut -d' ' -f1
   else
-    page=$(curl -fsS -m 20 https://download.pytorch.org/whl/cpu/torch/)
-    grep -o "${name/+/%2B}#sha256=[0-9a-f]*" <<<"$page" | head -n 1 | sed 's/.*=//'
+    page=$(curl -fsS -m 20 https://download.pytorch.org/whl/cpu/torch/) || page=
+    grep -o "${name/+/%2B}#sha256=[0-9a-f]*" <<<"$page" | head -n 1 | sed 's/.*=//' | grep . ||
+      grep -A 1 "^torch==$torch " constraints/lock-cpu.txt | sed -n 's/ *--hash=sha256:\([0-9a-f]*\).*/\1/p'
   fi
 }
 
 cuda='^(nvidia-|cuda-|triton==)'
 wheel=$(cpu_wheel "${1:-}")
 {
-  head_of 'Linux, x86-64, Python 3.11, CPU; extras cpu, dev, dictionary, learned, wandb'
+  head_of 'Linux, x86-64, Python 3.11, CPU; extras cpu, dev, dictionary, docs, learned, peft, serve, wandb'
   compile 3.11 constraints/cpu.txt pyproject.toml --extra cpu --extra dev --extra dictionary \
-    --extra learned --extra wandb |
+    --extra docs --extra learned --extra peft --extra serve --extra wandb |
     awk -v cuda="$cuda" -v wheel="$wheel" '
       /^[a-z]/ { skip = ($0 ~ cuda) }
       skip { next }
@@ -47,9 +49,9 @@ wheel=$(cpu_wheel "${1:-}")
 grep -v '^faiss-cpu==' constraints/cpu.txt >"$scratch/gpu.txt"
 echo 'faiss-gpu==1.15.1' >>"$scratch/gpu.txt"
 {
-  head_of 'Linux, x86-64, Python 3.12, NVIDIA GPU; extras gpu, dictionary, learned, wandb'
+  head_of 'Linux, x86-64, Python 3.12, NVIDIA GPU; extras gpu, dictionary, learned, peft, serve, wandb'
   compile 3.12 "$scratch/gpu.txt" pyproject.toml --extra gpu --extra dictionary \
-    --extra learned --extra wandb
+    --extra learned --extra peft --extra serve --extra wandb
   minilm
 } >"$scratch/lock-gpu.txt"
 mv "$scratch"/lock-*.txt constraints/

