@@ -71,8 +71,9 @@ class ItemPrior(nn.Module):
         tasks: Collection[Task],
         item_vectors: Float[Tensor, "item dim"],
         popularity: Int[Tensor, " item"],
+        cross_fit: bool,
     ) -> "ItemPrior":
-        """Make the scorers for training, including next-item models of each fold.
+        """Make the scorers for training.
 
         Args:
             corpus: Source of item texts and train interactions.
@@ -80,6 +81,8 @@ class ItemPrior(nn.Module):
             tasks: Tasks that are trained; the others get no prior.
             item_vectors: Bi-encoder embedding of every item.
             popularity: Train interactions of each item.
+            cross_fit: Fit a next-item model per fold as well, without the users of the fold;
+                needed where the prior takes part in training steps of recommendation.
 
         Raises:
             DataError: If a scorer lacks its data.
@@ -93,7 +96,7 @@ class ItemPrior(nn.Module):
                 corpus.train_interactions(),
                 corpus.num_items,
                 settings.next_item,
-                num_folds=settings.next_item.num_folds,
+                num_folds=settings.next_item.num_folds if cross_fit else 0,
             ),
             "popularity": lambda: PopularityScorer(popularity),
         }

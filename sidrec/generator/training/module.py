@@ -163,6 +163,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             tasks=data.trained_tasks,
             item_vectors=self.ids.item_vectors,
             popularity=popularity(data.corpus.train_interactions(), data.corpus.num_items),
+            cross_fit=self.causal_lm is None or not self.causal_lm.all_positions,
         )
 
     def on_fit_start(self) -> None:

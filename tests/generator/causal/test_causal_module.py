@@ -57,6 +57,12 @@ def test_interrupted_and_resumed_equals_undisturbed(corpus, semantic_ids, tmp_pa
     assert same_weights(model, trained[1])
 
 
+def test_training_without_the_prior_fits_one_next_item_model(trained):
+    names = [name for name, _ in trained[1].model.prior.named_buffers()]
+    assert "scorers.recommendation_next_item.rows_0" in names
+    assert "scorers.recommendation_next_item.rows_1" not in names
+
+
 def test_a_checkpoint_alone_is_the_trained_model(trained, monkeypatch):
     def unreachable(*_, **__):
         raise AssertionError("a stored generator needs neither hub nor corpus texts")
