@@ -4,7 +4,8 @@ python -m tests.drills.kills --folder DIR --kills 50 [--seed 0]
 
 Runs the pipeline undisturbed first, then again and again with kills until there were enough. Each
 command is a fork of a process that has imported everything, so that kills hit work and not
-imports. Prints one JSON line: kills tried and survived, by stage, and what went wrong.
+imports. Prints a JSON line after each stage: kills tried and survived, by stage, and what went
+wrong; the last one goes to benchmarks/results/kills.json.
 """
 
 import argparse
@@ -201,7 +202,7 @@ def drill(folder: Path, kills: int, seed: int, until: float) -> dict[str, object
         code, seconds[stage.name] = run_to_end(stage, log)
         assert code == 0, f"{stage.name} does not even run undisturbed; see {log}"
         expected[stage.name] = in_a_fork(partial(result_of, stage, folder / "calm"))
-    tried, survived, wrong, rounds = Counter(), Counter(), [], 0
+    tried, survived, wrong, rounds, facts = Counter(), Counter(), [], 0, {}
     while tried.total() < kills and time.time() < until:
         rounds += 1
         work = folder / "work"
@@ -224,16 +225,13 @@ def drill(folder: Path, kills: int, seed: int, until: float) -> dict[str, object
                 survived[stage.name] += hits
             else:
                 wrong.append(f"round {rounds}, {stage.name}: code {code} or another result")
-            show(tried, survived, wrong, rounds)
+            facts = {"rounds": rounds, "kills": tried.total(), "survived": survived.total()}
+            facts |= {"by_stage": dict(tried), "wrong": wrong}
+            sys.stdout.write(json.dumps(facts) + "\n")
+            sys.stdout.flush()
             if wrong:
                 break
-    return {"tried": tried.total(), "survived": survived.total(), "wrong": wrong}
-
-
-def show(tried: Counter, survived: Counter, wrong: list[str], rounds: int) -> None:
-    facts = {"rounds": rounds, "kills": tried.total(), "survived": survived.total()}
-    sys.stdout.write(json.dumps(facts | {"by_stage": tried, "wrong": wrong}) + "\n")
-    sys.stdout.flush()
+    return facts
 
 
 if __name__ == "__main__":
@@ -242,8 +240,10 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills.json"))
     asked = parser.parse_args()
     sidrec.runs.callbacks._SAVE_EVERY_S = 0.2
     end = time.time() + 60 * asked.minutes
-    found = drill(asked.folder, asked.kills, asked.seed, end)
-    sys.exit(0 if found["tried"] == found["survived"] and not found["wrong"] else 1)
+    found = {"seed": asked.seed} | drill(asked.folder, asked.kills, asked.seed, end)
+    asked.out.write_text(json.dumps(found, indent=2) + "\n")
+    sys.exit(0 if found["kills"] == found["survived"] and not found["wrong"] else 1)
