@@ -1,6 +1,5 @@
 """Construction of joint generators: new for training, or from a checkpoint."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from sidrec.generator.scorers.item_prior import ItemPrior
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.settings import as_plain
-from sidrec.training.lora import LoraSettings, apply_lora, merge_lora
+from sidrec.training.lora import LoraSettings, apply_lora
 from sidrec.types import TASKS, Task
 
 _QUIET_HEAD = 0.1  # factor of the new codes' logits: the prior leads at first, T5 joins in
@@ -161,13 +160,6 @@ def generator_from(
     return _together(
         t5, tokenizer, inputs, ids, popularity, encoder_run, prior, base=base, **options
     )
-
-
-def merged_t5(model: GeneratorModel) -> Any:  # noqa: ANN401
-    """Return a copy of the language model as a plain one of transformers, its adapters merged."""
-    t5 = copy.deepcopy(model.t5)
-    merge_lora(t5)
-    return t5
 
 
 def _together(

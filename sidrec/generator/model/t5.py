@@ -51,7 +51,7 @@ def load_tokenizer_of(name: str, *, revision: str | None, setting: str = "model.
         setting: Name of the setting in messages.
 
     Raises:
-        ConfigError: If it cannot be loaded.
+        ConfigError: If it cannot be loaded, or leaves out token numbers, which codes would take.
     """
     from transformers import AutoTokenizer
 
@@ -64,6 +64,12 @@ def load_tokenizer_of(name: str, *, revision: str | None, setting: str = "model.
     tokenizer: Tokenizer = loaded.backend_tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    size, last = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values())
+    if last >= size:
+        raise ConfigError(
+            f"{setting} '{name}' has {size} tokens, but numbers up to {last}; the codes follow the "
+            "text tokens, so these must be numbered without gaps: take another model."
+        )
     return tokenizer
 
 

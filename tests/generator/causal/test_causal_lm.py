@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from sidrec.errors import ConfigError
 from sidrec.generator.model.causal.causal_lm import (
@@ -50,6 +52,14 @@ def test_no_such_folder_is_refused():
     ):
         with pytest.raises(ConfigError, match=r"model\.causal_lm '\./nowhere' cannot be loaded"):
             load()
+
+
+def test_gaps_between_token_numbers_are_refused(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 5}, unk_token="a"))  # noqa: S106
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=r"model\.t5 '.*' has 3 tokens, but numbers up to 5; "):
+        load_tokenizer_of(str(tmp_path), revision=None)
 
 
 @pytest.mark.parametrize("tied", [True, False])
