@@ -27,6 +27,7 @@ from sidrec.comparison.baselines.trained import dense_queries
 from sidrec.comparison.plan.stages import NEEDS_A_RUN
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus, popularity
+from sidrec.figures import evaluate
 from sidrec.files import read_json, write_json
 from sidrec.generator.model.batch import batch_of_requests
 from sidrec.generator.model.generator_model import AnswerBy
@@ -35,7 +36,6 @@ from sidrec.generator.scorers.dense import DenseScorer
 from sidrec.generator.scorers.lexical import LexicalScorer
 from sidrec.generator.training.load_generator import TrainedGenerator, load_generator
 from sidrec.generator.training.predictions import predictions_of_ranked
-from sidrec.metrics import evaluate
 from sidrec.runs.directory import RunDirectory
 from sidrec.types import TASKS, RankedItems, Request
 

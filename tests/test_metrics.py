@@ -8,20 +8,15 @@ import pytest
 import torch
 from ir_measures import RR, R, nDCG
 
-from sidrec.metrics import (
+from sidrec.figures import (
     Prediction,
-    Recall,
+    cold_start_line,
     evaluate,
-    gains,
     head_items,
-    hits,
-    mrr_at_k,
-    ndcg_at_k,
     ranked_lists,
-    ranking_metrics,
-    recall_at_k,
     validation_figures,
 )
+from sidrec.metrics import Recall, gains, hits, mrr_at_k, ndcg_at_k, ranking_metrics, recall_at_k
 from tests.ranks import run_on_ranks
 
 
@@ -193,7 +188,7 @@ def test_order_and_repeated_requests_change_no_bit():
 def test_chunks_change_no_bit(monkeypatch):
     predictions = random_predictions(50, num_items=40, seed=2)
     whole = evaluate(predictions, torch.arange(40))
-    monkeypatch.setattr("sidrec.metrics._CHUNK", 3)
+    monkeypatch.setattr("sidrec.figures._CHUNK", 3)
     assert evaluate(predictions, torch.arange(40)) == whole
 
 
@@ -221,6 +216,25 @@ def test_head_torso_and_cold_start():
     assert figures["search/num_requests_head"] == 1
     assert figures["search/num_requests_torso"] == 2
     assert figures["search/num_requests_cold_start"] == 1
+
+
+def test_cold_start_at_each_cut_off_by_hand():
+    cold = torch.zeros(40, dtype=torch.bool)
+    cold[[1, 39]] = True  # item 0 has no train interaction, but a train query
+    predictions = [
+        prediction("a", [0, 2, 3, 4, 5, 6, 1], [0, 1]),  # item 1 at rank 7
+        prediction("b", [39], [39]),
+        prediction("c", [0], [0]),
+    ]
+    figures = evaluate(predictions, torch.zeros(40).long(), cold=cold)
+    assert figures["search/recall@5_cold_start"] == 0.5
+    assert figures["search/recall@10_cold_start"] == 1.0
+    assert figures["search/cold_start"] == 1.0
+    assert figures["search/num_requests_cold_start"] == 2
+    assert cold_start_line(figures) == (
+        "cold start: search recall@5 0.5000, recall@10 1.0000, recall@30 1.0000 over 2 requests"
+    )
+    assert cold_start_line(evaluate(predictions[2:], torch.zeros(40).long(), cold=cold)) is None
 
 
 def test_figure_over_nothing_is_left_out():

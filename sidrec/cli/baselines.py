@@ -26,12 +26,16 @@ def main(arguments: list[str]) -> None:
     )
     if given.system is not None:
         from sidrec.comparison.baselines.run_baseline import run_baseline
+        from sidrec.figures import cold_start_line
 
         if corpus is None or out is None:
             raise ConfigError("--system needs --corpus DIR and --run_dir DIR.")
-        run_baseline(given.system, corpus, run=run, out=out)
-        sys.stdout.write(f"written: {out}\n")
+        figures = run_baseline(given.system, corpus, run=run, out=out)
+        lines = [line for line in (cold_start_line(figures), f"written: {out}") if line]
+        sys.stdout.write("\n".join([*lines, ""]))
         return
+    if out is not None:
+        raise ConfigError("--run_dir is what --system NAME writes; give both, or neither.")
     if run is None:
         raise ConfigError("`sidrec baselines` needs --from RUN, or --system NAME.")
     from sidrec.comparison.baselines.table import compare_with_baselines

@@ -40,6 +40,9 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(
             f"--jobs must be 1 or more, and belongs to --launcher local; got {given.jobs}."
         )
+    modes = [name for name in ("dry_run", "report_only", "only") if given[name]]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} contradict each other; leave one out.")
     comparison = read_comparison(Path(given.config))
     if given.strategies:
         comparison = comparison.only([name.strip() for name in given.strategies.split(",")])

@@ -31,6 +31,7 @@ _ONLY_FLAGS = {"ids": {"append", "diff", "codes", "join"}} | {
 }
 _NO_KEYS = {"config", "print_config", "help"}
 _DEFAULT_RUNS = "runs"
+_BUNDLES = ("semantic_ids.json", "task_ids.json")  # one of them is in every bundle
 
 Contents = list[tuple[str, dict[str, Any]]]  # file, its content
 
@@ -44,7 +45,7 @@ def prepared(command: str, arguments: list[str]) -> list[str]:
 
     Raises:
         ConfigError: If a configuration is missing, broken, or has a key that does not exist, or a
-            folder to write to is not local.
+            folder to write to is not local, or holds something else.
         DataError: If the corpus folder is missing.
         RunError: If the run of ``--from`` is missing or cannot serve the command.
     """
@@ -61,6 +62,7 @@ def prepared(command: str, arguments: list[str]) -> list[str]:
     contents = [(file, read_mapping(Path(file))) for file in configs]
     _refuse_unknown_keys(command, contents)
     _refuse_remote(arguments, contents)
+    _refuse_foreign_folder(command, arguments, contents)
     _refuse_missing_corpus(command, arguments, contents)
     if command not in TRAINING_COMMANDS:
         return arguments
@@ -138,6 +140,18 @@ def _refuse_remote(arguments: list[str], contents: Contents) -> None:
                 f"--{key} {folder}: results are written to local folders only; give one, and copy "
                 "it when the command has finished."
             )
+
+
+def _refuse_foreign_folder(command: str, arguments: list[str], contents: Contents) -> None:
+    """Refuse a bundle's folder that holds something else, which the bundle would replace."""
+    folder = _setting("out", arguments, contents) if command in ("ids", "fuse") else None
+    if not isinstance(folder, str) or any((Path(folder) / name).is_file() for name in _BUNDLES):
+        return
+    if Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
+        raise ConfigError(
+            f"--out {folder} exists and is not a bundle of Semantic IDs; give a new folder, so "
+            "that nothing is lost."
+        )
 
 
 def _refuse_missing_corpus(command: str, arguments: list[str], contents: Contents) -> None:

@@ -22,6 +22,7 @@ _GROUP = re.compile(r"Group ['\"]([\w.]+)['\"] does not accept")
 _UNKNOWN_CLASS = re.compile(
     r"module 'sidrec[\w.]*' has no attribute '(\w+)'"
     r"|Importing 'sidrec\.(?:\w+\.)*(\w+)' is not allowed"
+    r"|Expected a dot import path string: (\w+)|Multiple subclasses with name (\w+)"
 )
 _NOISE = (
     (re.compile(r"\s*Does not validate against any of the Union subtypes.*?Errors:\s*-", re.S), ""),
@@ -31,6 +32,10 @@ _NOISE = (
         "",
     ),
     (re.compile(r"Given value type: .*", re.S), ""),
+    (
+        re.compile(r"(?:Expected a dot import path string:|Multiple subclasses with name) (\w+).*"),
+        r"'\1' is not the path of a class",
+    ),
     (re.compile(r"<class '(?:\w+\.)*(\w+)'>"), r"\1"),
     (
         re.compile(r"Add the import path to import_path_allowlist in set_parsing_settings"),
@@ -136,5 +141,6 @@ def _nearest_class(message: str) -> str | None:
     unknown = _UNKNOWN_CLASS.search(message)
     if unknown is None:
         return None
-    found = nearest(next(filter(None, unknown.groups())), sidrec.__all__)
+    name = next(filter(None, unknown.groups()))
+    found = name if name in sidrec.__all__ else nearest(name, sidrec.__all__)
     return f"sidrec.{found}" if found else None

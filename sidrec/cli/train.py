@@ -31,6 +31,7 @@ from sidrec.cli.parser import CommandParser, options_of, with_suggestion
 from sidrec.console import say
 from sidrec.distributed import leave_after_other_ranks
 from sidrec.errors import ConfigError
+from sidrec.figures import cold_start_line
 from sidrec.files import read_json, write_json
 from sidrec.plugins import broken_import
 from sidrec.runs.callbacks import (
@@ -319,7 +320,16 @@ class SidrecCLI(LightningCLI):
         self.config_init["test"].verbose = False
 
     def before_predict(self) -> None:
-        """Read the run's own checkpoint."""
+        """Read the run's own checkpoint.
+
+        Raises:
+            ConfigError: If the run is no generator's, since nothing would be written.
+        """
+        if self.run.stage() != "generator":
+            raise ConfigError(
+                f"{self.run.root} was made by stage '{self.run.stage()}'; `sidrec predict` writes "
+                "the ranked items of a generator: `sidrec test` measures other runs."
+            )
         self._use_finished_checkpoint()
 
     def after_test(self) -> None:
@@ -342,10 +352,12 @@ class SidrecCLI(LightningCLI):
 
 def _figures(run: RunDirectory) -> str:
     """Return the figures that compare runs, one per line; ``metrics.json`` holds all of them."""
-    known = [(key, value) for key, value in read_json(run.metrics).items() if "@" in key]
-    width = max((len(key) for key, _ in known), default=0)
-    lines = [f"{key.ljust(width)}  {value:.4f}" for key, value in known]
-    return "\n".join([*lines, f"written: {run.metrics}", ""])
+    figures = read_json(run.metrics)
+    known = {k: v for k, v in figures.items() if "@" in k and not k.endswith("_cold_start")}
+    width = max(map(len, known), default=0)
+    lines = [f"{key.ljust(width)}  {value:.4f}" for key, value in known.items()]
+    cold = [line] if (line := cold_start_line(figures)) else []
+    return "\n".join([*lines, *cold, f"written: {run.metrics}", ""])
 
 
 def _quieten() -> None:

@@ -26,6 +26,8 @@ class BuildSettings:
         valid_query_fraction: Share of the train groups that is moved to valid.
         unknown_items: ``error`` refuses interactions and queries of items that the catalogue
             lacks; ``drop`` leaves them out and counts them.
+        cold_item_fraction: Share of the items that training never sees, for cold-start figures:
+            their interactions and queries are test, or left out and counted; 0 holds out none.
         exclude_history: Items of a user's history are not recommended to the user; generator,
             validation and baselines read it from the corpus.
 
@@ -40,13 +42,14 @@ class BuildSettings:
     valid_query_fraction: float = 0.05
     unknown_items: Literal["error", "drop"] = "error"
     exclude_history: bool = True
+    cold_item_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         if self.min_item_interactions < 0:
             raise ConfigError(
                 f"min_item_interactions must be 0 or more, got {self.min_item_interactions}."
             )
-        for name in ("test_query_fraction", "valid_query_fraction"):
+        for name in ("test_query_fraction", "valid_query_fraction", "cold_item_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         test, valid = self.temporal_fractions

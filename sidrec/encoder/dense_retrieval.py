@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from sidrec.distributed import rank_and_world_size
+from sidrec.corpus.cold_start import cold_start_requests
+from sidrec.distributed import gather_objects, rank_and_world_size
+from sidrec.figures import COLD_START
 from sidrec.metrics import Recall, padded
-from sidrec.types import Request
+from sidrec.types import Request, Task
 
 _SCORES_AT_ONCE = 1 << 26
 
@@ -69,6 +71,31 @@ def dense_recall(
             best, padded([tuple(dict.fromkeys(one.relevant)) for one in part]).to(items.device)
         )
     return {int(k): value.item() for k, value in recalls.compute().items()}
+
+
+def recall_figures(
+    task: Task,
+    questions: Float[Tensor, "request dim"],
+    items: Float[Tensor, "item dim"],
+    requests: Sequence[Request],
+    *,
+    ks: Sequence[int],
+    exclude_history: bool,
+    cold: Bool[Tensor, " item"] | None = None,
+) -> dict[str, float]:
+    """Return ``TASK/recall@K`` of :func:`dense_recall`; K without requests are left out.
+
+    With ``cold``, the cold-start items, also those of the right answers among them, and
+    ``TASK/num_requests_cold_start``, as in :func:`sidrec.figures.evaluate`.
+    """
+    found = dense_recall(questions, items, requests, ks=ks, exclude_history=exclude_history)
+    figures = {f"{task}/recall@{k}": value for k, value in found.items() if value == value}
+    if cold is None:
+        return figures
+    rows, asked = cold_start_requests(requests, cold)
+    found = dense_recall(questions[rows], items, asked, ks=ks, exclude_history=exclude_history)
+    figures |= {f"{task}/{COLD_START[k]}": value for k, value in found.items() if value == value}
+    return figures | {f"{task}/num_requests_cold_start": float(sum(gather_objects(len(rows))))}
 
 
 def own_slice(requests: Sequence[Request]) -> list[Request]:

@@ -5,16 +5,17 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.distributed import rank_and_world_size
-from sidrec.encoder.dense_retrieval import dense_recall, mean_history, own_slice
+from sidrec.encoder.dense_retrieval import mean_history, own_slice, recall_figures
 from sidrec.encoder.encode import encode_catalogue, encode_texts
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings, ValidationSettings
 from sidrec.encoder.loss import contrastive_loss, embed_in_chunks
 from sidrec.encoder.tower import EncoderView, TextTower
 from sidrec.errors import ConfigError
-from sidrec.metrics import harmonic_mean
+from sidrec.figures import harmonic_mean
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.training.activation_checkpointing import checkpoint_activations
 from sidrec.training.lora import apply_lora, keep_adapters_only, restore_base
@@ -140,7 +141,9 @@ class BiEncoder(StageModule[PairDataModule]):
         return embeddings.float()
 
     def dense_recalls(self, split: Split) -> dict[str, float]:
-        """Return ``search/recall@10`` … of dense retrieval; tasks without requests are left out.
+        """Return ``search/recall@10`` … of dense retrieval, for ``test`` also of cold-start items.
+
+        Tasks without requests are left out.
 
         Search ranks items by the query's embedding, recommendation by the mean embedding of the
         user's most recent items. Every rank evaluates its share and gets the means over all
@@ -173,14 +176,15 @@ class BiEncoder(StageModule[PairDataModule]):
             ("search", questions, queries),
             ("recommendation", users, histories),
         ):
-            recalls = dense_recall(
+            found |= recall_figures(
+                task,
                 asked.to(self.device),
                 vectors.to(self.device),
                 requests,
                 ks=KS,
                 exclude_history=corpus.exclude_history,
+                cold=cold_start_items(corpus) if split == "test" else None,
             )
-            found |= {f"{task}/recall@{k}": value for k, value in recalls.items() if value == value}
         return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

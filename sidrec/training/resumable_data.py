@@ -32,6 +32,28 @@ def position_in(
     return {"epoch": epoch, "step": step, **fixed}
 
 
+def refuse_late_validation(trainer: Any, *, batches_per_epoch: int) -> None:  # noqa: ANN401
+    """Refuse a validation interval that is longer than an epoch: validation would never run.
+
+    Args:
+        trainer: Lightning's Trainer.
+        batches_per_epoch: Batches of a whole epoch, on each rank.
+
+    Raises:
+        ConfigError: Names the interval, the number of batches, and what to set.
+    """
+    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
+    if not isinstance(interval, int) or trainer.check_val_every_n_epoch is None:
+        return
+    number = min(batches_per_epoch, limit) if isinstance(limit, int) else batches_per_epoch
+    if interval > number and trainer.limit_val_batches:
+        raise ConfigError(
+            f"trainer.val_check_interval ({interval}) exceeds the {number} batches of an epoch, so "
+            "validation would never run; lower it, or set trainer.check_val_every_n_epoch to null, "
+            "which counts the interval over epochs."
+        )
+
+
 def first_batch_after(
     state: dict[str, Any], *, fixed: dict[str, Any], corpus_folder: Path
 ) -> BatchNumber:
@@ -117,7 +139,13 @@ class ResumableDataModule(L.LightningDataModule, ABC, Generic[Batches]):
         return len(self.batches)
 
     def train_dataloader(self) -> BatchLoader[Any]:
-        """Return the loader of this rank's batches; a resumed run begins at its next batch."""
+        """Return the loader of this rank's batches; a resumed run begins at its next batch.
+
+        Raises:
+            ConfigError: If an epoch is shorter than the trainer's interval of validation.
+        """
+        if self.trainer is not None:
+            refuse_late_validation(self.trainer, batches_per_epoch=self.steps_per_epoch)
         return BatchLoader(
             self.batches,
             batch_sampler=BatchNumberSampler(self.steps_per_epoch, self._first),

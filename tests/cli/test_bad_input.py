@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from sidrec.runs.directory import RunDirectory
-from tests.tiny import sidrec
+from tests.tiny import sidrec, write_yaml
 
 ITEMS = "item_id,title,text\na,Glue,Strong glue.\nb,Tape,Sticky tape.\nc,Nail,Iron nail.\n"
 INTERACTIONS = "user_id,item_id,timestamp,rating\n1,a,10,4\n1,b,20,5\n1,c,30,3\n"
@@ -118,3 +118,38 @@ def test_a_malformed_request_is_answered_by_its_error(tiny, tmp_path, capsys):
     assert "not valid JSON" in one["error"]
     assert other == {"id": "b", "error": other["error"]}
     capsys.readouterr()
+
+
+def test_a_baseline_does_not_replace_the_figures_of_another_run(tmp_path, capsys):
+    run = RunDirectory(tmp_path / "gen")
+    run.write_manifest(state="finished", stage="generator")
+    words = ("baselines", "--system", "bm25", "--corpus", tmp_path, "--run_dir", run.root)
+    assert sidrec(*words) == 2
+    assert "gen is a run of stage 'generator', whose figures would be replaced" in the_line(capsys)
+    assert [file.name for file in run.root.iterdir()] == ["manifest.json"]
+
+
+def test_a_table_of_baselines_takes_no_run_dir(tmp_path, capsys):
+    run = RunDirectory(tmp_path / "gen")
+    run.write_manifest(state="finished", stage="generator")
+    assert sidrec("baselines", "--from", run.root, "--run_dir", tmp_path / "out") == 2
+    assert "--run_dir is what --system NAME writes; give both, or neither." in the_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--dry_run", "--report_only"), "--dry_run and --report_only contradict each other"),
+        (("--report_only", "--only", "a"), "--report_only and --only contradict each other"),
+    ],
+)
+def test_two_modes_of_a_comparison_contradict_each_other(tmp_path, capsys, flags, text):
+    (tmp_path / "corpus.json").touch()
+    config = write_yaml(tmp_path / "c.yaml", {"corpus": str(tmp_path)})
+    assert sidrec("compare", "--config", config, *flags) == 2
+    assert text in the_line(capsys)
+
+
+def test_only_a_generator_predicts(tiny, capsys):
+    assert sidrec("predict", "--from", tiny.encoder_run) == 2
+    assert "was made by stage 'encoder'; `sidrec predict` writes the ranked" in the_line(capsys)

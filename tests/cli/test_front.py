@@ -193,3 +193,16 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr("sidrec.doctor.checks.main", missing)
     assert sidrec("doctor") == 2
     assert "pip install 'sidrec[dictionary]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["ids", "fuse"])
+def test_a_folder_with_something_else_is_not_replaced_by_a_bundle(tmp_path, command):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").touch()
+    for out in (tmp_path / "run", tmp_path / "run" / "manifest.json"):
+        with pytest.raises(ConfigError, match=r"exists and is not a bundle of Semantic IDs"):
+            prepared(command, ["--out", str(out)])
+    (tmp_path / "empty").mkdir()
+    prepared(command, ["--out", str(tmp_path / "empty")])
+    (tmp_path / "run" / "semantic_ids.json").touch()
+    prepared(command, ["--out", str(tmp_path / "run")])

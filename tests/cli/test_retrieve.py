@@ -54,13 +54,17 @@ BAD = [
     (b"[" * 100_000, None, "not valid JSON"),
     (b'["a"]', None, "expected a JSON object, got list"),
     ({"task": "search", "query": "x"}, None, "id must be a string"),
-    ({"id": 7, "task": "search", "query": "x"}, 7, "id must be a string"),
+    ({"id": 7, "task": "search", "query": "x"}, 7, 'id must be a string: write "7", not 7'),
     ({"id": "a", "query": "x"}, "a", "task must be one of search, recommendation, got null"),
     ({"id": "a", "task": "rank", "query": "x"}, "a", 'got "rank"'),
     ({"id": "a", "task": ["search"], "query": "x"}, "a", "got list"),
     ({"id": "a", "task": "search"}, "a", 'search needs "query", a string'),
     ({"id": "a", "task": "search", "query": " \n"}, "a", "query is empty"),
-    ({"id": "a", "task": "recommendation", "history": [1]}, "a", "a list of item_id strings"),
+    (
+        {"id": "a", "task": "recommendation", "history": [1]},
+        "a",
+        'element 0 is no string: write "1", not',
+    ),
     ({"id": "a", "task": "recommendation", "history": "i1"}, "a", "a list of item_id strings"),
     ({"id": "a", "task": "recommendation", "history": []}, "a", "history is empty"),
     ({"id": "a", "task": "recommendation", "history": ["?"]}, "a", "no item of the catalogue"),
@@ -71,7 +75,8 @@ def test_bad_lines_become_errors_and_the_rest_goes_on(tiny, tmp_path, capsys):
     good = {"id": "good", "task": "search", "query": "x"}
     results = retrieve(tiny, tmp_path, [line for bad, _, _ in BAD for line in (bad, good)])
     assert [result["id"] for result in results[1::2]] == ["good"] * len(BAD)
-    for result, (_, own, text) in zip(results[::2], BAD, strict=True):
+    for place, (result, (_, own, text)) in enumerate(zip(results[::2], BAD, strict=True)):
+        assert result["error"].startswith(f"line {2 * place + 1}: ")
         assert result.keys() == {"id", "error"}
         assert result["id"] == own
         assert text in result["error"]
@@ -184,5 +189,6 @@ def test_subsets_and_lists_through_the_command(tiny, tmp_path, item_ids):
     a, b, c, d = retrieve(tiny, tmp_path, lines)
     assert {one["item_id"] for one in a["items"]} == set(some)
     assert {one["item_id"] for one in b["items"]} == set(some[1:])
-    assert c == {"id": "c", "error": "no allowed item is left; allow more or exclude fewer"}
+    error = "line 3: no allowed item is left; allow more or exclude fewer"
+    assert c == {"id": "c", "error": error}
     assert {one["item_id"] for one in d["items"]} == set(some)

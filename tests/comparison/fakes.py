@@ -9,9 +9,9 @@ import yaml
 from sidrec.comparison.plan.stages import Stage
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus, popularity
+from sidrec.figures import Prediction, evaluate
 from sidrec.files import write_json
 from sidrec.generator.training.predictions import write_predictions
-from sidrec.metrics import Prediction, evaluate
 from sidrec.runs.directory import RunDirectory
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.types import TASKS, ItemEmbeddings, SemanticIdTable

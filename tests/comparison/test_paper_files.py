@@ -11,7 +11,7 @@ from ir_measures import RR, R, nDCG
 
 from sidrec.comparison.paper_files import escape_latex, to_latex, trec_files
 from sidrec.comparison.statistics import tested_runs
-from sidrec.metrics import Prediction, evaluate
+from sidrec.figures import Prediction, evaluate
 from tests.comparison.made import compare
 
 pytestmark = pytest.mark.usefixtures("_quick_disk")

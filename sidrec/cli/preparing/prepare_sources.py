@@ -108,6 +108,7 @@ def beir(
     test_query_fraction: float = 0.2,
     valid_query_fraction: float = 0.05,
     unknown_items: Literal["error", "drop"] = "error",
+    cold_item_fraction: float = 0.0,
 ) -> None:
     """Make a corpus of a BEIR folder: documents and judged queries, no interactions.
 
@@ -121,6 +122,7 @@ def beir(
         valid_query_fraction: Share of the train queries that is used as valid, where there is no
             qrels/dev.tsv or the splits are not kept.
         unknown_items: What to do with judgments of documents or queries that are not listed.
+        cold_item_fraction: Share of the documents that training never sees, for cold-start figures.
     """
     from sidrec.cli.preparing.prepare import build_and_report
     from sidrec.corpus.sources.beir import read_beir
@@ -131,6 +133,7 @@ def beir(
         test_query_fraction=test_query_fraction,
         valid_query_fraction=0.0 if has_valid else valid_query_fraction,
         unknown_items=unknown_items,
+        cold_item_fraction=cold_item_fraction,
     )
     build_and_report(raw, queries, out, settings)
 
@@ -149,6 +152,7 @@ def clicks(
     test_query_fraction: float = 0.2,
     valid_query_fraction: float = 0.05,
     unknown_items: Literal["error", "drop"] = "error",
+    cold_item_fraction: float = 0.0,
 ) -> None:
     """Make a corpus of a search log: queries and interactions from the same events.
 
@@ -169,13 +173,20 @@ def clicks(
         test_query_fraction: Share of the queries that is test; for leave_last_out.
         valid_query_fraction: Share of the train queries that is valid; for leave_last_out.
         unknown_items: What to do with events of items that are not listed.
+        cold_item_fraction: Share of the items that training never sees, for cold-start figures.
     """
     from sidrec.cli.preparing.prepare import build_and_report
     from sidrec.corpus.reading.shards import local_shards
     from sidrec.corpus.sources.clicks import ClickSettings, read_clicks
 
     settings = BuildSettings(
-        0, split, temporal_fractions, test_query_fraction, valid_query_fraction, unknown_items
+        0,
+        split,
+        temporal_fractions,
+        test_query_fraction,
+        valid_query_fraction,
+        unknown_items,
+        cold_item_fraction=cold_item_fraction,
     )
     counted = ClickSettings(
         event_weights, min_pair_events, min_query_events, min_item_events, position_exponent

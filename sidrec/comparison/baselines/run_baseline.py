@@ -14,12 +14,13 @@ from sidrec.comparison.baselines.simple import (
 )
 from sidrec.comparison.baselines.trained import dense_baseline, enmf_baseline
 from sidrec.comparison.plan.stages import NEEDS_A_RUN
+from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus, popularity
 from sidrec.errors import ConfigError
+from sidrec.figures import Figures, evaluate
 from sidrec.files import write_json
 from sidrec.generator.training.predictions import predictions_of_ranked, write_predictions
-from sidrec.metrics import Figures, evaluate
 from sidrec.plugins import find_function
 from sidrec.runs.directory import RunDirectory
 from sidrec.types import TASKS, RankedItems, Request, Task
@@ -60,11 +61,17 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
         out: Run directory to write.
 
     Raises:
-        ConfigError: If the system is unknown, a run is missing or too many, or a plug-in returns
-            something else than one ranked list for each request.
+        ConfigError: If the system is unknown, a run is missing or too many, a plug-in returns
+            something else than one ranked list for each request, or ``out`` is another run.
     """
     answer, tasks = _system(system, run)
-    corpus, directory = Corpus.load(corpus_folder), RunDirectory(out)
+    directory = RunDirectory(out)
+    if directory.manifest.exists() and directory.stage() != "baseline":
+        raise ConfigError(
+            f"{out} is a run of stage '{directory.stage()}', whose figures would be replaced; give "
+            "another --run_dir."
+        )
+    corpus = Corpus.load(corpus_folder)
     asked: dict[Task, Sequence[Request]] = {
         "search": search_requests(corpus, "test"),
         "recommendation": recommendation_requests(corpus, "test"),
@@ -80,7 +87,8 @@ def run_baseline(system: str, corpus_folder: Path, *, run: Path | None, out: Pat
             exclude_history=corpus.exclude_history,
         )
     ]
-    figures = evaluate(predictions, popularity(corpus.train_interactions(), corpus.num_items))
+    counts = popularity(corpus.train_interactions(), corpus.num_items)
+    figures = evaluate(predictions, counts, cold=cold_start_items(corpus))
     write_predictions(directory.predictions, predictions)
     write_json(directory.metrics, figures)
     directory.write_manifest(

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from sidrec.comparison.baselines.sasrec_data import WindowBatch, WindowDataModule, padded
 from sidrec.comparison.baselines.simple import rank_catalogue
+from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
 from sidrec.distributed import gather_objects
 from sidrec.encoder.dense_retrieval import own_slice
 from sidrec.errors import ConfigError
+from sidrec.figures import Figures, Prediction, evaluate
 from sidrec.files import write_json
 from sidrec.generator.training.predictions import predictions_of_ranked, write_predictions
-from sidrec.metrics import Figures, Prediction, evaluate
 from sidrec.runs.directory import RunDirectory
 from sidrec.settings import PositiveInt, Probability
 from sidrec.training.optimizer import OptimizerSettings
@@ -241,7 +242,7 @@ class SasRec(StageModule[WindowDataModule]):
             requests, ranked, split=split, exclude_history=corpus.exclude_history
         )
         predictions = [one for part in gather_objects(own) for one in part]
-        return evaluate(predictions, counts), predictions
+        return evaluate(predictions, counts, cold=cold_start_items(corpus)), predictions
 
     @torch.inference_mode()
     def _scores(self, requests: Sequence[Request]) -> Float[np.ndarray, "request item"]:

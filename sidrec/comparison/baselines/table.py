@@ -17,9 +17,9 @@ from sidrec.comparison.baselines.trained import dense_baseline
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus, popularity
 from sidrec.errors import RunError
+from sidrec.figures import Figures, evaluate
 from sidrec.files import read_json
 from sidrec.generator.training.predictions import predictions_of_ranked
-from sidrec.metrics import Figures, evaluate
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
 from sidrec.types import TASKS, RankedItems, Request

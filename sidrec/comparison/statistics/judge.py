@@ -19,7 +19,7 @@ from sidrec.comparison.statistics.significance import (
     spread_over_seeds,
 )
 from sidrec.comparison.statistics.tested_runs import System, groups_of
-from sidrec.metrics import harmonic_mean
+from sidrec.figures import harmonic_mean
 from sidrec.types import TASKS, Task
 
 _SLICES = (

@@ -10,9 +10,10 @@ import numpy as np
 from sidrec.comparison.statistics.significance import Groups, Values
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError, RunError
+from sidrec.figures import Figures, Prediction, ranked_lists
 from sidrec.files import read_json
 from sidrec.generator.training.predictions import read_predictions
-from sidrec.metrics import Figures, Prediction, hits, ranked_lists, recall_at_k
+from sidrec.metrics import hits, recall_at_k
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
 from sidrec.types import TASKS, Task

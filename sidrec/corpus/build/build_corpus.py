@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from sidrec.corpus.build.check_catalogue import check_interactions, check_items
+from sidrec.corpus.build.cold_items import ItemUse, held_out_items
 from sidrec.corpus.build.facts import facts_of
 from sidrec.corpus.build.partition import pieces_by_user
 from sidrec.corpus.prepare_settings import BuildSettings
@@ -77,6 +78,7 @@ def build_corpus(
         items = kept_items(raw, settings.min_item_interactions)
         kept = _keep_interactions(raw, items, folder / "kept.parquet")
         counts |= {"items": items.height, "users": kept.users.height}
+        use = ItemUse(held_out_items(items["item_id"], settings.cold_item_fraction))
         digests = {}
         with TableWriter(
             folder / "items.parquet", item_schema(items.clear().to_arrow().schema)
@@ -85,7 +87,7 @@ def build_corpus(
                 writer.write(part.to_arrow())
             digests["items"] = writer.digest()
         with TableWriter(folder / "interactions.parquet", kept.schema) as writer:
-            counts |= _write_interactions(kept, settings, writer)
+            counts |= _write_interactions(kept, settings, writer, use)
             digests["interactions"] = writer.digest()
         kept.file.unlink(missing_ok=True)
         query_schema = QUERY_SCHEMA
@@ -94,8 +96,9 @@ def build_corpus(
         if any(query.grades for query in queries):
             query_schema = query_schema.append(GRADE_FIELD)
         with TableWriter(folder / "queries.parquet", query_schema) as writer:
-            counts |= _write_queries(queries, raw, items, settings, writer)
+            counts |= _write_queries(queries, raw, items, settings, writer, use)
             digests["queries"] = writer.digest()
+        counts |= use.counts()
         content = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": _fingerprint(digests),
@@ -197,7 +200,7 @@ def _weights_vary(interactions: pl.LazyFrame) -> bool:
 
 
 def _write_interactions(
-    kept: _Kept, settings: BuildSettings, writer: TableWriter
+    kept: _Kept, settings: BuildSettings, writer: TableWriter, use: ItemUse
 ) -> dict[str, int]:
     split = leave_last_out()
     if settings.split == "temporal" and not kept.users.is_empty():
@@ -219,7 +222,8 @@ def _write_interactions(
     )
     if kept.users.is_empty():
         writer.write(INTERACTION_SCHEMA.empty_table())
-        return {**counts, "interactions": 0}
+        return {**counts, "interactions": 0, "interactions_held_out": 0}
+    num_users = num_held_out = 0
     pieces = pieces_by_user(kept.file, kept.users, kept.file.parent, rows_at_once=_ROWS_AT_ONCE)
     for rows in pieces:
         backwards = pl.col("timestamp").diff().over("user_index") < 0
@@ -227,15 +231,26 @@ def _write_interactions(
         order = ("user_index", "timestamp", "nanosecond")
         ordered = rows.sort(*order, maintain_order=True)
         ordered = ordered.with_columns(split=split)
-        counts.update(_repeats(ordered, order))
+        may_stay = (ordered["split"] == "test").to_numpy() | ~use.held_out[ordered["item_index"]]
+        num_held_out += int((~may_stay).sum())
+        ordered = ordered.filter(may_stay).with_columns(
+            user_index=pl.col("user_index").rle_id().cast(pl.Int64) + num_users  # without gaps
+        )
+        num_users += ordered["user_index"].n_unique()
+        counts.update(_repeats(ordered, order, use))
         for name, number in ordered.group_by("split").len().iter_rows():
             counts[f"interactions_{name}"] += number
         writer.write(ordered.to_arrow())
-    return {**counts, "interactions": writer.num_rows}
+    return {
+        **counts,
+        "interactions": writer.num_rows,
+        "interactions_held_out": num_held_out,
+        "users": num_users,
+    }
 
 
-def _repeats(ordered: pl.DataFrame, order: tuple[str, ...]) -> dict[str, int]:
-    """Count ties, repeats, requests, and requests whose history holds their target."""
+def _repeats(ordered: pl.DataFrame, order: tuple[str, ...], use: ItemUse) -> dict[str, int]:
+    """Count ties, repeats, requests, requests whose history holds their target, and item use."""
     place = pl.int_range(pl.len())
     rows = ordered.with_columns(
         tied=pl.len().over(order) > 1,
@@ -250,6 +265,7 @@ def _repeats(ordered: pl.DataFrame, order: tuple[str, ...]) -> dict[str, int]:
         asked = rows.filter(pl.col("asked") & (pl.col("split") == name))
         counts[f"requests_{name}"] = asked.height
         counts[f"unanswerable_{name}"] = int(asked["repeated"].sum())
+    use.add_interactions(rows, asked)  # of test, the last in SPLITS
     return counts
 
 
@@ -259,6 +275,7 @@ def _write_queries(
     items: pl.DataFrame,
     settings: BuildSettings,
     writer: TableWriter,
+    use: ItemUse,
 ) -> dict[str, int]:
     named = list({item_id for query in queries for item_id in query.item_ids})
     is_named = pl.col("item_id").is_in(pl.Series(named, dtype=pl.String).implode())
@@ -277,12 +294,25 @@ def _write_queries(
             )
         if any(item_id in item_index for item_id in query.item_ids):
             kept.append(query)
+    answers = [_answers(query, item_index) for query in kept]
+    cold = use.held_out | use.late() if settings.split == "temporal" else use.held_out
+    barred = [use.held_out if query.split else cold for query in kept]  # from train and valid
     splits = query_splits(
         kept,
         test_fraction=settings.test_query_fraction,
         valid_fraction=settings.valid_query_fraction,
+        held_out={
+            row
+            for row, found in enumerate(answers)
+            if all(barred[row][item] for item, _, _ in found)
+        },
     )
-    answers = [_answers(query, item_index) for query in kept]
+    num_answers = sum(map(len, answers))
+    answers = [
+        found if split == "test" else [one for one in found if not mask[one[0]]]
+        for found, mask, split in zip(answers, barred, splits, strict=True)
+    ]
+    use.add_queries(answers, splits)
     columns = {
         "query_id": [query.query_id for query in kept],
         "text": [query.text for query in kept],
@@ -298,6 +328,7 @@ def _write_queries(
     return {
         "queries": len(kept),
         "queries_without_items": len(queries) - len(kept),
+        "answers_held_out": num_answers - sum(map(len, answers)),
         **{f"queries_{name}": counts[name] for name in SPLITS},
     }
 

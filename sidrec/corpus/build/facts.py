@@ -1,5 +1,6 @@
 """Corpus facts: computed by prepare, kept in corpus.json, printed as a page."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def fact_lines(description: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [
         ("items without train interactions", f"{facts['cold_items']:,}"),
         ("queries without train items", f"{facts['queries_without_train_items']:,}"),
+        *_cold_start_lines(counts),
         ("items left out", f"{facts['left_out_items']:,}"),
         ("interactions of unknown items", f"{counts['unknown_interactions']:,}, left out"),
         ("queries of unknown items", f"{counts['queries_without_items']:,}, left out"),
@@ -123,6 +125,21 @@ def fact_lines(description: dict[str, Any]) -> list[tuple[str, str]]:
         ("fingerprint", description["fingerprint"][:16]),
     ]
     return lines
+
+
+def _cold_start_lines(counts: dict[str, int]) -> Iterator[tuple[str, str]]:
+    if counts.get("items_held_out"):
+        yield (
+            "items held out of train and valid",
+            f"{counts['items_held_out']:,}, with {counts['interactions_held_out']:,} interactions "
+            f"and {counts['answers_held_out']:,} answers of queries left out",
+        )
+    if "cold_start_items" in counts:  # not in corpora of earlier versions, which stay valid
+        yield (
+            "items that only test asks for",
+            f"{counts['cold_start_items']:,}, in {counts['cold_start_requests_search']:,} search "
+            f"and {counts['cold_start_requests_recommendation']:,} recommendation requests",
+        )
 
 
 def _files(files: list[dict[str, Any]]) -> str:

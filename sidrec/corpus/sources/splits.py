@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import polars as pl
@@ -91,7 +91,11 @@ def temporal(bounds: TimeBounds) -> pl.Expr:
 
 
 def query_splits(
-    queries: Sequence[RawQuery], *, test_fraction: float, valid_fraction: float
+    queries: Sequence[RawQuery],
+    *,
+    test_fraction: float,
+    valid_fraction: float,
+    held_out: Collection[int] = (),
 ) -> list[Split]:
     """Assign a split to every query; equal groups and equal texts get the same split.
 
@@ -104,6 +108,7 @@ def query_splits(
         queries: All queries of the corpus.
         test_fraction: Share of the families without a given split that becomes test.
         valid_fraction: Share of the train families that moves to valid.
+        held_out: Places of queries whose families are test whatever else holds.
 
     Raises:
         DataError: If one group has two given splits.
@@ -120,6 +125,8 @@ def query_splits(
             split = "test" if hash_fraction(f"test {key}") < test_fraction else "train"
         if split == "train" and hash_fraction(f"valid {key}") < valid_fraction:
             split = "valid"
+        if any(row in held_out for row in rows):
+            split = "test"
         for row in rows:
             splits[row] = split
     check_query_splits(queries, splits)

@@ -8,13 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.requests import recommendation_requests
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
-from sidrec.encoder.dense_retrieval import dense_recall, own_slice
+from sidrec.encoder.dense_retrieval import own_slice, recall_figures
 from sidrec.encoder.enmf.datamodule import UserBatch, UserDataModule, users_of
 from sidrec.errors import ConfigError, RunError
-from sidrec.metrics import harmonic_mean
+from sidrec.figures import harmonic_mean
 from sidrec.runs.directory import RunDirectory
 from sidrec.settings import PositiveFloat, PositiveInt, Probability
 from sidrec.training.optimizer import OptimizerSettings
@@ -224,8 +225,15 @@ class Enmf(StageModule[UserDataModule]):
         requests = own_slice(recommendation_requests(corpus, split))
         questions = self.tower.questions(users_of(corpus, requests).to(self.device))
         items, exclude = self.tower.items.weight.detach(), corpus.exclude_history
-        found = dense_recall(questions, items, requests, ks=KS, exclude_history=exclude)
-        recalls = {f"recommendation/recall@{k}": v for k, v in found.items() if v == v}
+        recalls = recall_figures(
+            "recommendation",
+            questions,
+            items,
+            requests,
+            ks=KS,
+            exclude_history=exclude,
+            cold=cold_start_items(corpus) if split == "test" else None,
+        )
         at_best = [v for key, v in recalls.items() if key.endswith(f"@{max(KS)}")]
         recalls["recall_harmonic_mean"] = harmonic_mean(at_best)  # over its one task
         self.log_dict({f"{prefix}/{key}": value for key, value in recalls.items()}, batch_size=1)

@@ -39,8 +39,9 @@ def answer_lines(
 ) -> Iterator[Counter[str]]:
     """Answer every line that is not blank by one line, in order, block by block.
 
-    Memory does not grow with the number of lines. A block that ``output`` finds is not answered
-    again. The blocks depend only on the lines and on ``block_lines``.
+    An error begins with the number of its line, from 1. Memory does not grow with the number of
+    lines. A block that ``output`` finds is not answered again. The blocks depend only on the lines
+    and on ``block_lines``.
 
     Args:
         retriever: Retriever that answers.
@@ -55,12 +56,12 @@ def answer_lines(
         ``unknown`` to the catalogue, of queries that were ``cut``, of input ``bytes``, and of
         input bytes that were ``found`` answered.
     """
-    for number, block in enumerate(_blocks(lines, block_lines)):
+    for number, (places, block) in enumerate(_blocks(lines, block_lines)):
         understood = [understand(line, retriever) for line in block]
         found = output.find(number, block)
         text = found
         if text is None:
-            text = _answers(retriever, understood, top_k=top_k, batch_size=batch_size)
+            text = _answers(retriever, understood, places, top_k=top_k, batch_size=batch_size)
             output.keep(number, block, text)
         num_errors = sum("error" in json.loads(line) for line in text.splitlines())
         num_bytes = sum(map(len, block))
@@ -86,14 +87,20 @@ def answers_of(
         batch_size: Requests decoded together.
     """
     understood = [understand(line, retriever) for line in lines]
-    text = _answers(retriever, understood, top_k=top_k, batch_size=batch_size)
+    places = [""] * len(understood)
+    text = _answers(retriever, understood, places, top_k=top_k, batch_size=batch_size)
     return text.splitlines(keepends=True)
 
 
 def _answers(
-    retriever: "Retriever", understood: Sequence[Understood], *, top_k: int, batch_size: int
+    retriever: "Retriever",
+    understood: Sequence[Understood],
+    places: Sequence[str],
+    *,
+    top_k: int,
+    batch_size: int,
 ) -> str:
-    """Return the lines that answer a block."""
+    """Return the lines that answer a block; an error begins with its line's place."""
     asked = [one for one in understood if one.request is not None]
     answers = iter(
         retriever.answer(
@@ -103,34 +110,35 @@ def _answers(
             restrictions=[one.restriction for one in asked],
         )
     )
-    results = [_result(one, None if one.request is None else next(answers)) for one in understood]
+    results = [
+        _result(one, None if one.request is None else next(answers), place)
+        for one, place in zip(understood, places, strict=True)
+    ]
     return "".join(json.dumps(result, allow_nan=False) + "\n" for result in results)
 
 
-def _blocks(lines: Iterable[bytes], num_lines: int) -> Iterator[list[bytes]]:
-    """Yield lines that are not blank in blocks, shorter ones where lines are very long."""
+def _blocks(lines: Iterable[bytes], num_lines: int) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Yield places and lines in blocks, without blank lines, shorter where lines are very long."""
+    places: list[str] = []
     block: list[bytes] = []
     num_bytes = 0
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        places.append(f"line {number}: ")
         block.append(line)
         num_bytes += len(line)
         if len(block) == num_lines or num_bytes >= _BLOCK_BYTES:
-            yield block
-            block, num_bytes = [], 0
+            yield places, block
+            places, block, num_bytes = [], [], 0
     if block:
-        yield block
+        yield places, block
 
 
-def _result(one: Understood, found: list[RetrievedItem] | None) -> dict[str, Any]:
-    if found is None:
-        return {"id": one.request_id, "error": one.error}
+def _result(one: Understood, found: list[RetrievedItem] | None, place: str) -> dict[str, Any]:
     if not found:
-        return {
-            "id": one.request_id,
-            "error": "no allowed item is left; allow more or exclude fewer",
-        }
+        error = one.error or "no allowed item is left; allow more or exclude fewer"
+        return {"id": one.request_id, "error": f"{place}{error}"}
     return {"id": one.request_id, "items": [_as_json(item) for item in found]}
 
 

@@ -113,7 +113,7 @@ def _no_number(name: str) -> NoReturn:
 def _understood(given: dict[str, Any], catalogue: KnowsItems) -> Understood:
     own, task = given.get("id"), given.get("task")
     if not isinstance(own, str):
-        raise BadRequestError("id must be a string")
+        raise BadRequestError(f"id must be a string{_hint(own)}")
     if task not in TASKS:
         raise BadRequestError(f"task must be one of {', '.join(TASKS)}, got {_shown(task)}")
     _refuse_misspelled_keys(given)
@@ -181,9 +181,20 @@ def _restriction(given: dict[str, Any], catalogue: KnowsItems) -> tuple[Restrict
 
 def _item_ids(given: dict[str, Any], key: str) -> list[str]:
     item_ids = given[key]
-    if not isinstance(item_ids, list) or not all(isinstance(item, str) for item in item_ids):
-        raise BadRequestError(f"{key} must be a list of item_id strings")
+    if not isinstance(item_ids, list):
+        raise BadRequestError(f"{key} must be a list of item_id strings, got {_shown(item_ids)}")
+    for place, item in enumerate(item_ids):
+        if not isinstance(item, str):
+            what = f"{key} must be a list of item_id strings, element {place} is no string"
+            raise BadRequestError(what + _hint(item))
     return item_ids
+
+
+def _hint(value: object) -> str:
+    """Return how to write a number as a string, or what was found."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f': write "{_shown(value)}", not {_shown(value)}'
+    return f", got {_shown(value)}"
 
 
 def _shown(value: object) -> str:

@@ -18,9 +18,10 @@ from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.retrieval.appended_items import with_appended_items
 from sidrec.generator.retrieval.oom_batching import FittingBatches, is_out_of_memory
 from sidrec.generator.retrieval.parse_request import beginning_of, texts_in
-from sidrec.generator.training.load_generator import TrainedGenerator, device_named, load_generator
+from sidrec.generator.training.load_generator import TrainedGenerator, load_generator
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
+from sidrec.semantic_ids.bundle.append import device_named
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.types import RankedItems, Request, Task
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, Dataset
 
+from sidrec.corpus.cold_start import items_to_index
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.sources.raw_catalogue import Split
@@ -157,7 +158,8 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
             )
         share = self.tasks.indexing_share
         num_indexing = round(len(pairs) * share / (1 - share))
-        return SearchExamples(pairs, self.train_queries(), self.corpus.item_texts(), num_indexing)
+        texts, indexed = self.corpus.item_texts(), items_to_index(self.corpus)
+        return SearchExamples(pairs, self.train_queries(), texts, indexed, num_indexing)
 
     def _recommendation_examples(self) -> RecommendationExamples:
         train = self.corpus.train_interactions()

@@ -28,12 +28,14 @@ class SearchExamples:
         pairs: Train queries and their items.
         queries: Text of each train query.
         item_texts: Text of each item; row = item_index.
+        indexed_items: item_index of the items that indexing rows may hold.
         num_indexing: Number of indexing rows; each turn continues with the next items.
     """
 
     pairs: QueryItemPairs
     queries: Sequence[str]
     item_texts: Sequence[str]
+    indexed_items: Int64[np.ndarray, " item"]
     num_indexing: int
 
     def __len__(self) -> int:
@@ -59,7 +61,7 @@ class SearchExamples:
         num_queries = len(self.pairs)
         is_query = rows < num_queries
         walk = rows - num_queries + turn * self.num_indexing
-        indexed = np.where(is_query, -1, walk % len(self.item_texts))
+        indexed = np.where(is_query, -1, self.indexed_items[walk % len(self.indexed_items)])
         query = np.where(is_query, rows, -1)
         target = indexed.copy()
         target[is_query] = self.pairs.draw(rows[is_query], seed=seed, epoch=turn).right_item

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from sidrec.errors import ConfigError, RunError
+from sidrec.errors import RunError
 from sidrec.generator.model.factory import generator_from
 from sidrec.generator.model.generator_model import GeneratorModel
 from sidrec.generator.model.generator_settings import SearchSettings
@@ -76,20 +74,3 @@ def load_generator(run: RunDirectory) -> TrainedGenerator:
         ) from None
     merge_lora(model.t5)
     return TrainedGenerator(model.eval(), ids, search.num_beams, checkpoint["exclude_history"])
-
-
-def device_named(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` names.
-
-    Raises:
-        ConfigError: If the name is unknown, or no GPU is visible.
-    """
-    has_cuda = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    if name.startswith("cuda") and not has_cuda:
-        raise ConfigError("--device cuda: no GPU is visible; use --device cpu.")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device must be auto, cpu or cuda, got '{name}'.") from None

@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from sidrec.console import say
+from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.sources.raw_catalogue import Split
 from sidrec.corpus.store import popularity
 from sidrec.distributed import gather_objects
 from sidrec.errors import ConfigError
+from sidrec.figures import Prediction, evaluate, ranked_lists, validation_figures
 from sidrec.files import write_json
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.calibrate import calibrate, gain_over_prior
@@ -29,13 +31,7 @@ from sidrec.generator.scorers.prior_settings import PriorSettings
 from sidrec.generator.training.datamodule import GeneratorDataModule
 from sidrec.generator.training.parts_alone import PartsAlone
 from sidrec.generator.training.predictions import predictions_of, write_predictions
-from sidrec.metrics import (
-    Prediction,
-    evaluate,
-    ranked_lists,
-    ranking_metrics,
-    validation_figures,
-)
+from sidrec.metrics import ranking_metrics
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.lightning_private import is_attached
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
@@ -259,7 +255,8 @@ class JointGenerator(StageModule[GeneratorDataModule]):
     def on_test_epoch_end(self) -> None:
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""
         predictions = self._gathered()
-        figures = evaluate(predictions, self.model.popularity.cpu()) | self.ids.quality
+        cold = cold_start_items(self._data().corpus)
+        figures = evaluate(predictions, self.model.popularity.cpu(), cold=cold) | self.ids.quality
         figures |= self._alone.figures(self.model)
         if self.trainer.is_global_zero:
             run = RunDirectory(Path(self.trainer.default_root_dir))

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sidrec.distributed import gather_objects
+from sidrec.figures import Prediction, evaluate
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.generator_model import AnswerBy, GeneratorModel
-from sidrec.metrics import Prediction, evaluate
 from sidrec.types import TASKS, Task
 
 

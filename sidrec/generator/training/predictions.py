@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import torch
 
 from sidrec.errors import DataError
+from sidrec.figures import Prediction
 from sidrec.files import atomic_file
 from sidrec.generator.decoding.beam_search import Decoded
 from sidrec.generator.decoding.trie import SemanticIdTrie
-from sidrec.metrics import Prediction
 from sidrec.types import RankedItems, Request
 
 SCHEMA = pa.schema(

@@ -13,9 +13,9 @@ from sidrec.corpus.requests import recommendation_requests, search_requests
 from sidrec.corpus.store import Corpus
 from sidrec.encoder.dense_retrieval import dense_recall, mean_history
 from sidrec.errors import ConfigError, RunError
+from sidrec.figures import evaluate
 from sidrec.files import read_json
 from sidrec.generator.training.predictions import predictions_of_ranked, read_predictions
-from sidrec.metrics import evaluate
 from sidrec.semantic_ids.bundle.semantic_id_bundle import SemanticIdBundle
 from sidrec.types import Request
 

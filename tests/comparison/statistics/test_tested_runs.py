@@ -17,8 +17,8 @@ from sidrec.comparison.statistics.tested_runs import (
 )
 from sidrec.corpus.store import Corpus
 from sidrec.errors import DataError, RunError
+from sidrec.figures import Prediction
 from sidrec.files import read_json, write_json
-from sidrec.metrics import Prediction
 from sidrec.runs.directory import RunDirectory
 from tests.comparison.fakes import write_answers
 from tests.comparison.made import REPORT

@@ -69,14 +69,21 @@ def test_every_line_that_is_not_blank_gets_one(given_lines):
         (b'{"id": NaN}', None, "NaN is not a number"),
         (b'{"id": -Infinity}', None, "-Infinity is not a number"),
         (b'{"id": 1e999}', None, "id must be a string"),
-        (b'{"id": 1.5}', 1.5, "id must be a string"),
+        (b'{"id": 1.5}', 1.5, "id must be a string, got 1.5"),
+        (b'{"id": true}', True, "line 1: id must be a string, got true"),
+        (b'{"id": 42}', 42, 'line 1: id must be a string: write "42", not 42'),
         (b'{"id": {"a": 1}}', None, "id must be a string"),
         (b'{"id": "a", "task": ["search"]}', "a", "got list"),
         (SEARCH | {"task": "x" * 1_000}, "a", "xxx…"),
         (SEARCH | {"allowed": []}, "a", r"allowed holds no item of the catalogue (0 unknown)"),
         (SEARCH | {"allowed": ["?"]}, "a", r"allowed holds no item of the catalogue (1 unknown)"),
         (SEARCH | {"allowed": "i1"}, "a", "allowed must be a list of item_id strings"),
-        (SEARCH | {"excluded": [1]}, "a", "excluded must be a list of item_id strings"),
+        (
+            SEARCH | {"excluded": ["i1", 42]},
+            "a",
+            "line 1: excluded must be a list of item_id strings, element 1 is no string: "
+            'write "42", not 42',
+        ),
         (SEARCH | {"alowed": ["i1"]}, "a", 'unknown key "alowed"; did you mean "allowed"?'),
         (SEARCH | {"EXCLUDED": ["i1"]}, "a", 'did you mean "excluded"?'),
         (b"x" * (MAX_LINE_BYTES + 1), None, "line is longer than 8 MiB"),
@@ -140,7 +147,7 @@ def test_an_item_that_was_not_scored_has_a_null_and_an_empty_list_is_an_error():
     (counts,) = answer_lines(Odd(), [data, data], written, top_k=1, batch_size=1)
     first, second = map(strict, written.lines)
     assert first["items"] == [{"item_id": "i1", "score": None, "semantic_id": [1]}]
-    assert second["error"].startswith("no allowed item is left")
+    assert second["error"].startswith("line 2: no allowed item is left")
     assert (counts["answered"], counts["errors"]) == (1, 1)
 
 

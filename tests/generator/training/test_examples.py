@@ -22,7 +22,11 @@ def search(**changes):
     pairs = QueryItemPairs(np.array([0, 1, 3]), np.array([2, 0, 4]), "query")
     settings = {"num_indexing": 3} | changes
     return SearchExamples(
-        pairs, ["heist", "rain by the sea"], [f"text {n}" for n in range(5)], **settings
+        pairs,
+        ["heist", "rain by the sea"],
+        [f"text {n}" for n in range(5)],
+        np.arange(5),
+        **settings,
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sidrec.errors import DataError
+from sidrec.figures import evaluate
 from sidrec.generator.decoding.beam_search import beam_search
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.generator.training.predictions import (
@@ -15,7 +16,6 @@ from sidrec.generator.training.predictions import (
     read_predictions,
     write_predictions,
 )
-from sidrec.metrics import evaluate
 from sidrec.types import RankedItems, Request, SemanticIdTable
 from tests.generator.catalogues import TableSteps
 

@@ -70,3 +70,5 @@ def test_a_gpu_that_is_not_there_is_refused():
     assert device_named("auto") == torch.device("cpu")
     with pytest.raises(ConfigError, match="no GPU is visible"):
         device_named("cuda")
+    with pytest.raises(ConfigError, match=r"--device must be auto, cpu or cuda, got 'gpu'"):
+        device_named("gpu")
