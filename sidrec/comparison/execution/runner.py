@@ -15,9 +15,10 @@ from sidrec.comparison.execution.stage_cache import is_done, mark_done
 from sidrec.comparison.plan.stages import Cell, Stage
 from sidrec.console import say
 from sidrec.errors import SidrecError
+from sidrec.runs.preemption import PREEMPTED_EXIT_CODE, STOP, STOP_SIGNALS
 
 State = Literal["kept", "done", "failed", "blocked"]
-PREEMPTED = 85  # exit code of a preempted stage, which can resume
+PREEMPTED = PREEMPTED_EXIT_CODE  # of a stage, which can resume
 Launch = Callable[[Stage, list[str], Path], int]
 
 
@@ -44,8 +45,8 @@ def run_stages(
 ) -> dict[str, Outcome]:
     """Run all unfinished stages; a free slot takes the first stage whose inputs have run.
 
-    Preemption or Ctrl-C starts no further stage and waits for the running ones. These either get
-    the same signal, or finish.
+    Preemption or Ctrl-C starts no further stage and waits for the running ones, which get the same
+    signal.
 
     Args:
         stages: Stages in order, each after its inputs.
@@ -68,7 +69,7 @@ def run_stages(
         if outcome.reason:
             say(f"{outcome.state}: {stage.label}: {outcome.reason}")
 
-    with ThreadPoolExecutor(jobs) as pool:  # leaving the block waits for running stages
+    with stages_hear_signals(), ThreadPoolExecutor(jobs) as pool:  # its end waits for the stages
         while waiting or running:
             while len(running) < jobs and (stage := _first_ready(waiting, outcomes)):
                 waiting.remove(stage)
@@ -142,29 +143,53 @@ def launch_here(stage: Stage, arguments: list[str], log: Path, *, num_threads: i
         }
     )
     command = [sys.executable, "-m", "sidrec", *arguments]
+    if _STAGES.told is not None:
+        return PREEMPTED
     with log.open("a") as stream:
         stream.write(f"$ sidrec {' '.join(arguments)}\n")
         stream.flush()
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)  # noqa: S603
+        _STAGES.running.append(process)
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:  # the terminal signals the stage too: let it save
             process.wait()
             raise
+        finally:
+            _STAGES.running.remove(process)
+    ended_unheard = _STAGES.told is not None and code == -_STAGES.told  # before it could listen
+    return PREEMPTED if ended_unheard else code
+
+
+class _Stages:
+    """Running stages, and the stop signal that they were told."""
+
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.told: int | None = None
+
+    def tell(self, number: int, frame: object) -> None:
+        """Pass a signal on to every running stage; no further one starts."""
+        del frame
+        self.told = number
+        for process in list(self.running):
+            process.send_signal(number)
+
+
+_STAGES = _Stages()
 
 
 @contextmanager
 def stages_hear_signals() -> Iterator[None]:
-    """Survive a scheduler's warning signals: the stage saves its state and ends itself."""
-    before = {
-        number: signal.signal(number, lambda *_: None)
-        for number in (signal.SIGUSR1, signal.SIGTERM)
-    }
+    """Pass stop signals on to the running stages, which save their state and end themselves."""
+    STOP.wait_for_step()  # a keeper that waits for its stages is not stuck
+    before = {number: signal.signal(number, _STAGES.tell) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        STOP.waits_for_step, _STAGES.told = False, None
 
 
 def plan_lines(cells: Sequence[Cell], stages: Sequence[Stage], out: Path) -> list[str]:

@@ -245,6 +245,37 @@ def test_a_warning_reaches_the_stage_and_not_its_keeper():
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
+_SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(85)))
+print("listens", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stop_signal_to_the_comparison_stops_its_stages(made, tmp_path, monkeypatch):
+    _, _, stages = made
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **more: popen([command[0], "-c", _SAVES], **more)
+    )
+    codes, log = [], tmp_path / "log"
+
+    def launch():
+        codes.append(launch_here(stages[0], ["fit"], log, num_threads=None))
+
+    with stages_hear_signals():
+        stage = threading.Thread(target=launch)
+        stage.start()
+        while not log.exists() or "listens" not in log.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stage.join(timeout=30)
+        launch()  # after the signal nothing starts
+    assert codes == [85, 85]
+    assert log.read_text().count("saved") == log.read_text().count("listens") == 1
+
+
 def test_arrays_wait_for_what_they_read(made):
     _, _, stages = made
     jobs = array_jobs(stages)
