@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies import FSDPStrategy
@@ -21,16 +21,12 @@ class ShardedStrategy(FSDPStrategy):
 
     Each rank keeps a share of the weights, gradients and optimizer states, and gathers the weights
     of a block when it runs. Precision is autocast's alone, as with DDP. Unlike Lightning's class it
-    also runs on CPUs.
-
-    Args:
-        state_dict_type: ``full``: a checkpoint is one file, assembled on rank 0; ``sharded``: a
-            folder into which each rank writes its share.
+    also runs on CPUs. A checkpoint is a folder into which each rank writes its share. With
+    Lightning's single file the optimizer's state was not the same after a resume.
     """
 
-    def __init__(self, state_dict_type: Literal["full", "sharded"] = "full") -> None:
-        super().__init__(state_dict_type=state_dict_type)
-        self.writes_folders = state_dict_type == "sharded"
+    def __init__(self) -> None:
+        super().__init__(state_dict_type="sharded")
 
     def setup(self, trainer: L.Trainer) -> None:
         """Move the model to its device, shard it block by block, and make the optimizer.
@@ -52,18 +48,6 @@ class ShardedStrategy(FSDPStrategy):
         )
         super().setup(trainer)
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the state of the module: whole on rank 0 alone for a file, else each rank's share.
-
-        For a file FSDP's own way frees the weights of a CPU before it copies them.
-        """
-        module = self.lightning_module
-        if module is None or self.writes_folders:
-            return super().lightning_module_state_dict()
-        with whole_weights(module):
-            state = module.state_dict() if self.is_global_zero else {}
-            return {name: value.to("cpu", copy=True) for name, value in state.items()}
-
     def validation_step(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (Lightning's)
         """Call the module without FSDP, which needs the same number of calls on each rank."""
         if self.lightning_module is None:
@@ -82,10 +66,7 @@ class ShardedStrategy(FSDPStrategy):
         filepath: str | Path,
         storage_options: Any = None,  # noqa: ANN401
     ) -> None:
-        """Write a file or a folder; ``filepath`` holds the old or the new one, never a part."""
-        if not self.writes_folders:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            return
+        """Write a folder; ``filepath`` holds the old or the new one, never a part."""
         target = Path(filepath)
         part = target.with_name(f".{target.name}.part")
         if self.is_global_zero:
