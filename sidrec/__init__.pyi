@@ -36,6 +36,7 @@ from sidrec.semantic_ids.quantizers.dictionary import Dictionary as Dictionary
 from sidrec.semantic_ids.quantizers.product import ProductQuantizer as ProductQuantizer
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans as RqKMeans
 from sidrec.training.lora import LoraSettings as LoraSettings
+from sidrec.training.sharding import ShardedStrategy as ShardedStrategy
 
 __version__: str
 __all__: list[str]

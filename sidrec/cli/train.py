@@ -59,11 +59,13 @@ from sidrec.runs.from_run import (
     refuse_missed_validation,
     refuse_missing_ids,
     refuse_sharded_weights,
+    shards_weights,
 )
 from sidrec.runs.lock import has_lost_run, locked, refuse_if_lost
 from sidrec.runs.preemption import Preempted
 from sidrec.runs.rank_failures import end_launched_ranks, explained, take_charge_of
 from sidrec.runs.tracking import Tracking
+from sidrec.training.sharding import ShardedStrategy
 
 MONITOR = "val/recall_harmonic_mean"
 _FROM = {
@@ -183,8 +185,8 @@ class SidrecCLI(LightningCLI):
         refuse_secrets(self.resolved)
         refuse_traversal(self.resolved)
         refuse_missed_validation(self.resolved["trainer"])
-        refuse_sharded_weights(self.resolved["trainer"])
         if self.subcommand == "fit":
+            refuse_sharded_weights(self.resolved)
             refuse_contradictions(self.run, self.resolved)
             if is_finished_with(self.run, self.resolved):
                 say(f"already finished: {self.run.root}")
@@ -192,6 +194,8 @@ class SidrecCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.run.root)
         if self.subcommand != "fit":  # the logger may not be installed where a run is read
             config.trainer.logger = False
+            if shards_weights(self.resolved["trainer"]):
+                config.trainer.strategy = "auto"  # evaluation holds whole weights on every device
         elif config.trainer.logger in (None, True):
             config.trainer.logger = csv_logger(self.run)
         self.log_id = self.run.log_id()
@@ -219,6 +223,8 @@ class SidrecCLI(LightningCLI):
         if self.subcommand == "fit":
             tracking = Tracking(self.run, self.resolved, upload=self.config.fit.upload)
             callbacks = [*callbacks, self._manifest(), tracking, *self._checkpoints(config)]
+        if config.get("strategy") in ("fsdp", "sidrec.ShardedStrategy"):
+            config["strategy"] = ShardedStrategy()
         trainer = super()._instantiate_trainer(config, callbacks)
         take_charge_of(trainer)
         return trainer
@@ -374,10 +380,12 @@ def _quieten() -> None:
         ".*does not have many workers",
         ".*isinstance.treespec, LeafSpec.*",
         "Checkpoint directory .* exists and is not empty",
+        "(FSDP.state_dict_type|.*_get_pg_default_device|Multiple backends)",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint",
         ".*`self.log\\(.*sync_dist=True",  # figures over all ranks' answers, equal on all of them
     ):
         warnings.filterwarnings("ignore", message=text)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def main(arguments: list[str]) -> None:

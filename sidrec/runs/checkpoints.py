@@ -37,12 +37,15 @@ def damage_of(file: Path) -> str | None:
     """Return a description of a checkpoint's damage, or None.
 
     It reads every byte: ``torch.save`` writes a zip whose entries carry checksums. It executes no
-    code. In a folder (a sharded checkpoint) it reads the file that is written last.
+    code. In a folder of shards it reads the files that are written last, and the others' sizes.
     """
     try:
         if file.is_dir():
             step_of(file)
-            return None if (file / ".metadata").exists() else "without .metadata"
+            from sidrec.runs.sharded_checkpoint import index_of  # late: heavy, and rare
+
+            index_of(file)
+            return None
         if file.stat().st_size == 0:
             return "empty"
         with zipfile.ZipFile(file) as archive:
@@ -114,16 +117,15 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def load_file(file: Path, *, map_location: Any) -> dict[str, Any]:  # noqa: ANN401 (torch's)
-    """Return the content of a checkpoint file; executes no code.
+    """Return the content of a checkpoint; executes no code.
 
-    Raises:
-        RunError: If it is a folder of shards, as a strategy that shards weights writes it.
+    That of a folder of shards comes whole, on the CPU, without states of the optimizer.
     """
     if file.is_dir():
-        raise RunError(
-            f"{file} is a folder of shards; make one file of it with `python -m "
-            f"lightning.pytorch.utilities.consolidate_checkpoint {file}`, and put that there."
-        )
+        from sidrec.runs.sharded_checkpoint import read_shards  # late: heavy, and rare
+
+        facts: dict[str, Any] = torch.load(file / _SHARDED_FACTS, weights_only=True)
+        return facts | {"state_dict": read_shards(file)}
     content: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
     return content
 
@@ -136,13 +138,13 @@ def keep_previous(run: RunDirectory) -> None:
     newest, previous = run.last_checkpoint, run.previous_checkpoint
     if newest.is_dir():  # sharded: no hard links, so one of the two exists at every moment
         if damage_of(newest) is None:
-            _remove(previous)
+            remove(previous)
             newest.replace(previous)
         return
     if not newest.exists():
         return
     if previous.is_dir():
-        _remove(previous)
+        remove(previous)
     spare = previous.with_name(f".{previous.name}.part")
     spare.unlink(missing_ok=True)
     try:
@@ -152,7 +154,18 @@ def keep_previous(run: RunDirectory) -> None:
     spare.replace(previous)
 
 
-def _remove(path: Path) -> None:
+def replace_folder(part: Path, target: Path) -> None:
+    """Put a folder that is written whole in the place of a checkpoint."""
+    old = target.with_name(f".{target.name}.old")
+    remove(old)
+    if target.exists():
+        target.replace(old)
+    part.replace(target)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

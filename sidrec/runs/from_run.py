@@ -16,7 +16,7 @@ from sidrec.runs.directory import RunDirectory
 _FLAG = "--from"
 _ID_CALLBACKS = ("SemanticIdCallback", "LearnedIdsCallback")
 _FOLDERS = ("corpus", "encoder", "encoder_run", "semantic_ids", "pretrained")  # may name a folder
-_SHARDING = ("fsdp", "deepspeed", "modelparallel")
+_SHARDING = ("fsdp", "deepspeed", "modelparallel", "shardedstrategy")
 _GROUPS = ("tower", "tokens", "t5", "causal_lm")  # settings that hold such a name
 
 
@@ -157,22 +157,47 @@ def refuse_missed_validation(trainer: dict[str, Any]) -> None:
         )
 
 
-def refuse_sharded_weights(trainer: dict[str, Any]) -> None:
-    """Refuse strategies that shard the weights of a model.
+def shards_weights(trainer: dict[str, Any]) -> str | None:
+    """Return the name of the strategy if it shards the weights of a model."""
+    strategy = trainer.get("strategy")
+    name = str(strategy.get("class_path", "") if isinstance(strategy, dict) else strategy)
+    return name if any(kind in name.lower() for kind in _SHARDING) else None
 
-    Validation, decoding and the encoding of items read whole weights outside of the training step.
+
+def refuse_sharded_weights(resolved: dict[str, Any]) -> None:
+    """Refuse to shard what cannot be sharded, or where it cannot be.
 
     Raises:
         ConfigError: Names the strategy and what to use instead.
     """
-    strategy = trainer.get("strategy")
-    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
-    if any(kind in name.lower() for kind in _SHARDING):
+    name = shards_weights(resolved["trainer"])
+    if name is None:
+        return
+    start = f"trainer.strategy {name} shards weights"
+    if name != "fsdp" and not name.endswith(".ShardedStrategy"):
+        raise ConfigError(f"{start} in a way that is not supported; use fsdp.")
+    model = resolved["model"]
+    if not model["class_path"].endswith("JointGenerator"):
         raise ConfigError(
-            f"trainer.strategy {name} shards weights, but validation and decoding read them whole; "
-            "use ddp, with model.t5.lora or model.tower.lora and activation_checkpointing for "
-            "large models."
+            f"{start}, but {model['class_path']} is encoded and scored with whole ones outside of "
+            "its training step; use ddp, with model.tower.lora for a large encoder."
         )
+    settings = model.get("init_args") or {}
+    t5 = settings.get("t5") or {}
+    for option in ("lora", "torch_compile"):
+        if t5.get(option):
+            raise ConfigError(f"{start}, which model.t5.{option} does not support; use ddp.")
+    if name == "fsdp" and not _has_gpu(resolved["trainer"]):
+        raise ConfigError(
+            f"{start} over GPUs, and there is none to use; use ddp, or sidrec.ShardedStrategy to "
+            "try it on CPUs."
+        )
+
+
+def _has_gpu(trainer: dict[str, Any]) -> bool:
+    from torch.cuda import is_available
+
+    return trainer.get("accelerator") in ("auto", "gpu", "cuda") and is_available()
 
 
 def refuse_missing_ids(run: RunDirectory, trainer: dict[str, Any]) -> None:

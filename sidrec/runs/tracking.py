@@ -8,9 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from sidrec.distributed import sum_over_ranks
 from sidrec.files import read_json
 from sidrec.runs.directory import RunDirectory
 
@@ -59,9 +61,14 @@ class Tracking(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Log learning rate and gradient norm."""
-        if _logs_now(trainer) and trainer.is_global_zero:
-            gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
+        if not _logs_now(trainer):
+            return
+        gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
+        none = torch.zeros((), device=trainer.strategy.root_device)
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else none
+        if isinstance(trainer.strategy, FSDPStrategy):  # each rank has the gradients of its shards
+            norm = sum_over_ranks(norm.square()).sqrt()
+        if trainer.is_global_zero:
             rate = float(optimizer.param_groups[0]["lr"])
             _log(trainer, {"optimizer/learning_rate": rate, "optimizer/gradient_norm": float(norm)})
 

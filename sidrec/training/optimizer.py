@@ -92,8 +92,8 @@ def configure_adamw(
     apart = {id(weight) for group in groups for weight in group["params"]}
     weights = [one for one in weights if one.requires_grad and id(one) not in apart]
     groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2]},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        {"params": [weight for weight in weights if _ndim(weight) >= 2]},
+        {"params": [weight for weight in weights if _ndim(weight) < 2], "weight_decay": 0.0},
         *groups,
     ]
     optimizer = torch.optim.AdamW(
@@ -110,6 +110,11 @@ def configure_adamw(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _ndim(weight: nn.Parameter) -> int:
+    """Return the dimensions of a weight, sharded or not (``ShardedStrategy``)."""
+    return int(getattr(weight, "full_ndim", weight.ndim))
 
 
 def total_steps_of(trainer: Any, *, batches_per_epoch: int) -> int | None:  # noqa: ANN401

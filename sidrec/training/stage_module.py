@@ -11,10 +11,12 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from sidrec.errors import ConfigError, RunError
+from sidrec.runs.checkpoints import load_file
 from sidrec.settings import as_plain
 from sidrec.training.counter_rng import key_of
 from sidrec.training.nan_guard import LossGuard
 from sidrec.training.optimizer import OptimizerSettings, configure_adamw, total_steps_of
+from sidrec.training.sharding import ShardedStrategy
 
 Data = TypeVar("Data", bound=L.LightningDataModule)
 Module = TypeVar("Module", bound="StageModule[Any]")
@@ -97,7 +99,7 @@ class StageModule(L.LightningModule, Generic[Data]):
             map_location: Device of the weights.
             changes: Constructor arguments that replace the stored ones.
         """
-        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        checkpoint = load_file(Path(checkpoint_path), map_location="cpu")
         module = cls.from_checkpoint(checkpoint, **changes)
         module.to(torch.device(map_location))
         return module
@@ -126,6 +128,19 @@ class StageModule(L.LightningModule, Generic[Data]):
         """Drop the gradients of a NaN or infinite loss, or end the run."""
         del optimizer
         self.guard.check(self.parameters())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients; the norm is that over all shards."""
+        strategy, by_norm = self.trainer.strategy, (gradient_clip_algorithm or "norm") == "norm"
+        if isinstance(strategy, ShardedStrategy) and gradient_clip_val and by_norm:
+            strategy.clip_gradient_norm(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over all trainable weights, and its schedule by optimizer step."""

@@ -243,7 +243,20 @@ def test_a_refused_fit_leaves_nothing_behind(config, tmp_path):
         (
             ["fit", "--config", "CONFIG", "--run_dir", "r", "--trainer.strategy", "FSDPStrategy"],
             2,
-            "FSDPStrategy shards weights",
+            "FSDPStrategy shards weights in a way that is not supported; use fsdp",
+        ),
+        (
+            [
+                "fit",
+                "--config",
+                "CONFIG",
+                "--run_dir",
+                "r",
+                "--trainer.strategy",
+                "{class_path: sidrec.ShardedStrategy}",
+            ],
+            2,
+            "sidrec.ShardedStrategy shards weights, but sidrec.BiEncoder is encoded",
         ),
     ],
 )

@@ -1,9 +1,13 @@
+import os
+import pickle
 import resource
 import signal
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import save
 
 from sidrec.errors import RunError
 from sidrec.runs.callbacks import CheckpointFiles
@@ -13,6 +17,7 @@ from sidrec.runs.checkpoints import (
     keep_previous,
     newest_whole_checkpoint,
     read_checkpoint,
+    replace_folder,
     set_aside_damaged,
     step_of,
     write_checkpoint,
@@ -148,9 +153,10 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(run):
 
 def write_sharded(folder, step, *, is_whole=True):
     """Write what Lightning does with ``state_dict_type: sharded``; its facts come last."""
-    folder.mkdir(parents=True)
-    for name in (".metadata", "__0_0.distcp"):
-        (folder / name).write_bytes(b"x")
+    state = {"model": {"a.weight": torch.arange(6.0)}, "optimizer_0": {"step": torch.ones(3)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one process alone
+        save(state, checkpoint_id=folder, no_dist=True)
     if is_whole:
         torch.save({"global_step": step}, folder / "meta.pt")
 
@@ -172,9 +178,42 @@ def test_a_sharded_checkpoint_is_a_folder(tmp_path):
     assert step_of(run.previous_checkpoint) == 9
 
 
-def test_a_sharded_checkpoint_is_not_read_as_one_file(tmp_path):
+def test_a_folder_of_shards_is_read_whole(tmp_path):
     folder = tmp_path / "last.ckpt"
     write_sharded(folder, 7)
     for read in (read_checkpoint, CheckpointFiles().load_checkpoint):
-        with pytest.raises(RunError, match=r"folder of shards; make one file .*consolidate_check"):
-            read(folder)
+        found = read(folder)
+        assert found.keys() == {"global_step", "state_dict"}
+        assert torch.equal(found["state_dict"]["a.weight"], torch.arange(6.0))
+
+
+def test_a_damaged_or_hostile_folder_of_shards_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "last.ckpt"
+    write_sharded(folder, 7)
+    shard = folder / "__0_0.distcp"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    assert damage_of(folder) == "damaged: ValueError"
+    shard.unlink()
+    assert damage_of(folder) == "No such file or directory"
+    shard.write_bytes(content)
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(RunError, match=r"last\.ckpt cannot be read \(damaged: UnpicklingError\)"):
+        read_checkpoint(folder)
+    assert not (tmp_path / "hostile").exists()
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.system, ("touch hostile",))
+
+
+def test_a_folder_takes_the_place_of_a_checkpoint(tmp_path):
+    target, part = tmp_path / "best.ckpt", tmp_path / ".best.ckpt.part"
+    target.write_text("a file")
+    for step in (1, 2):
+        write_sharded(part, step)
+        replace_folder(part, target)
+        assert step_of(target) == step
+        assert list(tmp_path.iterdir()) == [target]

@@ -9,6 +9,7 @@ from sidrec.runs.from_run import (
     is_finished_with,
     read_config,
     refuse_contradictions,
+    refuse_sharded_weights,
     take_from,
 )
 
@@ -162,3 +163,26 @@ def test_finished_means_the_same_settings_to_the_end(run):
     run.write_manifest(state="interrupted")
     assert not is_finished_with(run, SETTINGS)
     assert not is_finished_with(RunDirectory(run.root / "new"), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "problem"),
+    [
+        ("ddp", {}, None),
+        ({"class_path": "sidrec.ShardedStrategy"}, {}, None),
+        ("fsdp", {}, "over GPUs, and there is none to use; use ddp, or sidrec.ShardedStrategy"),
+        ("deepspeed_stage_2", {}, "in a way that is not supported; use fsdp"),
+        ("fsdp", {"t5": {"lora": {"r": 8}}}, "model.t5.lora does not support; use ddp"),
+        ("fsdp", {"t5": {"torch_compile": True}}, "model.t5.torch_compile does not support"),
+    ],
+)
+def test_weights_are_sharded_where_it_works(strategy, settings, problem):
+    resolved = {
+        "trainer": {"strategy": strategy, "accelerator": "cpu"},
+        "model": {"class_path": "sidrec.JointGenerator", "init_args": settings},
+    }
+    if problem is None:
+        refuse_sharded_weights(resolved)
+        return
+    with pytest.raises(ConfigError, match=problem):
+        refuse_sharded_weights(resolved)

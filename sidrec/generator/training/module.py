@@ -38,6 +38,7 @@ from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.training.activation_checkpointing import checkpoint_activations
 from sidrec.training.lora import keep_adapters_only, restore_base
 from sidrec.training.optimizer import OptimizerSettings
+from sidrec.training.sharding import whole_weights
 from sidrec.training.stage_module import StageModule
 from sidrec.types import TASKS
 
@@ -237,7 +238,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         The means are harmonic, over the tasks with a share in training.
         """
         batches, self._valid_batches = self._valid_batches, []
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), whole_weights(self):
             calibrate(self.model, [batch for _, batch in batches])
             for loader, batch in batches:
                 if answered := self._answer(batch, "valid", loader):
