@@ -16,6 +16,7 @@ from sidrec.errors import DataError, SidrecError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # ENOENT: no folder in /proc
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)  # a file stands where a folder is needed
 
 
 @contextmanager
@@ -23,12 +24,12 @@ def disk_errors(target: Path, advice: str) -> Iterator[None]:
     """Convert operating-system errors of a disk to an error that names ``target``.
 
     Raises:
-        SidrecError: If the block meets a full, locked or read-only disk.
+        SidrecError: If the block meets a full, locked or read-only disk, or a file for a folder.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL + _LOCKED:
+        if error.errno not in _FULL + _LOCKED + _NO_FOLDER:
             raise
         raise SidrecError(f"{target} cannot be written: {error.strerror}; {advice}") from None
 

@@ -57,6 +57,8 @@ def prepared(command: str, arguments: list[str]) -> list[str]:
         raise RunError(f"{source} does not exist; give --from the folder of a run.")
     if command in TRAINING_COMMANDS:
         _refuse_unknown_flags(command, arguments)
+        if command != "fit" and not {"from", "config"} & {name for name, _ in _flags(arguments)}:
+            raise ConfigError(f"`sidrec {command}` needs --from RUN, the folder of a finished run.")
         arguments = arguments_from_run(command, arguments)
     configs = [value for name, value in _flags(arguments) if name == "config" and value]
     contents = [(file, read_mapping(Path(file))) for file in configs]

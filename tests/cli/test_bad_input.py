@@ -60,6 +60,33 @@ def test_a_bad_table_is_one_line_with_file_and_row(tmp_path, capsys, change, tex
     ]
 
 
+@pytest.mark.parametrize(
+    ("flags", "code", "text"),
+    [
+        (("--columns.weight", "wieght"), 3, "interactions.csv has no column 'wieght'; it has ["),
+        (("--columns.rating", "stars"), 3, "interactions.csv has no column 'stars'; it has ["),
+        (("--writer.num_queries", "0"), 2, "writer.num_queries must be 1 or more, got 0."),
+    ],
+)
+def test_a_flag_that_cannot_be_obeyed_is_refused(tmp_path, capsys, flags, code, text):
+    assert prepare(tmp_path) == 0
+    capsys.readouterr()
+    files = [word for n in ("items", "interactions") for word in (f"--{n}", tmp_path / f"{n}.csv")]
+    words = ("--write_queries", "template", "--out", tmp_path / "again")
+    assert sidrec("prepare", "table", *files, *words, *flags) == code
+    assert text in the_line(capsys)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_corpus_below_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    sizes = ("--items", 10, "--topics", 2, "--users", 5, "--interactions", 30)
+    assert sidrec("prepare", "synthetic", *sizes, "--out", tmp_path / "file" / "corpus") == 1
+    assert "corpus cannot be written: " in the_line(capsys)
+    assert sidrec("prepare", "synthetic", "--queries_per_item", -1, "--out", tmp_path / "c") == 2
+    assert "queries_per_item must be 0 or more, got -1." in the_line(capsys)
+
+
 def test_timestamps_out_of_order_are_sorted_and_counted(tmp_path, capsys):
     assert prepare(tmp_path, interactions=INTERACTIONS + "1,a,5,4\n1,b,25,4\n") == 0
     assert "timestamps out of order: 1, sorted" in capsys.readouterr().err

@@ -41,8 +41,8 @@ def test_from_raw_files_to_cold_start_figures(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "items held out of train and valid: 6, with" in told
     cold = cold_items(corpus)
-    assert f"items that only test asks for: {len(cold)}, in" in told
-    assert json.loads((corpus / "corpus.json").read_text())["counts"]["items_held_out"] == 6
+    counts = json.loads((corpus / "corpus.json").read_text())["counts"]
+    assert counts["items_held_out"] == 6
 
     encoder = make_encoder(tmp_path / "encoder", Corpus.load(corpus), dropout=0.0)
     config = write_yaml(tmp_path / "encoder.yaml", encoder_settings(corpus, encoder))
@@ -73,6 +73,13 @@ def test_from_raw_files_to_cold_start_figures(tmp_path, capsys):
             assert figures[f"{task}/cold_start"] == pytest.approx(recall)
             assert figures[f"{task}/num_requests_cold_start"] == number
             assert f"recall@30 {recall:.4f} over {number} requests" in line
+    found = pl.read_parquet(RunDirectory(tmp_path / "gen").predictions)
+    asked = {item for row in found["relevant"].to_list() for item in row} & cold
+    assert counts["cold_start_items"] == len(asked)
+    assert f"items that only test asks for: {len(asked)}, in" in told
+    for task in ("search", "recommendation"):
+        number = count_by_hand(RunDirectory(tmp_path / "gen"), cold, task, 30)[1]
+        assert counts[f"cold_start_requests_{task}"] == number
     assert json.loads(RunDirectory(tmp_path / "bm25").metrics.read_text())["search/cold_start"] > 0
 
     dense = ("baselines", "--from", tmp_path / "enc", "--corpus", corpus, "--system", "dense")

@@ -206,3 +206,9 @@ def test_a_folder_with_something_else_is_not_replaced_by_a_bundle(tmp_path, comm
     prepared(command, ["--out", str(tmp_path / "empty")])
     (tmp_path / "run" / "semantic_ids.json").touch()
     prepared(command, ["--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_command_that_reads_a_run_asks_for_it(command):
+    with pytest.raises(ConfigError, match=rf"`sidrec {command}` needs --from RUN"):
+        prepared(command, ["--trainer.devices", "1"])

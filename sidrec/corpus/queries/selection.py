@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sidrec.console import say
 from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS
+from sidrec.errors import ConfigError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,6 +29,9 @@ class QueryWriting:
         batch_size: Prompts that the language model answers at once.
         seed: Seed of the language model.
         revision: Commit, tag or branch of an ``hf:`` model on the hub; null takes the newest.
+
+    Raises:
+        ConfigError: If a number is below 1.
     """
 
     num_queries: int = 10
@@ -37,6 +41,11 @@ class QueryWriting:
     batch_size: int = 8
     seed: int = 0
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_queries", "max_items_per_query", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"writer.{name} must be 1 or more, got {getattr(self, name)}.")
 
 
 DEFAULT_WRITING = QueryWriting()

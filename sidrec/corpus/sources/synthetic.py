@@ -50,6 +50,8 @@ class SyntheticSettings:
         for name in ("num_items", "num_users", "num_interactions", "num_topics"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.queries_per_item < 0:
+            raise ConfigError(f"queries_per_item must be 0 or more, got {self.queries_per_item}.")
         if self.num_topics > self.num_items:
             raise ConfigError(
                 f"{self.num_topics} topics need as many items, got {self.num_items}; "

@@ -286,6 +286,8 @@ def scan_interactions(
     with reading(table.name):
         frame = scan_columns(table, wanted, scratch, read)
         present = frame.collect_schema().names()
+    optional = [names[name] for name in ("rating", "weight") if names[name] != name]
+    require_columns(table.name, present, optional)  # named by --columns, so meant to be there
     frame = renamed(frame, columns, table.name)
     schema = frame.collect_schema()
     position = timestamps == "position"
