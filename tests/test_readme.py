@@ -18,3 +18,9 @@ def test_the_python_block_prints_what_the_page_shows():
 
 def test_the_page_is_short():
     assert 700 <= len(TEXT.split()) <= 900
+
+
+def test_the_quickstart_page_shows_the_table_of_a_run():
+    docs = Path(__file__).parents[1] / "docs"
+    table = (docs / "results/quickstart.txt").read_text().strip("\n")
+    assert f"```text\n{table}\n```" in (docs / "tutorials/quickstart.md").read_text()
