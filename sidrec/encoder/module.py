@@ -172,10 +172,8 @@ class BiEncoder(StageModule[PairDataModule]):
             most_recent=self.validation.history_items,
         )
         found: dict[str, float] = {}
-        for task, asked, requests in (
-            ("search", questions, queries),
-            ("recommendation", users, histories),
-        ):
+        both = zip(TASKS, (questions, users), (queries, histories), strict=True)
+        for task, asked, requests in both:
             found |= recall_figures(
                 task,
                 asked.to(self.device),
