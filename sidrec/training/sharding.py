@@ -39,7 +39,7 @@ class ShardedStrategy(FSDPStrategy):
             raise AssertionError("setup before connect")
         module.to(self.root_device)
         for weight in module.parameters():
-            weight.full_ndim = weight.ndim  # type: ignore[attr-defined]  # shards are flat
+            weight.full_ndim = weight.ndim  # shards are flat
         self.model = Fsdp(
             module,
             auto_wrap_policy=ModuleWrapPolicy(_block_classes(module)),
