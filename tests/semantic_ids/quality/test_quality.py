@@ -18,6 +18,7 @@ from sidrec.semantic_ids.quality.id_metrics import (
     level_usage,
     nearest_items,
     neighbor_preservation,
+    relative_error,
     sample_of_items,
 )
 from sidrec.semantic_ids.quality.purity import (
@@ -26,7 +27,7 @@ from sidrec.semantic_ids.quality.purity import (
     prefix_purity,
     read_attributes,
 )
-from tests.semantic_ids.made import small_settings
+from tests.semantic_ids.made import quantizer_of, small_settings
 
 
 def test_usage_of_codes_by_hand():
@@ -43,6 +44,13 @@ def test_usage_of_codes_by_hand():
             "gini": 0.5,
         }
     )
+
+
+def test_relative_error_by_hand():
+    line = quantizer_of([[0.0], [100.0]], [[0.0], [1.0], [5.0]])
+    codes = torch.tensor([[0, 1], [0, 1]])  # both rows are decoded as 1
+    assert relative_error(torch.tensor([[1.0], [3.0]]), codes, line) == pytest.approx(4 / 2)
+    assert relative_error(torch.full((2, 1), 3.0), codes, line) == 0
 
 
 def test_neighbors_agree_with_all_distances(monkeypatch):
