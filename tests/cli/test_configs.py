@@ -1,6 +1,7 @@
 """Every shipped configuration parses with the command that it is for; a typo is refused."""
 
 import functools
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -238,14 +239,13 @@ def test_sweep_expands_to_a_command_that_parses(capsys, tmp_path):
     assert sweep["metric"]["name"] == MONITOR
 
 
-def test_help_comes_within_a_second():
-    import time
+def test_help_takes_less_than_a_processor_second():
+    def taken() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
+    before = taken()
     command = [sys.executable, "-m", "sidrec", "--help"]
-    fastest = float("inf")
-    for _ in range(3):
-        before = time.perf_counter()
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        fastest = min(fastest, time.perf_counter() - before)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert "prepare" in shown.stdout
-    assert fastest < 1.0
+    assert taken() - before < 1.0
