@@ -1,4 +1,4 @@
-"""Distributed collectives: the only module that uses torch.distributed."""
+"""Devices, and distributed collectives: the only module that uses torch.distributed."""
 
 import atexit
 import signal
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from sidrec.errors import SidrecError
+from sidrec.errors import ConfigError, SidrecError
 
 Result = TypeVar("Result")
 
@@ -218,3 +218,20 @@ def wait_for_all_ranks() -> None:
     _, world_size = rank_and_world_size()
     if world_size > 1:
         dist.barrier()
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device for ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: If the name is unknown, or no GPU is visible.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    if name.startswith("cuda") and not has_cuda:
+        raise ConfigError("--device cuda: no GPU is visible; use --device cpu.")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device must be auto, cpu or cuda, got '{name}'.") from None

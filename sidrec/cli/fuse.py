@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import get_args
 
 from sidrec.cli.parser import CommandParser
+from sidrec.distributed import device_named
 from sidrec.errors import ConfigError
 from sidrec.plugins import load_plugins
 from sidrec.runs.from_run import allow_known_classes_only
-from sidrec.semantic_ids.bundle.append import device_named
 from sidrec.semantic_ids.bundle.quality_report import quality_table
 from sidrec.semantic_ids.collisions.policies import CollisionPolicy
 from sidrec.semantic_ids.per_task.make_task_ids import FUSIONS, TaskFusion, fuse_ids, make_task_ids

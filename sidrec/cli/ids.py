@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec.cli.parser import CommandParser
+from sidrec.distributed import device_named
 from sidrec.errors import ConfigError
 from sidrec.files import sha256_of_file
 from sidrec.plugins import load_plugins
@@ -12,7 +13,6 @@ from sidrec.runs.from_run import allow_known_classes_only
 from sidrec.semantic_ids.bundle.append import (
     append_items,
     attributes_of_run,
-    device_named,
     encode_new_items,
     stored_bundle,
 )

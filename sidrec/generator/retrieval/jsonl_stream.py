@@ -39,9 +39,9 @@ def answer_lines(
 ) -> Iterator[Counter[str]]:
     """Answer every line that is not blank by one line, in order, block by block.
 
-    An error begins with the number of its line, from 1. Memory does not grow with the number of
-    lines. A block that ``output`` finds is not answered again. The blocks depend only on the lines
-    and on ``block_lines``.
+    An error of a line without a valid id begins with the line's number, from 1. Memory does not
+    grow with the number of lines. A block that ``output`` finds is not answered again. The blocks
+    depend only on the lines and on ``block_lines``.
 
     Args:
         retriever: Retriever that answers.
@@ -100,7 +100,7 @@ def _answers(
     top_k: int,
     batch_size: int,
 ) -> str:
-    """Return the lines that answer a block; an error begins with its line's place."""
+    """Return the lines that answer a block; an error without an id begins with its line's place."""
     asked = [one for one in understood if one.request is not None]
     answers = iter(
         retriever.answer(
@@ -138,7 +138,8 @@ def _blocks(lines: Iterable[bytes], num_lines: int) -> Iterator[tuple[list[str],
 def _result(one: Understood, found: list[RetrievedItem] | None, place: str) -> dict[str, Any]:
     if not found:
         error = one.error or "no allowed item is left; allow more or exclude fewer"
-        return {"id": one.request_id, "error": f"{place}{error}"}
+        where = "" if isinstance(one.request_id, str) else place
+        return {"id": one.request_id, "error": f"{where}{error}"}
     return {"id": one.request_id, "items": [_as_json(item) for item in found]}
 
 

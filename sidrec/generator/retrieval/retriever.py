@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sidrec.distributed import device_named
 from sidrec.errors import ConfigError, DataError, RunError
 from sidrec.generator.decoding.beam_search import Decoded
 from sidrec.generator.decoding.item_filters import Restriction, SharedSet, allowed_items
@@ -21,7 +22,6 @@ from sidrec.generator.retrieval.parse_request import beginning_of, texts_in
 from sidrec.generator.training.load_generator import TrainedGenerator, load_generator
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.from_run import read_config
-from sidrec.semantic_ids.bundle.append import device_named
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
 from sidrec.types import RankedItems, Request, Task
 

@@ -111,23 +111,6 @@ def encode_new_items(
     return NamedVectors(embeddings, items["item_id"].to_list(), items["title"].to_list())
 
 
-def device_named(name: str) -> torch.device:
-    """Return the device for ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
-
-    Raises:
-        ConfigError: If the name is unknown, or no GPU is visible.
-    """
-    has_cuda = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    if name.startswith("cuda") and not has_cuda:
-        raise ConfigError("--device cuda: no GPU is visible; use --device cpu.")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device must be auto, cpu or cuda, got '{name}'.") from None
-
-
 def append_items(
     bundle: SemanticIdBundle,
     vectors: Float[Tensor, "item dim"],

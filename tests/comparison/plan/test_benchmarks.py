@@ -5,7 +5,9 @@ import yaml
 
 from sidrec.cli import compare as compare_command
 from sidrec.cli.preparing.prepare import main as prepare
+from sidrec.comparison.plan.cells import cells_of
 from sidrec.comparison.plan.comparison_settings import read_comparison
+from sidrec.comparison.plan.stages import in_order
 from sidrec.configurations import find_config
 from sidrec.corpus.store import Corpus
 from sidrec.errors import ConfigError
@@ -61,6 +63,15 @@ def test_report_has_the_columns_of_published_tables(config, corpus, tmp_path, ca
     best = report["systems"][0]["figures"]["recommendation/recall@10"]["mean"]
     assert "| tiger_rq_vae | " in page
     assert f"{best:.4f} ± " in page
+
+
+def test_a_benchmark_on_codes_made_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/Beauty.index.json").write_text("{}")
+    comparison = read_comparison(find_config("benchmarks/beauty-letter.yaml"))
+    labels = [stage.label for stage in in_order(cells_of(comparison, fingerprint="f" * 64))]
+    assert labels[:2] == ["IDs letter", "causal_prior, generator causal"]
 
 
 def test_a_base_is_changed_key_by_key(tmp_path):

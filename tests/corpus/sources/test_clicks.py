@@ -209,7 +209,8 @@ def test_a_table_with_equal_weights_is_the_one_without(tmp_path, capsys):
         header = "user_id,item_id,timestamp" + (",w" if weights else "")
         (tmp_path / "events.csv").write_text("\n".join([header, *rows, ""]))
         files = ["--items", str(tmp_path / "items.csv")]
-        files += ["--interactions", str(tmp_path / "events.csv"), "--columns.weight", "w"]
+        files += ["--interactions", str(tmp_path / "events.csv")]
+        files += ["--columns.weight", "w"] if weights else []
         command.main(["table", *files, "--out", str(tmp_path / "out")])
         return Corpus.load(tmp_path / "out")
 

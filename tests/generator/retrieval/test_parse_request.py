@@ -81,7 +81,7 @@ def test_every_line_that_is_not_blank_gets_one(given_lines):
         (
             SEARCH | {"excluded": ["i1", 42]},
             "a",
-            "line 1: excluded must be a list of item_id strings, element 1 is no string: "
+            "excluded must be a list of item_id strings, element 1 is no string: "
             'write "42", not 42',
         ),
         (SEARCH | {"alowed": ["i1"]}, "a", 'unknown key "alowed"; did you mean "allowed"?'),
@@ -147,7 +147,7 @@ def test_an_item_that_was_not_scored_has_a_null_and_an_empty_list_is_an_error():
     (counts,) = answer_lines(Odd(), [data, data], written, top_k=1, batch_size=1)
     first, second = map(strict, written.lines)
     assert first["items"] == [{"item_id": "i1", "score": None, "semantic_id": [1]}]
-    assert second["error"].startswith("line 2: no allowed item is left")
+    assert second["error"].startswith("no allowed item is left")
     assert (counts["answered"], counts["errors"]) == (1, 1)
 
 

@@ -3,9 +3,10 @@ import torch
 import yaml
 
 from sidrec.corpus.store import Corpus
+from sidrec.distributed import device_named
 from sidrec.errors import ConfigError, RunError
 from sidrec.runs.directory import RunDirectory
-from sidrec.semantic_ids.bundle.append import attributes_of_run, device_named, stored_bundle
+from sidrec.semantic_ids.bundle.append import attributes_of_run, stored_bundle
 from sidrec.semantic_ids.collisions.policies import KeepCollisions
 from sidrec.semantic_ids.pipeline import build_semantic_ids
 from sidrec.types import ItemEmbeddings
