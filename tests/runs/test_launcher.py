@@ -25,14 +25,16 @@ def launch(command, folder, num_ranks=2):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", *map(str, command)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=(folder / f"rank_{rank}.log").open("w"),
-        )
-        for rank in range(num_ranks)
-    ]
+    ranks = []
+    for rank in range(num_ranks):
+        with (folder / f"rank_{rank}.log").open("w") as log:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *map(str, command)],
+                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stderr=log,
+                )
+            )
     end = time.monotonic() + patient(300)
     is_ended = False
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
