@@ -1,6 +1,5 @@
 """The bi-encoder trained by Lightning: exact resume, refusals, loading."""
 
-import os
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +14,7 @@ from sidrec.errors import ConfigError, RunError
 from sidrec.pairs.datamodule import PairDataModule
 from sidrec.runs.directory import RunDirectory
 from tests.pairs.test_datamodule import SETTINGS
-from tests.ranks import run_on_ranks
+from tests.ranks import as_elastic, run_on_ranks
 from tests.settings import made
 
 DATA = SETTINGS | {"batch_size": 12}
@@ -200,16 +199,7 @@ def test_two_ranks_resume_exactly_and_see_the_same_batches(corpus, encoder, tmp_
 
 
 def _with_environment(rank, world_size, tmp_path):
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "GROUP_RANK": "0",
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29511",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
+    as_elastic(rank, world_size, port=29511)
     on_ranks(rank, world_size, tmp_path)
 
 

@@ -1,7 +1,6 @@
 """A generator whose weights are sharded over two ranks: DDP's training, resumed, read whole."""
 
 import json
-import os
 import signal
 from contextlib import contextmanager
 from unittest import mock
@@ -14,7 +13,7 @@ from sidrec.runs.callbacks import LastCheckpoint
 from sidrec.runs.checkpoints import damage_of, load_file, step_of
 from sidrec.runs.directory import RunDirectory
 from sidrec.runs.preemption import PREEMPTED_EXIT_CODE
-from tests.ranks import run_on_ranks
+from tests.ranks import as_elastic, run_on_ranks
 from tests.tiny import generator_settings, sidrec, write_yaml
 
 SHARDED = ("--trainer.strategy", "{class_path: sidrec.ShardedStrategy}")
@@ -61,16 +60,7 @@ def told_to_stop():
 
 def on_ranks(rank, world_size, tmp_path):
     """Train each run by the command line, as torchrun starts it."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "GROUP_RANK": "0",
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29581",  # not used: the ranks know each other already
-        "TORCHELASTIC_RUN_ID": "test",
-    }
+    as_elastic(rank, world_size, port=29581)
     encoder_run = torch.load(tmp_path / "input.pt")
     for name, (config, arguments, is_cut) in RUNS.items():
         fit = ("fit", "--config", tmp_path / config, "--from", encoder_run, *SETTINGS, *arguments)

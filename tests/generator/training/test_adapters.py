@@ -17,8 +17,7 @@ from sidrec.generator.model.generator_settings import T5Settings
 from sidrec.training.lora import LoraSettings, merge_lora
 from tests.generator.causal.models import store_lm
 from tests.generator.trained import equal, train
-from tests.generator.training.test_ranks import as_elastic
-from tests.ranks import run_on_ranks
+from tests.ranks import as_elastic, run_on_ranks
 from tests.test_paper_settings import make_flan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
