@@ -172,6 +172,7 @@ class BiEncoder(StageModule[PairDataModule]):
             most_recent=self.validation.history_items,
         )
         found: dict[str, float] = {}
+        cold = cold_start_items(corpus) if split == "test" else None
         both = zip(TASKS, (questions, users), (queries, histories), strict=True)
         for task, asked, requests in both:
             found |= recall_figures(
@@ -181,7 +182,7 @@ class BiEncoder(StageModule[PairDataModule]):
                 requests,
                 ks=KS,
                 exclude_history=corpus.exclude_history,
-                cold=cold_start_items(corpus) if split == "test" else None,
+                cold=cold,
             )
         return found
 

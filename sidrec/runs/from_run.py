@@ -183,10 +183,12 @@ def refuse_sharded_weights(resolved: dict[str, Any]) -> None:
             "its training step; use ddp, with model.tower.lora for a large encoder."
         )
     settings = model.get("init_args") or {}
-    t5 = settings.get("t5") or {}
-    for option in ("lora", "torch_compile"):
-        if t5.get(option):
-            raise ConfigError(f"{start}, which model.t5.{option} does not support; use ddp.")
+    for family in ("t5", "causal_lm"):
+        for option in ("lora", "torch_compile"):
+            if (settings.get(family) or {}).get(option):
+                raise ConfigError(
+                    f"{start}, which model.{family}.{option} does not support; use ddp."
+                )
     if name == "fsdp" and not _has_gpu(resolved["trainer"]):
         raise ConfigError(
             f"{start} over GPUs, and there is none to use; use ddp, or sidrec.ShardedStrategy to "

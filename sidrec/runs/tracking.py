@@ -61,12 +61,13 @@ class Tracking(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Log learning rate and gradient norm."""
-        if not _logs_now(trainer):
+        is_sharded = isinstance(trainer.strategy, FSDPStrategy)
+        if not _logs_now(trainer) or not (trainer.is_global_zero or is_sharded):
             return
         gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
         none = torch.zeros((), device=trainer.strategy.root_device)
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else none
-        if isinstance(trainer.strategy, FSDPStrategy):  # each rank has the gradients of its shards
+        if is_sharded:  # each rank has the gradients of its shards
             norm = sum_over_ranks(norm.square()).sqrt()
         if trainer.is_global_zero:
             rate = float(optimizer.param_groups[0]["lr"])

@@ -173,6 +173,7 @@ def test_finished_means_the_same_settings_to_the_end(run):
         ("fsdp", {}, "over GPUs, and there is none to use; use ddp, or sidrec.ShardedStrategy"),
         ("deepspeed_stage_2", {}, "in a way that is not supported; use fsdp"),
         ("fsdp", {"t5": {"lora": {"r": 8}}}, "model.t5.lora does not support; use ddp"),
+        ("fsdp", {"causal_lm": {"lora": {"r": 8}}}, "model.causal_lm.lora does not support"),
         ("fsdp", {"t5": {"torch_compile": True}}, "model.t5.torch_compile does not support"),
     ],
 )
