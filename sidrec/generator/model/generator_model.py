@@ -136,14 +136,34 @@ class GeneratorModel(nn.Module):
             label_smoothing: Share of the target's probability spread over the codes that
                 continue the prefix in the trie, in [0, 1).
         """
+        return self._losses(*self._along_targets(batch), label_smoothing)
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: GeneratorBatch) -> Float[Tensor, " request"]:
+        """Return the log-probability of each request's target, in nats.
+
+        The prior takes part with its present weights. NaN where the target is unknown or excluded.
+        """
+        known = (batch.target >= 0) & (batch.excluded != batch.target[:, None]).all(dim=1)
+        levels, path = self._along_targets(batch._replace(target=batch.target.clamp(min=0)))
+        picked = [
+            of_level.gather(1, code)
+            for of_level, code in zip(levels, path.codes.split(1, dim=1), strict=True)
+        ]
+        total = torch.cat(picked, dim=1).double().sum(dim=1)
+        return torch.where(known, total, torch.nan)
+
+    def _along_targets(
+        self, batch: GeneratorBatch
+    ) -> tuple[list[Float[Tensor, "request _"]], TargetPath]:
+        """Return the log-probabilities of all codes at each level of the targets."""
         reading = self.embedder(batch)
         path = self.target_path(batch, reading)
         mass = self._mass(
             batch, reading, AllItemsBut.of(self.space(batch.task).trie, batch.excluded)
         )
         factor = 1.0 if mass is None or self.prior is None else self.prior.t5_factor(batch.task)
-        log_probabilities = target_log_probabilities(path, mass, t5_factor=factor)
-        return self._losses(log_probabilities, path, label_smoothing)
+        return target_log_probabilities(path, mass, t5_factor=factor), path
 
     def _losses(
         self,

@@ -1,6 +1,7 @@
 """Training and evaluation loop of the joint generator."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from sidrec.training.lora import keep_adapters_only, restore_base
 from sidrec.training.optimizer import OptimizerSettings
 from sidrec.training.sharding import whole_weights
 from sidrec.training.stage_module import StageModule
-from sidrec.types import TASKS
+from sidrec.types import TASKS, Task
 
 _ENCODE_BATCH = 128
 
@@ -235,12 +236,17 @@ class JointGenerator(StageModule[GeneratorDataModule]):
     def on_validation_epoch_end(self) -> None:
         """Calibrate the prior, decode, and log the metrics and the means that rank checkpoints.
 
-        The means are harmonic, over the tasks with a share in training.
+        The means are harmonic, over the tasks with a share in training. ``TASK/loss`` is the mean
+        negative log-likelihood of the requests' targets in nats, without label smoothing;
+        ``loss`` is its mean over those tasks.
         """
         batches, self._valid_batches = self._valid_batches, []
+        likelihoods: list[tuple[Task, float]] = []
         with self.trainer.precision_plugin.forward_context(), whole_weights(self):
             calibrate(self.model, [batch for _, batch in batches])
             for loader, batch in batches:
+                own = self.model.log_likelihood(batch).tolist() if batch.num_requests else []
+                likelihoods += [(batch.task, one) for one in own if not math.isnan(one)]
                 if answered := self._answer(batch, "valid", loader):
                     lists = (one.to(self.device) for one in ranked_lists(answered))
                     self._metrics[batch.task].update(*lists)
@@ -250,8 +256,23 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             for name, value in metrics.compute().items()
         }
         figures = {key: value for key, value in found.items() if not math.isnan(value)}
-        wanted = validation_figures(figures, trained=self._data().trained_tasks)
+        trained = self._data().trained_tasks
+        wanted = validation_figures(figures, trained=trained) | self._losses(likelihoods, trained)
         self.log_dict({f"val/{key}": value for key, value in wanted.items()}, batch_size=1)
+
+    @staticmethod
+    def _losses(
+        likelihoods: list[tuple[Task, float]], trained: Collection[Task]
+    ) -> dict[str, float]:
+        """Return the mean negative log-likelihoods over all ranks, and their mean over tasks."""
+        every = sorted(one for rank in gather_objects(likelihoods) for one in rank)
+        found = {
+            task: -math.fsum(own) / len(own)
+            for task in trained
+            if (own := [one for of, one in every if of == task])
+        }
+        mean = {"loss": math.fsum(found.values()) / len(found)} if found else {}
+        return {f"{task}/loss": loss for task, loss in found.items()} | mean
 
     def on_test_epoch_end(self) -> None:
         """Write ``predictions.parquet`` and ``metrics.json`` into the run directory."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import product
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +12,8 @@ from sidrec.figures import Prediction, evaluate
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.model.generator_model import AnswerBy, GeneratorModel
 from sidrec.types import TASKS, Task
+
+_METRICS = (*(f"recall@{k}" for k in (5, 10, 30)), *(f"ndcg@{k}" for k in (5, 10)))
 
 
 class PartsAlone:
@@ -59,9 +62,9 @@ class PartsAlone:
             gathered = [one for rank in gather_objects(own) for one in rank]
             alone = evaluate(gathered, model.popularity.cpu())
             found |= {
-                f"{task}/{by}_recall@30": alone[key]
-                for task in names
-                if (key := f"{task}/recall@30") in alone
+                f"{task}/{by}_{metric}": alone[key]
+                for task, metric in product(names, _METRICS)
+                if (key := f"{task}/{metric}") in alone
             }
         gains = sorted({one for rank in gather_objects(self._gains) for one in rank})
         for task in names:

@@ -197,6 +197,23 @@ def test_the_score_of_an_item_is_minus_its_loss_with_a_prior(batch):
 
 
 @pytest.mark.parametrize("batch", [QUERY, HISTORY])
+@pytest.mark.parametrize("has_prior", [True, False])
+def test_likelihoods_are_the_losses_of_known_and_allowed_targets(batch, has_prior):
+    model = with_prior(tiny_generator()) if has_prior else tiny_generator()
+    for target in (4, 9):
+        asked = batch._replace(target=torch.tensor([target]))
+        loss = model(asked, label_smoothing=0.0).sum()
+        torch.testing.assert_close(model.log_likelihood(asked).float(), -loss[None])
+    unknown = batch._replace(target=torch.tensor([-1]))
+    assert model.log_likelihood(unknown).isnan().all()
+
+
+def test_an_excluded_target_has_no_likelihood():
+    batch = histories([2, 5, 7], answers=[5])
+    assert with_prior(tiny_generator()).log_likelihood(batch).isnan().all()
+
+
+@pytest.mark.parametrize("batch", [QUERY, HISTORY])
 def test_without_t5s_factor_the_prior_itself_ranks(batch):
     model = with_prior(tiny_generator())
     task = batch.task

@@ -58,6 +58,13 @@ def test_validation_logs_both_tasks(corpus, semantic_ids, tmp_path):
     assert found["val/recall_harmonic_mean"] == pytest.approx(
         2 / (1 / max(a, 1e-9) + 1 / max(b, 1e-9)), rel=1e-4
     )
+    model.eval()
+    losses = [found[f"val/{task}/loss"] for task in ("search", "recommendation")]
+    assert found["val/loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    for loss, loader in zip(losses, data.val_dataloader(), strict=True):
+        with torch.no_grad():
+            likelihoods = torch.cat([model.model.log_likelihood(batch) for batch in loader])
+        assert loss == pytest.approx(-likelihoods.nanmean().item(), rel=1e-4)
     assert not any("sid" in key or "head" in key for key in found)
 
 
@@ -194,7 +201,8 @@ def test_a_prior_is_trained_calibrated_stored_and_reported(corpus, semantic_ids,
         assert metrics[f"{task}/has_prior"] == 1
         assert metrics[f"{task}/t5_factor"] == pytest.approx(stored.t5_factor(task))
         for alone in ("prior", "t5"):
-            assert 0 <= metrics[f"{task}/{alone}_recall@30"] <= 1
+            for metric in ("recall@5", "recall@10", "recall@30", "ndcg@5", "ndcg@10"):
+                assert 0 <= metrics[f"{task}/{alone}_{metric}"] <= 1
         assert math.isfinite(metrics[f"{task}/t5_gain_nats"])
     if stored.t5_factor("search") == 0:
         assert metrics["search/t5_gain_nats"] == pytest.approx(0, abs=1e-5)
