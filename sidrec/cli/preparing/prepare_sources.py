@@ -14,6 +14,7 @@ from sidrec.corpus.prepare_settings import (
     TimeUnit,
 )
 from sidrec.corpus.queries.selection import DEFAULT_WRITING, QueryWriting
+from sidrec.corpus.reading.column_names import DEFAULT_LOG_COLUMNS, LogColumns
 
 _TEXT_FIELDS: list[TextField] = [
     *("title", "brand", "categories", "price", "features", "description"),
@@ -153,6 +154,7 @@ def clicks(
     valid_query_fraction: float = 0.05,
     unknown_items: Literal["error", "drop"] = "error",
     cold_item_fraction: float = 0.0,
+    columns: LogColumns = DEFAULT_LOG_COLUMNS,
 ) -> None:
     """Make a corpus of a search log: queries and interactions from the same events.
 
@@ -174,6 +176,7 @@ def clicks(
         valid_query_fraction: Share of the train queries that is valid; for leave_last_out.
         unknown_items: What to do with events of items that are not listed.
         cold_item_fraction: Share of the items that training never sees, for cold-start figures.
+        columns: Names of the columns in your log and in the table of items.
     """
     from sidrec.cli.preparing.prepare import build_and_report
     from sidrec.corpus.reading.shards import local_shards
@@ -192,7 +195,7 @@ def clicks(
         event_weights, min_pair_events, min_query_events, min_item_events, position_exponent
     )
     with local_shards(log, near=out) as logged, local_shards(items, near=out) as listed:
-        raw, queries = read_clicks(logged, listed, counted, settings)
+        raw, queries = read_clicks(logged, listed, counted, settings, columns)
         if split == "temporal":  # time alone decides which queries are valid
             settings = replace(settings, valid_query_fraction=0.0)
         build_and_report(raw, queries, out, settings)

@@ -36,4 +36,29 @@ class Columns:
     split: str = "split"
 
 
-DEFAULT_COLUMNS = Columns()
+@dataclass(frozen=True)
+class LogColumns:
+    """Column names in a click log and in the table of its items.
+
+    Attributes:
+        item_id: The catalogue's own id of an item, in both.
+        title: Title of an item.
+        text: Text of an item.
+        user_id: User of an event.
+        query: Text of the query before an event.
+        timestamp: Time of an event.
+        event: Kind of an event.
+        position: Position of the item in the list that was shown, from 1.
+    """
+
+    item_id: str = "item_id"
+    title: str = "title"
+    text: str = "text"
+    user_id: str = "user_id"
+    query: str = "query"
+    timestamp: str = "timestamp"
+    event: str = "event"
+    position: str = "position"
+
+
+DEFAULT_COLUMNS, DEFAULT_LOG_COLUMNS = Columns(), LogColumns()

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from sidrec.corpus.reading.column_names import Columns
+from sidrec.corpus.reading.column_names import Columns, LogColumns
 from sidrec.corpus.reading.compressed import FileRows, format_of
 from sidrec.corpus.reading.delimited_rows import read_delimited
 from sidrec.corpus.reading.json_rows import read_json_table, read_json_text
@@ -144,7 +144,7 @@ def _separator(ending: str) -> str:
     return "\t" if ending == ".tsv" else ","
 
 
-def renamed(frame: Any, columns: Columns, name: str) -> Any:  # noqa: ANN401
+def renamed(frame: Any, columns: Columns | LogColumns, name: str) -> Any:  # noqa: ANN401
     """Rename columns to sidrec's names; works on frames and lazy frames."""
     present = frame.collect_schema().names()
     new = {

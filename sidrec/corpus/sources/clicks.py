@@ -8,8 +8,15 @@ import polars as pl
 
 from sidrec.console import say
 from sidrec.corpus.prepare_settings import BuildSettings
+from sidrec.corpus.reading.column_names import DEFAULT_LOG_COLUMNS, LogColumns
 from sidrec.corpus.reading.shards import Shards
-from sidrec.corpus.reading.table_scan import reading, refuse_nested, require_columns, scan_columns
+from sidrec.corpus.reading.table_scan import (
+    reading,
+    refuse_nested,
+    renamed,
+    require_columns,
+    scan_columns,
+)
 from sidrec.corpus.reading.times import read_times
 from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery
 from sidrec.corpus.sources.splits import TimeBounds, normalized, temporal, time_bounds
@@ -40,7 +47,11 @@ class ClickSettings(NamedTuple):
 
 
 def read_clicks(
-    log: Shards, items: Shards, clicks: ClickSettings, settings: BuildSettings
+    log: Shards,
+    items: Shards,
+    clicks: ClickSettings,
+    settings: BuildSettings,
+    columns: LogColumns = DEFAULT_LOG_COLUMNS,
 ) -> tuple[RawCatalogue, list[RawQuery]]:
     """Read a log of events and the table of its items.
 
@@ -59,6 +70,7 @@ def read_clicks(
         items: As for ``sidrec prepare table``.
         clicks: Weights and thresholds of the events.
         settings: Build settings, of which the split and the treatment of unknown items matter here.
+        columns: Column names of the log and of the items.
 
     Returns:
         The catalogue, with the weight of the event as rating and weight, and the queries.
@@ -68,8 +80,8 @@ def read_clicks(
         ConfigError: If a weight or count is out of range.
     """
     _check_settings(clicks)
-    events = _weighted(_read_log(log, clicks), log, clicks)
-    catalogue = read_items(items)
+    events = _weighted(_read_log(log, clicks, columns), log, clicks)
+    catalogue = read_items(items, columns)
     known = events.filter(pl.col("item_id").is_in(catalogue["item_id"].implode()))
     _check_known(events, known, log, items, settings)
     known = known.filter(pl.len().over("item_id") >= clicks.min_item_events)
@@ -111,9 +123,9 @@ def _check_settings(clicks: ClickSettings) -> None:
             raise ConfigError(f"--{name} must be 1 or more, got {getattr(clicks, name)}.")
 
 
-def _read_log(log: Shards, clicks: ClickSettings) -> pl.DataFrame:
+def _read_log(log: Shards, clicks: ClickSettings, columns: LogColumns) -> pl.DataFrame:
     """Return row, user_id, query, item_id, timestamp, event and position of every event."""
-    frame = _event_table(log, _NEEDED, ("event", "position"))
+    frame = _event_table(log, columns, _NEEDED, ("event", "position"))
     names = frame.columns
     if clicks.position_exponent and "position" not in names:
         raise DataError(
@@ -246,20 +258,28 @@ def _queries(
     ]
 
 
-def _event_table(table: Shards, needed: tuple[str, ...], optional: tuple[str, ...]) -> pl.DataFrame:
+def _event_table(
+    table: Shards, columns: LogColumns, needed: tuple[str, ...], optional: tuple[str, ...]
+) -> pl.DataFrame:
     """Return columns of a log as text, timestamp in the time unit of the corpus.
 
     Args:
         table: The log; row order is kept.
+        columns: Column names of the log.
         needed: Columns that it must have; timestamp is one of them.
         optional: Columns that it may have.
 
     Raises:
         DataError: If the log cannot be read, lacks a column, or a column holds lists or objects.
     """
+    names = {name: getattr(columns, name) for name in (*needed, *optional)}
     with reading(table.name):
-        frame = scan_columns(table, [*needed, *optional], None, [])
-        found = frame.collect_schema().names()
+        frame = scan_columns(table, [*names.values()], None, [])
+        present = frame.collect_schema().names()
+    given = [own for name, own in names.items() if own != name]
+    require_columns(table.name, present, given)  # named by --columns, so meant to be there
+    frame = renamed(frame, columns, table.name)
+    found = frame.collect_schema().names()
     require_columns(table.name, found, needed)
     chosen = [*needed, *(name for name in optional if name in found)]
     refuse_nested(table.name, frame, chosen)

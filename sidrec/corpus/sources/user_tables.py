@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import polars as pl
 
-from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns
+from sidrec.corpus.reading.column_names import DEFAULT_COLUMNS, Columns, LogColumns
 from sidrec.corpus.reading.compressed import FileRows, format_of, row_place
 from sidrec.corpus.reading.item_text import clean_text
 from sidrec.corpus.reading.shards import Shards
@@ -98,9 +98,11 @@ def read_table(
     )
 
 
-def read_items(items: Path | Shards) -> pl.DataFrame:
+def read_items(
+    items: Path | Shards, columns: Columns | LogColumns = DEFAULT_COLUMNS
+) -> pl.DataFrame:
     """Read only the items of a table, as ``read_table`` does."""
-    return _read_items(_shards(items), DEFAULT_COLUMNS, "keep", [])[0]
+    return _read_items(_shards(items), columns, "keep", [])[0]
 
 
 def _shards(given: Path | Shards) -> Shards:
@@ -166,7 +168,7 @@ def _answers(value: object, place: str) -> tuple[str, ...]:
 
 
 def _read_items(
-    table: Shards, columns: Columns, missing: MissingTitle, read: list[FileRows]
+    table: Shards, columns: Columns | LogColumns, missing: MissingTitle, read: list[FileRows]
 ) -> tuple[pl.DataFrame, tuple[str, ...], int]:
     frame = renamed(read_frame(table, read), columns, table.name)
     require_columns(table.name, frame.columns, ("item_id", "title"))

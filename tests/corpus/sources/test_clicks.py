@@ -24,9 +24,9 @@ ROWS = [
 WEIGHTS = ("--event_weights", '{"click": 1, "purchase": 5}')
 
 
-def prepare(folder, *more, rows=ROWS, header=HEADER):
+def prepare(folder, *more, rows=ROWS, header=HEADER, items=ITEMS):
     (folder / "log.csv").write_text(header + "\n".join(rows) + "\n")
-    (folder / "items.csv").write_text(ITEMS)
+    (folder / "items.csv").write_text(items)
     arguments = ["--log", str(folder / "log.csv"), "--items", str(folder / "items.csv")]
     command.main(["clicks", *arguments, "--out", str(folder / "out"), *map(str, more)])
     return Corpus.load(folder / "out", verify=True)
@@ -74,6 +74,19 @@ def test_counts_by_hand(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "1 of 10 events are of kinds without a weight (view), left out" in said
     assert "9 events of known items make 6 interactions and 3 queries" in said
+
+
+def test_columns_may_have_other_names(tmp_path):
+    header = "user,words,sku,at,kind,place\n"
+    names = dict(zip(HEADER.strip().split(","), header.strip().split(","), strict=True))
+    renamed = [part for key, own in names.items() for part in (f"--columns.{key}", own)]
+    other = ITEMS.replace("item_id", "sku")
+    expected = prepare(tmp_path, *WEIGHTS)
+    found = prepare(tmp_path, *WEIGHTS, *renamed, header=header, items=other)
+    assert answers(found) == answers(expected)
+    assert interactions(found) == interactions(expected)
+    with pytest.raises(DataError, match=r"log\.csv has no column 'sku'"):
+        prepare(tmp_path, *WEIGHTS, "--columns.item_id", "sku")
 
 
 def test_minimum_counts(tmp_path):
