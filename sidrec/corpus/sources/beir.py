@@ -66,6 +66,11 @@ def read_beir(
         folder / "qrels", set(items["item_id"]), set(texts), refuse=unknown_items == "error"
     )
     relevant = {query_id: found for query_id, found in judged.items() if found.grades}
+    if not relevant:
+        raise DataError(
+            f"{folder / 'qrels'}: none of {counts['rows']:,} judgments makes a document of "
+            "corpus.jsonl relevant to a query of queries.jsonl; do these files belong together?"
+        )
     graded = len({grade for found in relevant.values() for grade in found.grades.values()}) > 1
     queries = [
         RawQuery(

@@ -186,6 +186,13 @@ def test_unknown_documents_can_be_dropped(tmp_path, capsys):
     assert "2 of unknown documents or queries" in capsys.readouterr().err
 
 
+def test_judgments_of_other_files_make_no_empty_corpus(tmp_path):
+    source = folder(tmp_path / "in", qrels={"test": HEADER + "q1\tother\t1\nz\td1\t1\n"})
+    with pytest.raises(DataError, match="none of 2 judgments"):
+        prepare(source, tmp_path / "out", "--unknown_items", "drop")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_without_documents_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds no corpus\.jsonl"):
         prepare(tmp_path, tmp_path / "out")
