@@ -3,11 +3,14 @@
 Use: sidrec fit --config configs/movies/encoder-core.yaml --data.corpus data/movies-core \
          --trainer.max_steps 400 --trainer.val_check_interval 50 --run_dir runs/curve/encoder
      python benchmarks/learning_curve.py "encoder, 400 steps=runs/curve/encoder" …
-Figures come from each run's CSV logs. Rates decay over the whole of a run, so the figure at step
+Figures come from each run's CSV logs. With ``--over processor`` the picture shows them over the
+processor minutes of each run's process. Rates decay over the whole of a run, so the figure at step
 200 of a long run is not that of a run of 200 steps: give both.
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +71,23 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/learning_curve.json")
     )
+    parser.add_argument("--over", choices=("steps", "processor"), default="steps")
     chosen = parser.parse_args()
     curves = [curve_of(*split_name(word)) for word in chosen.runs]
+    over_time = chosen.over == "processor"
+    if over_time and (without := [one["name"] for one in curves if not one["processor_s"]]):
+        raise RunError(f"logs without processor time: {', '.join(without)}; train again.")
     write_json(
         chosen.output,
         {
-            "command": f"python benchmarks/learning_curve.py {' '.join(map(repr, chosen.runs))}",
+            "command": f"python {shlex.join(sys.argv)}",
             "figure": "Recall@30 on validation requests (generators: data.valid_requests per task)",
             "curves": curves,
         },
     )
     picture = chosen.output.with_suffix(".svg")
     with atomic_file(picture) as temporary:
-        drawn = curves_figure([one["name"] for one in curves], curves)
+        drawn = curves_figure([one["name"] for one in curves], curves, over_time=over_time)
         temporary.write_text(as_svg(drawn, "curves"))
     for one in curves:
         ends = {task: round(own[-1], 3) for task, own in one["recalls"].items()}

@@ -25,7 +25,9 @@ class Tracking(L.Callback):
 
     It works with all of Lightning's loggers; summaries and artifacts are for Weights & Biases only.
     It logs figures every ``trainer.log_every_n_steps`` steps. Figures of a step are from before its
-    update, and the gradient norm is from before clipping.
+    update, and the gradient norm is from before clipping. With each validation it logs
+    ``speed/processor_s``: processor seconds of rank 0's process, from its start and over resumes,
+    without loader processes.
 
     Args:
         run: Run directory with its manifest; only rank 0 logs.
@@ -35,7 +37,15 @@ class Tracking(L.Callback):
 
     def __init__(self, run: RunDirectory, config: dict[str, Any], *, upload: bool = False) -> None:
         self.run, self.config, self.upload = run, config, upload
-        self._rows, self._since = 0, 0.0
+        self._rows, self._since, self._spent_before = 0, 0.0, 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the processor seconds so far, for a checkpoint."""
+        return {"processor_s": self._spent_before + time.process_time()}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Continue to count where a checkpoint was written."""
+        self._spent_before = state_dict["processor_s"] - time.process_time()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the provenance of the run, and how W&B summarizes its curves."""
@@ -97,9 +107,15 @@ class Tracking(L.Callback):
         self._paused = time.monotonic()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock again."""
-        del trainer, pl_module
+        """Start the clock again; log the processor time."""
+        del pl_module
         self._since += time.monotonic() - self._paused
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            _log(
+                trainer,
+                {"speed/processor_s": self.state_dict()["processor_s"]},
+                step=trainer.global_step - 1,
+            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the artifacts if requested; callbacks that make Semantic IDs run before this one."""

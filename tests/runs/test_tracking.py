@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sidrec.runs.directory import RunDirectory
+from sidrec.runs.tracking import Tracking
 from tests.tiny import encoder_settings, sidrec, write_yaml
 from tests.wandb_file import read_offline_run
 
@@ -52,12 +53,21 @@ def test_an_offline_run_holds_the_whole_story(tiny, tmp_path, monkeypatch):
     assert {"config.yaml", "semantic_ids.json", "embeddings.safetensors"} <= files
 
 
+def test_processor_time_goes_on_over_a_resume(tmp_path, monkeypatch):
+    clock = iter([30.0, 5.0, 12.0])
+    monkeypatch.setattr("time.process_time", lambda: next(clock))
+    first, second = (Tracking(RunDirectory(tmp_path), {}) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == {"processor_s": 37.0}
+
+
 def test_other_loggers_get_the_figures_too(tiny):
     (log,) = RunDirectory(tiny.encoder_run).logs.glob("version_0/metrics.csv")
     heading = log.read_text().splitlines()[0].split(",")
     assert {"optimizer/learning_rate", "optimizer/gradient_norm", "speed/examples_per_s"} <= set(
         heading
     )
+    assert "speed/processor_s" in heading
     parameters = yaml.safe_load((log.parent / "hparams.yaml").read_text())
     assert parameters["config"]["model"]["class_path"] == "sidrec.BiEncoder"
     assert parameters["provenance"]["corpus_fingerprint"]

@@ -22,10 +22,13 @@ class Curve(NamedTuple):
     Attributes:
         steps: Number of optimizer steps done, ascending.
         recalls: Recall@30 per task, one figure for each of ``steps``.
+        processor_s: Processor seconds of rank 0's process at each of ``steps``, from its start to
+            the end of the validation; empty where a log does not have them.
     """
 
     steps: list[int]
     recalls: dict[Task, list[float]]
+    processor_s: list[float]
 
 
 def learning_curve(folder: Path) -> Curve | None:
@@ -37,6 +40,7 @@ def learning_curve(folder: Path) -> Curve | None:
     run = RunDirectory(folder)
     trained = trained_tasks(run)
     found: dict[int, dict[Task, float]] = {}
+    spent: dict[int, float] = {}
     for log in sorted(run.logs.glob("*/metrics.csv"), key=_number):
         with log.open(newline="") as stream:
             for row in csv.DictReader(stream):
@@ -46,11 +50,15 @@ def learning_curve(folder: Path) -> Curve | None:
                 known = {task: float(value) for task, value in values.items() if value}
                 if known:
                     found[int(row["step"]) + 1] = known
+                if seconds := row.get("speed/processor_s"):
+                    spent[int(row["step"]) + 1] = float(seconds)
     if not found:
         return None
     steps = sorted(found)
     tasks = [task for task in TASKS if all(task in found[step] for step in steps)]
-    return Curve(steps, {task: [found[step][task] for step in steps] for task in tasks})
+    recalls = {task: [found[step][task] for step in steps] for task in tasks}
+    has_time = all(step in spent for step in steps)
+    return Curve(steps, recalls, [spent[step] for step in steps] if has_time else [])
 
 
 def _number(log: Path) -> tuple[int, str]:
@@ -87,8 +95,16 @@ def bars_figure(
     return figure
 
 
-def curves_figure(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw validation recall over training steps, one panel per task."""
+def curves_figure(
+    names: Sequence[str], curves: Sequence[Mapping[str, Any]], *, over_time: bool = False
+) -> Figure:
+    """Draw validation recall over training steps, one panel per task.
+
+    Args:
+        names: Name of each curve.
+        curves: Fields of ``Curve``.
+        over_time: Draw over processor minutes instead of steps; each curve must have them.
+    """
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     panels = figure.subplots(1, len(TASKS))
     for task, axes in zip(TASKS, panels, strict=True):
@@ -96,12 +112,11 @@ def curves_figure(names: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> 
             if task in curve["recalls"]:
                 style = "-" if number < len(_CYCLE) else "--"
                 color = _CYCLE[number % len(_CYCLE)]
-                (line,) = axes.plot(
-                    curve["steps"], curve["recalls"][task], style, marker=".", color=color
-                )
+                places = [one / 60 for one in curve["processor_s"]] if over_time else curve["steps"]
+                (line,) = axes.plot(places, curve["recalls"][task], style, marker=".", color=color)
                 line.set_label(name.lstrip("_"))
         axes.set_title(task, fontsize=10)
-        axes.set_xlabel("training steps", fontsize=9)
+        axes.set_xlabel("processor minutes" if over_time else "training steps", fontsize=9)
         axes.grid(alpha=0.2)
     panels[0].set_ylabel("Recall@30, validation", fontsize=9)
     lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}

@@ -21,6 +21,18 @@ def test_curve_of_a_resumed_run(tmp_path):
     assert curve.recalls == {"search": [0.1, 0.3, 0.5], "recommendation": [0.2, 0.4, 0.6]}
 
 
+def test_processor_time_of_every_validation(tmp_path):
+    heading = "step,val/search/recall@30,speed/processor_s\n"
+    log(tmp_path, 0, heading + "9,0.1,\n9,,60.0\n12,,99\n")
+    log(tmp_path, 1, heading + "19,0.3,\n19,,180\n")
+    curve = learning_curve(tmp_path)
+    assert curve.processor_s == [60.0, 180.0]
+    panel, _ = curves_figure(["one"], [curve._asdict()], over_time=True).get_axes()
+    assert panel.get_lines()[0].get_xdata().tolist() == [1.0, 3.0]
+    log(tmp_path, 2, heading + "29,0.4,\n")
+    assert learning_curve(tmp_path).processor_s == []
+
+
 def test_one_task(tmp_path):
     log(tmp_path, 0, "step,val/recommendation/recall@30\n4,0.5\n")
     assert learning_curve(tmp_path).recalls == {"recommendation": [0.5]}
