@@ -278,14 +278,14 @@ def _event_table(
         present = frame.collect_schema().names()
     given = [own for name, own in names.items() if own != name]
     require_columns(table.name, present, given)  # named by --columns, so meant to be there
-    frame = renamed(frame, columns, table.name)
-    found = frame.collect_schema().names()
+    events: pl.LazyFrame = renamed(frame, columns, table.name)
+    found = events.collect_schema().names()
     require_columns(table.name, found, needed)
     chosen = [*needed, *(name for name in optional if name in found)]
-    refuse_nested(table.name, frame, chosen)
+    refuse_nested(table.name, events, chosen)
     with reading(table.name):
-        moment, _ = read_times(frame, "timestamp", "auto", table.name)
-        return frame.select(
+        moment, _ = read_times(events, "timestamp", "auto", table.name)
+        return events.select(
             (moment // 1000).cast(pl.Int64, strict=False).alias(name)
             if name == "timestamp"
             else pl.col(name).cast(pl.String)

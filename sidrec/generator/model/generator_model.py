@@ -148,7 +148,7 @@ class GeneratorModel(nn.Module):
         levels, path = self._along_targets(batch._replace(target=batch.target.clamp(min=0)))
         picked = [
             of_level.gather(1, code)
-            for of_level, code in zip(levels, path.codes.split(1, dim=1), strict=True)
+            for of_level, code in zip(levels, path.codes.chunk(len(levels), dim=1), strict=True)
         ]
         total = torch.cat(picked, dim=1).double().sum(dim=1)
         return torch.where(known, total, torch.nan)
