@@ -3,8 +3,9 @@
     python benchmarks/prior_speed.py --out benchmarks/results/prior_speed.json
 
 One random T5 of TIGER's size answers random histories of a random catalogue, once with the scorers
-of recommendation (dense, next_item with a head of rank 512, popularity) and once without. The two
-take turns; the result is the median of the rounds. Scorers, T5 and search are all inside the time.
+of recommendation (dense, next_item, popularity) and once without. next_item is what a corpus of
+that size gets: a dense map, or a low-rank one above `max_dense_items`. The two take turns; the
+result is the median of the rounds. Scorers, T5 and search are all inside the time.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from sidrec.generator.model.t5 import t5_from_config, train_tokenizer
 from sidrec.generator.scorers.dense import DenseScorer
 from sidrec.generator.scorers.item_prior import ItemPrior
 from sidrec.generator.scorers.next_item import Linear, NextItemScorer
+from sidrec.generator.scorers.prior_settings import NextItemSettings
 from sidrec.generator.scorers.scorer import PopularityScorer
 from sidrec.types import TASKS, Request, SemanticIdTable
 
-RANK = 512
+NEXT_ITEM = NextItemSettings()
 
 
 def model_of(num_items: int) -> GeneratorModel:
@@ -43,10 +45,14 @@ def model_of(num_items: int) -> GeneratorModel:
     codes = torch.stack([number // 65_536, number // 256 % 256, number % 256], dim=1)
     vectors = torch.nn.functional.normalize(torch.randn(num_items, ITEM_DIM), dim=1)
     popularity = torch.randint(1, 1000, (num_items,))
-    low_rank = Linear(torch.randn(num_items, RANK) / RANK, torch.randn(RANK, num_items) / RANK)
+    if num_items <= NEXT_ITEM.max_dense_items:
+        linear = Linear(torch.randn(num_items, num_items), None)
+    else:
+        factors = torch.randn(2, num_items, NEXT_ITEM.rank) / NEXT_ITEM.rank
+        linear = Linear(factors[0], factors[1].T.contiguous())
     scorers = {
         "dense": DenseScorer(vectors, half_life_items=3.0),
-        "next_item": NextItemScorer(low_rank, half_life_items=10.0),
+        "next_item": NextItemScorer(linear, half_life_items=NEXT_ITEM.half_life_items),
         "popularity": PopularityScorer(popularity),
     }
     return GeneratorModel(
@@ -116,7 +122,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=30)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--history", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     results = {}
     for num_items in arguments.items:
@@ -126,7 +132,8 @@ def main() -> None:
         arguments.out,
         {
             "settings": {k: v for k, v in vars(arguments).items() if k != "out"},
-            "model": TIGER | {"codebook_sizes": SIZES, "item_dim": ITEM_DIM, "rank": RANK},
+            "model": TIGER
+            | {"codebook_sizes": SIZES, "item_dim": ITEM_DIM, "rank": NEXT_ITEM.rank},
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "results": results,
