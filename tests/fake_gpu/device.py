@@ -252,14 +252,24 @@ class Event:
         pass
 
 
+def _without_gradients(mode):
+    """Stand-in for inference mode, which would not show the parts of an operation."""
+    return torch.set_grad_enabled(not mode)
+
+
 @contextmanager
 def pretended_gpu(*, deterministic=True):
     """Let ``cuda`` name the pretended device inside the block."""
     free = (1 << 30, 1 << 30)
-    stand_ins = {"Event": Event, "_lazy_init": lambda: None, "mem_get_info": lambda *_: free}
-    real = {name: getattr(torch.cuda, name) for name in stand_ins}
-    for name, stand_in in stand_ins.items():
-        setattr(torch.cuda, name, stand_in)
+    stand_ins = {
+        (torch.cuda, "Event"): Event,
+        (torch.cuda, "_lazy_init"): lambda: None,
+        (torch.cuda, "mem_get_info"): lambda *_: free,
+        (torch._C, "_InferenceMode"): _without_gradients,
+    }
+    real = {place: getattr(*place) for place in stand_ins}
+    for place, stand_in in stand_ins.items():
+        setattr(*place, stand_in)
     gpu, was = Gpu(deterministic=deterministic), torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(deterministic)
     try:
@@ -268,5 +278,5 @@ def pretended_gpu(*, deterministic=True):
             yield gpu
     finally:
         torch.use_deterministic_algorithms(was)
-        for name, own in real.items():
-            setattr(torch.cuda, name, own)
+        for place, own in real.items():
+            setattr(*place, own)

@@ -11,12 +11,23 @@ from sidrec.generator.decoding.item_filters import Restriction, SharedSet, allow
 from sidrec.generator.decoding.search_strategy import Decoding
 from sidrec.generator.model.calibrate import calibrate, gain_over_prior
 from sidrec.generator.model.generator_settings import GeneratorLossSettings
+from sidrec.generator.retrieval.retriever import Retriever
 from sidrec.generator.scorers.next_item import Linear, NextItemScorer
 from sidrec.generator.scorers.scorer import ScorerQuery
+from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.generator.training.module import JointGenerator
 from sidrec.pairs.sentence_embedding import SentenceEmbedding
-from tests.fake_gpu.device import move, pretended_gpu, to_gpu
-from tests.generator.made import DIM, generator_of_own_ids, histories, searches, tiny_generator
+from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from tests.fake_gpu.device import GPU, move, pretended_gpu, to_gpu
+from tests.generator.causal.models import causal_generator
+from tests.generator.made import (
+    DIM,
+    generator_of_own_ids,
+    histories,
+    make_bundle,
+    searches,
+    tiny_generator,
+)
 from tests.generator.model.test_generator_model import with_prior
 
 SEARCH = searches("a heist film in paris", "rain", "space opera", answers=[3, 0, 7])
@@ -51,7 +62,10 @@ MODELS = {
     "own ids": generator_of_own_ids,
     "items, states": with_states,
     "prior": lambda: with_prior(tiny_generator(history_input="items"), dropout=0.5),
+    "causal": lambda: causal_generator(history_input="items"),
+    "causal, all positions": lambda: causal_generator(all_positions=True),
 }
+NUM_READS = {("causal, all positions", "recommendation"): 1}  # which places hold items, at first
 
 
 def stepper(model, monkeypatch):
@@ -90,11 +104,8 @@ def test_a_training_step_waits_for_nothing_and_learns_what_the_cpu_learns(kind, 
         one_step(module, moved)  # the first one builds the prefixes of the catalogue
         gpu.reset()
         loss, found = one_step(module, moved)
-        assert not gpu.reads, gpu.places
-        assert set(gpu.any_order) <= {
-            "scatter_add",
-            "index_put",
-        }  # gradients: the switch fixes them
+        assert gpu.num_reads == NUM_READS.get((kind, task), 0), gpu.places
+        assert set(gpu.any_order) <= {"scatter_add", "index_put"}  # gradients, see deterministic
         torch.testing.assert_close(loss.cpu(), expected)
         for ours, theirs in zip(found, gradients, strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-4)
@@ -187,3 +198,34 @@ def test_cross_fitted_maps_score_on_the_device_what_they_score_on_the_cpu(rank):
         found = move(scorer)(to_gpu(query))
         assert not gpu.reads
         torch.testing.assert_close(found.cpu(), expected)
+
+
+def answers_of(retriever):
+    stock = torch.arange(20) % 3 > 0
+    found = [
+        *retriever.search(["a heist film", "rain"], top_k=4, allowed=stock),
+        *retriever.recommend([["1", "2"], ["4"]], top_k=25),
+    ]
+    ids = [[(item.item_id, item.semantic_id) for item in answer] for answer in found]
+    return ids, torch.tensor([item.score for answer in found for item in answer if item.score])
+
+
+def test_a_retriever_answers_as_on_the_cpu(monkeypatch):
+    names = [str(item) for item in range(20)]
+    corpus = SimpleNamespace(
+        num_items=20, fingerprint="made", item_ids=lambda: names, item_titles=lambda: names
+    )
+    model = with_prior(tiny_generator())
+    trained = TrainedGenerator(model, TaskBundles.common(make_bundle(corpus)), num_beams=10)
+    options = {"bf16": False, "max_history_items": 4, "exclude_history": True}
+    expected, scores = answers_of(Retriever(trained, device=torch.device("cpu"), **options))
+    with pretended_gpu() as gpu:
+        monkeypatch.setattr(model, "to", lambda device: move(model))
+        retriever = Retriever(trained, device=GPU, **options)
+        gpu.reset()
+        ours, our_scores = answers_of(retriever)
+        places = {place.split()[0]: count for place, count in gpu.places.items()}
+        assert places["retriever._items_of"] == 4, places  # a batch: its items and its scores
+        assert not {"beam_search", "t5_decoder"} & {place.split(".")[0] for place in places}
+        assert ours == expected
+        torch.testing.assert_close(our_scores, scores)

@@ -345,7 +345,8 @@ class Retriever:
 
     def _items_of(self, ranked: RankedItems, task: Task) -> list[list[RetrievedItem]]:
         bundle = self.generator.ids.bundles[task]
-        codes = bundle.table.codes[ranked.items.cpu().clamp(min=0)].tolist()
+        items, scores = ranked.items.cpu(), ranked.scores.cpu()
+        codes = bundle.table.codes[items.clamp(min=0)].tolist()
         return [
             [
                 RetrievedItem(
@@ -354,7 +355,7 @@ class Retriever:
                 for item, score, code in zip(*columns, strict=True)
                 if item >= 0
             ]
-            for columns in zip(ranked.items.tolist(), ranked.scores.tolist(), codes, strict=True)
+            for columns in zip(items.tolist(), scores.tolist(), codes, strict=True)
         ]
 
 

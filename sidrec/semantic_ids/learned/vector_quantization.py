@@ -1,9 +1,11 @@
 """Quantizers of latent vectors during training, based on vector-quantize-pytorch.
 
-This module replaces two behaviors of that library (1.32). Its residual quantizers pass the gradient
-of each level straight through, so the encoder gets it once per level; here it gets it once. Under
-``torch.distributed`` its LFQ divides the mean probabilities by the number of ranks without summing
-them first; here its layers stay in evaluation mode and this module computes the entropy.
+This module replaces three behaviors of that library (1.32). Its residual quantizers pass the
+gradient of each level straight through, so the encoder gets it once per level; here it gets it
+once. Under ``torch.distributed`` its LFQ divides the mean probabilities by the number of ranks
+without summing them first; here its layers stay in evaluation mode and this module computes the
+entropy. Its replacement of dead codes makes the host wait for the GPU at every level; here no shape
+depends on numbers, and nothing is read.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sidrec.distributed import gather_with_grad
+from sidrec.distributed import from_rank_zero, gather_equal_rows, gather_with_grad
 from sidrec.semantic_ids.kmeans.sharded_rows import block_of_rank
 from sidrec.semantic_ids.quantizers.rq_kmeans import RqKMeans
 
@@ -109,11 +111,13 @@ class VqCore(nn.Module):
             dim=dim,
             codebook_size=tuple(codebook_sizes),
             decay=decay,
-            threshold_ema_dead_code=1.0 if dead_code_share > 0 else 0,
+            threshold_ema_dead_code=0,  # see _replace_dead_codes
             commitment_weight=commitment_weight,
             rotation_trick=False,
             sync_codebook=synchronize,
         )
+        for book in self._books():
+            book.init_embed_ = _nothing  # would ask the device whether the codes exist: they do
 
     def initialize(
         self, latents: Float[Tensor, "row latent"], *, batch_size: int, seed: int
@@ -156,19 +160,39 @@ class VqCore(nn.Module):
             batch_size: Rows of all ranks.
             learn: Count these rows in the moving averages.
         """
-        for book in self._books():
-            even = batch_size / book.codebook_size
-            book.threshold_ema_dead_code = self.dead_code_share * even
-            book.reset_cluster_size = even
         before = self.codebooks()
         summed, codes, losses = self.residual(latents.unsqueeze(0), freeze_codebook=not learn)
         summed, codes = summed.squeeze(0).detach(), codes.squeeze(0)
-        loss = losses.sum()
+        loss, levels = losses.sum(), _levels(latents, codes, before)
         if self.diversity_weight > 0:
-            for rows, book, _ in _levels(latents, codes, before):
-                use = assignment_entropy(rows, book, temperature=self.diversity_temperature)
+            for rows, codebook, _ in levels:
+                use = assignment_entropy(rows, codebook, temperature=self.diversity_temperature)
                 loss = loss - self.diversity_weight * use.of_mean
+        if learn and self.training and self.dead_code_share > 0:
+            for book, (rows, _, _) in zip(self._books(), levels, strict=True):
+                self._replace_dead_codes(book, rows.detach(), batch_size / book.codebook_size)
         return Quantized(latents + (summed - latents).detach(), codes, loss)
+
+    @torch.no_grad()
+    def _replace_dead_codes(
+        self,
+        book: Any,  # noqa: ANN401 (the library is untyped)
+        rows: Float[Tensor, "row latent"],
+        even: float,
+    ) -> None:
+        """Move each dead code to a row of its own, drawn from all ranks, with an even count.
+
+        With more dead codes than rows, the last ones wait for a later step.
+        """
+        rows = gather_equal_rows(rows)
+        order = from_rank_zero(torch.randperm(len(rows), device=rows.device))
+        is_dead = book.cluster_size[0] < self.dead_code_share * even
+        turn = is_dead.cumsum(dim=0) - 1
+        moves = is_dead & (turn < len(rows))
+        drawn = rows[order[turn.clamp(min=0, max=len(rows) - 1)]]
+        book.cluster_size[0] = torch.where(moves, even, book.cluster_size[0])
+        for stored, moved in ((book.embed, drawn), (book.embed_avg, drawn * even)):
+            stored[0] = torch.where(moves[:, None], moved, stored[0])
 
     def codebooks(self) -> tuple[Float[Tensor, "_ latent"], ...]:
         """Return a copy of the codes of each level."""
@@ -233,6 +257,10 @@ class LfqCore(nn.Module):
     def codebooks(self) -> tuple[Float[Tensor, "_ latent"], ...]:
         """Return the sign vectors of each level."""
         return tuple(layer.codebook for layer in self.residual.layers)
+
+
+def _nothing(*_: Any, **__: Any) -> None:  # noqa: ANN401 (the library is untyped)
+    pass
 
 
 def _levels(

@@ -43,6 +43,17 @@ def test_ease_minimizes_its_own_objective():
         assert objective(found + step) > objective(found)
 
 
+def test_ease_is_the_inverse_over_its_diagonal():
+    generator = np.random.default_rng(0)
+    users, items = generator.integers(0, 30, 200), generator.integers(0, 9, 200)
+    consumed = np.zeros((30, 9))
+    consumed[users, items] = 1.0
+    inverse = np.linalg.inv(consumed.T @ consumed + 0.5 * np.eye(9))
+    expected = torch.tensor(-inverse / np.diag(inverse), dtype=torch.float32).fill_diagonal_(0.0)
+    found = ease_weights(users, items, num_users=30, num_items=9, ridge=0.5)
+    torch.testing.assert_close(found, expected)
+
+
 def test_ease_by_hand_with_and_without_recency(corpus):
     plain = ease_baseline(corpus, [asks(A, C)], top_k=1, half_life_items=None)
     recent = ease_baseline(corpus, [asks(A, C)], top_k=1, half_life_items=1.0)

@@ -5,18 +5,19 @@ import torch
 
 from sidrec.semantic_ids.learned.vector_quantization import LfqCore, VqCore, assignment_entropy
 
+SETTINGS = {
+    "dim": 2,
+    "decay": 0.5,
+    "dead_code_share": 0.0,
+    "commitment_weight": 1.0,
+    "diversity_weight": 0.0,
+    "diversity_temperature": 1.0,
+    "synchronize": False,
+}
+
 
 def vq(**changes):
-    settings = {
-        "dim": 2,
-        "decay": 0.5,
-        "dead_code_share": 0.0,
-        "commitment_weight": 1.0,
-        "diversity_weight": 0.0,
-        "diversity_temperature": 1.0,
-        "synchronize": False,
-    }
-    return VqCore((2, 2), **(settings | changes))
+    return VqCore((2, 2), **(SETTINGS | changes))
 
 
 def lfq(**changes):
@@ -123,3 +124,16 @@ def test_lookup_free_loss_is_its_parts():
         expected += 0.1 * (both.of_rows - 2.0 * both.of_mean)
         left = left - book[quantized.codes[:, level]]
     torch.testing.assert_close(quantized.loss, expected)
+
+
+def test_dead_codes_move_to_rows_of_their_own_and_the_rest_wait():
+    rows = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    core = VqCore((8,), **(SETTINGS | {"dead_code_share": 0.5, "decay": 0.0})).train()
+    (book,) = core._books()
+    book.embed.copy_(100.0 + torch.arange(8.0)[:, None].expand(8, 2))
+    book.embed[0, 2] = rows[1]  # used by all rows
+    core(rows, batch_size=8, learn=True)
+    moved, counts = core.codebooks()[0], book.cluster_size[0].tolist()
+    assert counts == [1.0, 1.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # even: 1; three rows, seven dead
+    assert sorted(moved[[0, 1, 3], 0].tolist()) == [1.0, 2.0, 3.0]
+    assert torch.equal(book.embed_avg[0, [0, 1, 3]], moved[[0, 1, 3]])

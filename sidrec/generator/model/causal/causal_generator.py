@@ -87,6 +87,7 @@ class CausalGenerator(GeneratorModel):
             1, (batch.history >= 0).sum(dim=1, keepdim=True), batch.target[:, None]
         )
         known, answers = items[:, :-1], items[:, 1:]  # answer i comes after known item i
+        real = (answers >= 0).flatten().nonzero()[:, 0]  # a GPU is waited for here, before the work
         before, after = self.embedder.around(batch.task)
         inner = self.embedder.history(batch._replace(history=known)).positions
         codes = space.codes[answers.clamp(min=0)]  # [request, answer, level]
@@ -99,8 +100,8 @@ class CausalGenerator(GeneratorModel):
         hidden = states_of_branches(
             self.t5, self._dropped(positions), num_seen + len(before), self._dropped(branches)
         )
-        is_real = answers >= 0
-        return self._path_along(codes[is_real], hidden[:, :, len(after) - 1 :][is_real], space)
+        before_codes = hidden[:, :, len(after) - 1 :].flatten(0, 1)
+        return self._path_along(codes.flatten(0, 1)[real], before_codes[real], space)
 
     def _states_before(
         self, target: Int[Tensor, "request level"], reading: Reading
