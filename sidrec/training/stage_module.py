@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from jaxtyping import Float, Int
 from jsonargparse import ArgumentParser
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from sidrec.errors import ConfigError, RunError
@@ -105,10 +106,11 @@ class StageModule(L.LightningModule, Generic[Data]):
         return module
 
     def setup(self, stage: str) -> None:
-        """Refuse weights of 16 bits.
+        """Refuse weights of 16 bits, and those that Lightning's own FSDP would shard.
 
         Raises:
-            ConfigError: If the Trainer's precision keeps the weights themselves in 16 bits.
+            ConfigError: If the Trainer's precision keeps the weights themselves in 16 bits, or its
+                strategy is ``fsdp``.
         """
         del stage
         precision = str(self.trainer.precision)
@@ -116,6 +118,12 @@ class StageModule(L.LightningModule, Generic[Data]):
             raise ConfigError(
                 f"trainer.precision {precision} keeps the weights in 16 bits, which lose small "
                 "updates; use bf16-mixed, or 32-true."
+            )
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy) and not isinstance(strategy, ShardedStrategy):
+            raise ConfigError(
+                "Trainer(strategy='fsdp') does not store and decode sharded weights as sidrec "
+                "does; give strategy=sidrec.ShardedStrategy()."
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 
 from sidrec.encoder.encoder_settings import LossSettings, TowerSettings
 from sidrec.encoder.module import BiEncoder
@@ -47,6 +48,12 @@ def test_dropout_is_seeded_by_rank_and_step(model):
     seeds = [seed_of(model, *place) for place in places]
     assert len(set(seeds)) == 4
     assert [seed_of(model, *place) for place in places] == seeds
+
+
+def test_lightnings_own_sharding_is_refused(model):
+    model._trainer.precision, model._trainer.strategy = "32-true", FSDPStrategy()
+    with pytest.raises(ConfigError, match=r"give strategy=sidrec\.ShardedStrategy\(\)"):
+        model.setup("fit")
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

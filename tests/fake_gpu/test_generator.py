@@ -18,6 +18,7 @@ from sidrec.generator.training.load_generator import TrainedGenerator
 from sidrec.generator.training.module import JointGenerator
 from sidrec.pairs.sentence_embedding import SentenceEmbedding
 from sidrec.semantic_ids.per_task.task_bundles import TaskBundles
+from sidrec.types import Request
 from tests.fake_gpu.device import GPU, move, pretended_gpu, to_gpu
 from tests.generator.causal.models import causal_generator
 from tests.generator.made import (
@@ -205,6 +206,9 @@ def answers_of(retriever):
     found = [
         *retriever.search(["a heist film", "rain"], top_k=4, allowed=stock),
         *retriever.recommend([["1", "2"], ["4"]], top_k=25),
+        *retriever.answer(
+            [Request("", "search", "rain", (), ())], top_k=2, restrictions=[Restriction((3, 5, 8))]
+        ),
     ]
     ids = [[(item.item_id, item.semantic_id) for item in answer] for answer in found]
     return ids, torch.tensor([item.score for answer in found for item in answer if item.score])
@@ -225,7 +229,7 @@ def test_a_retriever_answers_as_on_the_cpu(monkeypatch):
         gpu.reset()
         ours, our_scores = answers_of(retriever)
         places = {place.split()[0]: count for place, count in gpu.places.items()}
-        assert places["retriever._items_of"] == 4, places  # a batch: its items and its scores
+        assert places["retriever._items_of"] == 6, places  # a batch: its items and its scores
         assert not {"beam_search", "t5_decoder"} & {place.split(".")[0] for place in places}
         assert ours == expected
         torch.testing.assert_close(our_scores, scores)

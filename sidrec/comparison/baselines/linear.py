@@ -113,7 +113,8 @@ def ease_weights(
     gram = (consumed.T @ consumed).toarray(order="F")
     gram[np.diag_indices(num_items)] += ridge
     factor, failed = dpotrf(gram, lower=True, clean=False, overwrite_a=True)
-    assert not failed, "X'X + ridge I is positive definite"
+    if failed:
+        raise AssertionError("X'X + ridge I is positive definite")
     inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # in place of gram
     half = torch.from_numpy(inverse.T).float()
     return (half.triu(1) + half.triu(1).T).div_(-half.diagonal())

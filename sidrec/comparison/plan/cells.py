@@ -33,14 +33,18 @@ def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
         ConfigError: If a configuration file cannot be read, or a baseline is unknown.
     """
     cells: list[Cell] = []
+    seeds = comparison.seeds
+    tried = (
+        seeds if len(seeds) > 1 else [seeds[0], seeds[0] + 1]
+    )  # a second one shows if it matters
     for system in [*comparison.strategies, *comparison.baselines]:
         found: dict[str, Cell] = {}
-        for seed in comparison.seeds:
+        for seed in tried:
             maker = _Maker(comparison, fingerprint, seed)
             cell = maker.cell(system)
             found.setdefault(cell.last.key, cell)
-        own = list(found.values())
-        if len(own) == 1 and len(comparison.seeds) > 1:
+        own = list(found.values())[: len(seeds)]
+        if len(found) == 1:
             own = [Cell(system, None, own[0].last, own[0].ids)]
         cells += own
     return cells

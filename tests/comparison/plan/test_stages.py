@@ -56,6 +56,14 @@ def test_what_no_seed_changes_has_one_cell(config):
     assert seeds["dense-multitask"] == [1, 2]
 
 
+def test_one_seed_is_the_seed_of_what_it_changes_alone(copy):
+    edit(copy, seeds=[1234])
+    seeds = {cell.system: cell.seed for cell in plan(copy)}
+    assert seeds["popularity"] is None
+    assert seeds["multitask"] == seeds["dense-multitask"] == 1234
+    assert len(plan(copy)) == len(seeds)
+
+
 def test_inputs_come_before_their_readers(config):
     seen = set()
     for stage in in_order(plan(config)):

@@ -83,6 +83,16 @@ def test_noise_of_answers_counts_once():
     assert 0.95 < np.mean(errors) / (0.25 / 5 / 400) < 1.4
 
 
+def test_requests_that_are_hard_for_all_are_no_noise():
+    draw = np.random.default_rng(6)
+    first = 0.1 * draw.random((3, 60)) + np.array([[0.0], [0.3], [0.6]])  # seeds that differ
+    second, hardness = 0.1 * draw.random((2, 60)), draw.normal(size=60)
+    plain = difference_of_means(first, second, one_each(60))
+    assert difference_of_means(first + hardness, second + hardness, one_each(60)) == pytest.approx(
+        plain
+    )
+
+
 def test_equal_systems_do_not_differ():
     values = np.tile(hits(5, (1, 50), 0.5), (3, 1))
     found = difference_of_means(values, values, one_each(50))

@@ -13,6 +13,7 @@ from sidrec.generator.model.causal.causal_lm import (
     config_of,
     end_token_of,
 )
+from sidrec.generator.model.causal.causal_settings import CausalShape
 from sidrec.generator.model.code_space import CodeVocabulary
 from sidrec.generator.model.t5 import load_tokenizer_of
 from tests.generator.causal.models import FAMILIES, SHAPE, store_lm, tiny_lm
@@ -79,9 +80,23 @@ def test_a_snapshot_gives_the_same_model(tied):
         ({"d_model": 8}, r"settings that qwen3 does not know .*\['d_model'\]"),
         ({"vocab_size": 8}, r"\['vocab_size'\]"),
         ({"hidden_size": "wide"}, "model.causal_lm: "),
+        ({"model_type": "qwen2"}, r"settings that qwen2 does not know .*\['head_dim'\]"),
+        (
+            {"head_dim": None, "hidden_size": 18},
+            r"hidden_size \(18\) must be a multiple of .* \(4\)",
+        ),
     ],
 )
 def test_wrong_shapes_are_refused(changes, message):
     shape = SHAPE | {"model_type": "qwen3"} | changes
     with pytest.raises(ConfigError, match=message):
         causal_lm_from_config(shape, vocabulary=CodeVocabulary(7, SIZES))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_heads_share_the_width_evenly_unless_told_otherwise(family):
+    shape = CausalShape(
+        model_type=family, hidden_size=16, intermediate_size=24, num_hidden_layers=1
+    )
+    model = causal_lm_from_config(shape.arguments(), vocabulary=CodeVocabulary(7, SIZES))
+    assert model.model.layers[0].self_attn.head_dim == 16 // shape.num_attention_heads

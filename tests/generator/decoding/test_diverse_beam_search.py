@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidrec.errors import ConfigError
 from sidrec.generator.decoding.beam_search import Beams, beam_search
-from sidrec.generator.decoding.diverse_beam_search import diverse_search, merged
+from sidrec.generator.decoding.diverse_beam_search import _choose, diverse_search, merged
 from sidrec.generator.decoding.item_filters import AllItemsBut
 from sidrec.generator.decoding.trie import SemanticIdTrie, pack
 from sidrec.types import SemanticIdTable
@@ -179,3 +179,10 @@ def test_numbers_that_do_not_fit_are_refused(settings, message):
     given = {"num_beams": 6, "num_groups": 3, "diversity_penalty": 0.5} | settings
     with pytest.raises(ConfigError, match=message):
         search(TableSteps((2,), 1), trie, **given)
+
+
+def test_a_beam_without_items_takes_no_code_from_the_groups_after_it():
+    candidates = torch.tensor([[[0.0, LOWEST, LOWEST], [-3.0, -1.0, -1.25]]])  # a beam a group
+    chosen = _choose(candidates, 4, num_groups=2, diversity_penalty=0.5)
+    assert chosen.codes[0, [0, 2, 3]].tolist() == [0, 1, 2]
+    assert chosen.scores[0].tolist() == [0.0, LOWEST, -1.0, -1.25]

@@ -9,7 +9,12 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.generator.scorers.dense import DenseScorer
 from sidrec.generator.scorers.item_prior import ItemPrior
 from sidrec.generator.scorers.lexical import LexicalScorer
-from sidrec.generator.scorers.next_item import NextItemScorer, fit_next_item, next_item_examples
+from sidrec.generator.scorers.next_item import (
+    Linear,
+    NextItemScorer,
+    fit_next_item,
+    next_item_examples,
+)
 from sidrec.generator.scorers.prior_settings import NextItemSettings, PriorSettings
 from sidrec.generator.scorers.scorer import (
     PopularityScorer,
@@ -169,6 +174,11 @@ def test_settings_survive_a_checkpoint():
     parser.add_argument("--prior", type=PriorSettings | None)
     read = parser.parse_object({"prior": as_plain(settings)})
     assert parser.instantiate(read).prior == settings
+
+
+def test_a_map_is_no_part_of_the_weights_of_a_checkpoint():
+    low_rank = Linear(torch.ones(5, 2), torch.ones(2, 5))
+    assert not NextItemScorer(low_rank, half_life_items=2.0, folds=(low_rank,)).state_dict()
 
 
 def test_a_prior_comes_back_from_its_state():

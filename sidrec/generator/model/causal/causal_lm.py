@@ -74,6 +74,7 @@ def causal_lm_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabular
     family = settings["model_type"]
     try:
         known = set(AutoConfig.for_model(family).to_dict())
+        settings = _with_even_heads(settings, known)
         unknown = sorted(set(settings) - known | set(settings) & set(own))
         if unknown:
             raise ConfigError(
@@ -83,6 +84,19 @@ def causal_lm_from_config(settings: dict[str, Any], *, vocabulary: CodeVocabular
         return checked(_new(AutoConfig.for_model(**own, **settings)))
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(f"model.causal_lm: {one_line(str(error))}") from error
+
+
+def _with_even_heads(settings: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """Return settings with the width of a head where none is given and the family has the field."""
+    if settings.get("head_dim") is not None:
+        return settings
+    others = {name: value for name, value in settings.items() if name != "head_dim"}
+    width, heads = settings["hidden_size"], settings["num_attention_heads"]
+    if width % heads:
+        raise ValueError(
+            f"shape.hidden_size ({width}) must be a multiple of num_attention_heads ({heads})"
+        )
+    return others | ({"head_dim": width // heads} if "head_dim" in known else {})
 
 
 def causal_lm_from_snapshot(snapshot: str) -> Any:  # noqa: ANN401

@@ -18,7 +18,8 @@ class CausalShape(Settings):
         num_hidden_layers: Number of blocks.
         num_attention_heads: Query heads per block.
         num_key_value_heads: Key and value heads per block; divides the query heads.
-        head_dim: Width of one attention head.
+        head_dim: Width of one attention head; None: ``hidden_size / num_attention_heads``, the
+            only one in families without this field, such as ``qwen2``.
         attention_dropout: Dropout probability of attention weights, in [0, 1).
         tie_word_embeddings: Output embeddings are the input embeddings.
         other: Further fields of the family's configuration.
@@ -30,7 +31,7 @@ class CausalShape(Settings):
     num_hidden_layers: PositiveInt = 4
     num_attention_heads: PositiveInt = 4
     num_key_value_heads: PositiveInt = 2
-    head_dim: PositiveInt = 32
+    head_dim: PositiveInt | None = None
     attention_dropout: Probability = 0.1
     tie_word_embeddings: bool = False
     other: dict[str, Any] = field(default_factory=dict)
