@@ -1,6 +1,6 @@
 """Calibration of prior and T5 on validation requests, and T5's gain over the prior."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +24,9 @@ from sidrec.generator.scorers.calibration import Scalars, fit_scalars
 from sidrec.types import Task
 
 _MOST_SCORES = 1 << 27  # float32 scores of one task in memory, on each rank: 512 MiB
+
+
+_Weights = Float[Tensor, " scorer"]
 
 
 class ScoredBatch(NamedTuple):
@@ -94,7 +97,8 @@ def calibrate(model: GeneratorModel, batches: Sequence[GeneratorBatch]) -> None:
     """Fit the prior's weights and T5's factor of each task to the targets' likelihood.
 
     Fits at most four scalars per task. The weights of the prior alone are fitted first; if no
-    factor of T5 increases the likelihood, the factor becomes 0 and the prior ranks alone. Every
+    factor of T5 increases the likelihood, the factor becomes 0 and the prior ranks alone. With a
+    ``calibration_floor``, scalars for answering are fitted beside those of the likelihood. Every
     rank calls this with its own batches and gets the same scalars.
 
     Args:
@@ -111,34 +115,51 @@ def calibrate(model: GeneratorModel, batches: Sequence[GeneratorBatch]) -> None:
         if not sum(gather_objects(len(parts))):
             say(f"{task}: no validation request; the prior keeps its weights, uncalibrated.")
             continue
-        weights = prior.log_weights[task].detach().exp().double().cpu()
-        one, zero = weights.new_ones(1), weights.new_zeros(1)
-        alone, loss_alone = fit_scalars(
-            {n: partial(_loss_alone, part) for n, part in parts.items()}, weights, unit=weights
-        )
-        both, loss = fit_scalars(
-            {n: partial(_loss, part) for n, part in parts.items()},
-            torch.cat([alone, one]),
-            unit=torch.cat([weights, one]),
-        )
-        if loss >= loss_alone:
-            both = torch.cat([alone, zero])
+        unit = prior.log_weights[task].detach().exp().double().cpu()
+        alone, both = _fitted(parts, unit, unit, floor=0.0)
+        if prior.calibration_floor > 0:
+            for_lists = _fitted(parts, unit, alone, floor=prior.calibration_floor)
+            alone, both = (torch.stack(pair) for pair in zip(for_lists, (alone, both), strict=True))
         prior.set_calibrated(task, scalars=both, alone=alone)
+
+
+def _fitted(
+    parts: Mapping[int, ScoredBatch], unit: _Weights, start: _Weights, *, floor: float
+) -> tuple[_Weights, Scalars]:
+    """Return the best weights of the prior alone, and the best weights and factor with T5.
+
+    Args:
+        parts: Scored batches of this rank.
+        unit: Expected size of each weight.
+        start: Initial weights.
+        floor: See ``PriorSettings.calibration_floor``.
+    """
+    one, zero = unit.new_ones(1), unit.new_zeros(1)
+    alone, loss_alone = fit_scalars(
+        {n: partial(_loss_alone, part, floor) for n, part in parts.items()}, start, unit=unit
+    )
+    both, loss = fit_scalars(
+        {n: partial(_loss, part, floor) for n, part in parts.items()},
+        torch.cat([alone, one]),
+        unit=torch.cat([unit, one]),
+    )
+    return alone, both if loss < loss_alone else torch.cat([alone, zero])
 
 
 @torch.no_grad()
 def gain_over_prior(model: GeneratorModel, batch: GeneratorBatch) -> Float[Tensor, " request"]:
     """Return the gain in each target's log-probability from adding T5 to the prior, in nats.
 
-    Both sides use their own calibrated weights. A request with several relevant items counts its
-    first one. The gain is NaN where the target is unknown or not allowed.
+    Both sides use their own weights of the largest likelihood. A request with several relevant
+    items counts its first one. The gain is NaN where the target is unknown or not allowed.
     """
     gains = torch.full((batch.num_requests,), torch.nan, dtype=torch.float64)
     prior, part = model.prior, scored_batch(model, batch)
     if prior is None or part is None or not prior.is_exact(part.path.num_items):
         return gains
-    alone, weights = prior.weights_alone(batch.task), prior.weights(batch.task)
-    factor = weights.new_tensor([prior.t5_factor(batch.task)])
+    with prior.for_likelihood():
+        alone, weights = prior.weights_alone(batch.task), prior.weights(batch.task)
+        factor = weights.new_tensor([prior.t5_factor(batch.task)])
     both = part.log_likelihood(torch.cat([weights, factor]))
     only = part.log_likelihood(torch.cat([alone, torch.zeros_like(factor)]))
     gains[part.rows.cpu()] = (both - only).cpu()
@@ -161,9 +182,10 @@ def _parts(
     return parts
 
 
-def _loss(part: ScoredBatch, scalars: Scalars) -> Float[Tensor, ""]:
-    return -part.log_likelihood(scalars).sum()
+def _loss(part: ScoredBatch, floor: float, scalars: Scalars) -> Float[Tensor, ""]:
+    found = part.log_likelihood(scalars)
+    return -(torch.logaddexp(found, found.new_tensor(floor).log()) if floor else found).sum()
 
 
-def _loss_alone(part: ScoredBatch, weights: Scalars) -> Float[Tensor, ""]:
-    return _loss(part, torch.cat([weights, weights.new_zeros(1)]))
+def _loss_alone(part: ScoredBatch, floor: float, weights: _Weights) -> Float[Tensor, ""]:
+    return _loss(part, floor, torch.cat([weights, weights.new_zeros(1)]))

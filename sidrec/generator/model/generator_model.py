@@ -1,6 +1,7 @@
 """Joint generator as a plain torch module: requests to log-probabilities or ranked items."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -142,10 +143,12 @@ class GeneratorModel(nn.Module):
     def log_likelihood(self, batch: GeneratorBatch) -> Float[Tensor, " request"]:
         """Return the log-probability of each request's target, in nats.
 
-        The prior takes part with its present weights. NaN where the target is unknown or excluded.
+        The prior takes part with its weights of the largest likelihood. NaN where the target is
+        unknown or excluded.
         """
         known = (batch.target >= 0) & (batch.excluded != batch.target[:, None]).all(dim=1)
-        levels, path = self._along_targets(batch._replace(target=batch.target.clamp(min=0)))
+        with nullcontext() if self.prior is None else self.prior.for_likelihood():
+            levels, path = self._along_targets(batch._replace(target=batch.target.clamp(min=0)))
         picked = [
             of_level.gather(1, code)
             for of_level, code in zip(levels, path.codes.chunk(len(levels), dim=1), strict=True)

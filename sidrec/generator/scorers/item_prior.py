@@ -1,6 +1,7 @@
 """Prior over items: a weighted sum of exact scorers for each task."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +21,8 @@ from sidrec.types import TASKS, Task
 if TYPE_CHECKING:  # a retriever needs no corpus, and its tables take a second to import
     from sidrec.corpus.store import Corpus
 
+_ANSWERING, _LIKELIHOOD = 0, 1  # rows of calibrated scalars
+
 TaskScorers = Mapping[Task, Mapping[str, Scorer]]
 
 
@@ -28,12 +31,14 @@ class ItemPrior(nn.Module):
 
     In training the weights are ``exp(log_weights)``, with a learning rate of their own. In
     evaluation mode they are the calibrated ones, after ``set_calibrated``, together with the
-    calibrated factor of T5's logits.
+    calibrated factor of T5's logits: those for answering, or within ``for_likelihood`` those of
+    the largest likelihood.
 
     Args:
         scorers: Scorers of each task, by name; a missing task has no prior.
         corpus_fingerprint: Fingerprint of the corpus from which the scorers were made.
         dropout: Probability in training that an example has no prior, in [0, 1).
+        calibration_floor: See ``PriorSettings``; for ``calibrate`` only.
         max_exact_items: See ``PriorSettings``.
     """
 
@@ -43,10 +48,12 @@ class ItemPrior(nn.Module):
         *,
         corpus_fingerprint: str,
         dropout: float = 0.0,
+        calibration_floor: float = 0.0,
         max_exact_items: int = 1_000_000,
     ) -> None:
         super().__init__()
-        self.max_exact_items = max_exact_items
+        self.max_exact_items, self.calibration_floor = max_exact_items, calibration_floor
+        self._row = _ANSWERING
         self.corpus_fingerprint, self.dropout = corpus_fingerprint, dropout
         self.names: dict[Task, tuple[str, ...]] = {
             task: tuple(scorers[task]) for task in TASKS if scorers.get(task)
@@ -58,9 +65,9 @@ class ItemPrior(nn.Module):
         for task, names in self.names.items():
             start = [scorers[task][name].initial_weight for name in names]
             self.log_weights[task] = nn.Parameter(torch.tensor(start).log())
-            unknown = torch.full((len(names),), torch.nan)
-            self.register_buffer(f"{task}_alone", unknown)
-            self.register_buffer(f"{task}_scalars", torch.cat([unknown, unknown[:1]]))
+            unknown = torch.full((2, len(names) + 1), torch.nan)  # [purpose, scalar]
+            self.register_buffer(f"{task}_alone", unknown[:, 1:].clone())
+            self.register_buffer(f"{task}_scalars", unknown)
 
     @classmethod
     def of_corpus(
@@ -113,6 +120,7 @@ class ItemPrior(nn.Module):
             scorers,
             corpus_fingerprint=corpus.fingerprint,
             dropout=settings.dropout,
+            calibration_floor=settings.calibration_floor,
             max_exact_items=settings.max_exact_items,
         )
 
@@ -223,30 +231,40 @@ class ItemPrior(nn.Module):
         if self.training or not self.is_calibrated(task):
             moving: Tensor = self.log_weights[task]
             return moving.exp()
-        return self._buffer(task, "scalars")[:-1]
+        return self._buffer(task, "scalars")[self._row, :-1]
 
     def weights_alone(self, task: Task) -> Float[Tensor, " scorer"]:
         """Return the weights that are calibrated for the prior without T5."""
-        return self._buffer(task, "alone") if self.is_calibrated(task) else self.weights(task)
+        calibrated = self.is_calibrated(task)
+        return self._buffer(task, "alone")[self._row] if calibrated else self.weights(task)
 
     def t5_factor(self, task: Task) -> float:
         """Return the current factor of T5's logits; 1 in training."""
         if self.training or not self.is_calibrated(task):
             return 1.0
-        return float(self._buffer(task, "scalars")[-1])
+        return float(self._buffer(task, "scalars")[self._row, -1])
 
     def is_calibrated(self, task: Task) -> bool:
         """Return whether ``set_calibrated`` was called, before or after the checkpoint."""
         return not bool(self._buffer(task, "scalars").isnan().any())
 
+    @contextmanager
+    def for_likelihood(self) -> Iterator[None]:
+        """Within this context, weights and factor are those of the largest likelihood."""
+        self._row = _LIKELIHOOD
+        try:
+            yield
+        finally:
+            self._row = _ANSWERING
+
     def set_calibrated(
         self,
         task: Task,
         *,
-        scalars: Float[Tensor, " scalar"],
-        alone: Float[Tensor, " scorer"],
+        scalars: Float[Tensor, "*purpose scalar"],
+        alone: Float[Tensor, "*purpose scorer"],
     ) -> None:
-        """Store the scalars of a likelihood fit.
+        """Store the scalars of a fit: one row for both purposes, or for answering and likelihood.
 
         Args:
             task: Task of the requests.

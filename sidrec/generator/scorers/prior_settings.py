@@ -45,6 +45,10 @@ class PriorSettings(Settings):
         learning_rate: Peak of AdamW for the logarithms of the weights, ``> 0``.
         dropout: Probability in training that an example has no prior, in [0, 1), so that T5
             learns to rank alone. Indexing examples never have one.
+        calibration_floor: Floor ``f`` in [0, 1) of the calibration for answering, which maximizes
+            the mean of ``ln(p + f)`` over validation targets of probability ``p``. 0 maximizes
+            their likelihood. With .01, targets below one in a hundred, which no list reaches, count
+            about alike, and the weights suit the tops of lists.
         dense_half_life_items: Number of history items over which the dense scorer halves a
             weight, ``> 0``.
         next_item: Regression of the scorer ``next_item``.
@@ -57,6 +61,7 @@ class PriorSettings(Settings):
     recommendation: tuple[RecommendationScorer, ...] = ("dense", "next_item", "popularity")
     learning_rate: PositiveFloat = 0.02
     dropout: Probability = 0.0
+    calibration_floor: Probability = 0.0
     dense_half_life_items: PositiveFloat = 3.0
     next_item: NextItemSettings = NextItemSettings()
     max_exact_items: PositiveInt = 1_000_000

@@ -276,6 +276,38 @@ def test_calibration_never_leaves_a_generator_below_its_prior():
         assert part.log_likelihood(found).sum() >= part.log_likelihood(start).sum() - 1e-4
 
 
+def test_a_calibration_floor_fits_answers_to_targets_within_reach():
+    model = with_prior(tiny_generator(), calibration_floor=0.05)
+    prior, asked = model.prior, [[2, 5, 7], [1, 3], [4, 6]]
+    unknown = histories(*asked)
+    likely = torch.tensordot(
+        prior.weights("recommendation"),
+        model.scorer_scores(unknown, model.embedder(unknown)),
+        dims=1,
+    ).scatter(1, unknown.excluded.clamp(min=0), -torch.inf)  # pads point at item 0
+    order = likely.argsort(dim=1).tolist()  # excluded items first
+    batch = histories(*asked, answers=[order[0][-1], order[1][-1], order[2][5]])
+    calibrate(model, [batch])
+    part = scored_batch(model, batch)
+
+    def scalars():
+        factor = torch.tensor([prior.t5_factor("recommendation")])
+        return torch.cat([prior.weights("recommendation"), factor])
+
+    for_lists = scalars()
+    with prior.for_likelihood():
+        likeliest = scalars()
+    assert not torch.allclose(for_lists, likeliest, atol=1e-2)
+    first, second = (part.log_likelihood(one) for one in (for_lists, likeliest))
+    assert (first.exp() + 0.05).log().sum() >= (second.exp() + 0.05).log().sum() - 1e-4
+    assert second.sum() >= first.sum() - 1e-4
+    torch.testing.assert_close(model.log_likelihood(batch), second, atol=1e-4, rtol=1e-4)
+    assert gain_over_prior(model, batch).mean().item() >= -1e-6
+    items = model.answer(batch, num_beams=20, top_k=20).ranked
+    row = (items.items[0] == order[0][-1]).nonzero()[0]
+    torch.testing.assert_close(items.scores[0, row].double(), first[:1], atol=1e-4, rtol=1e-4)
+
+
 def test_requests_that_cannot_be_answered_take_no_part_in_calibration(capsys):
     model = with_prior(tiny_generator())
     calibrate(model, [histories([2, 5], answers=[5])])
