@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sidrec.generator.decoding.beam_search import LEAST_MASS, NO_ITEM, Decoded, Step, over_children
+from sidrec.generator.decoding.beam_search import (
+    LEAST_MASS,
+    NO_ITEM,
+    Decoded,
+    Step,
+    best_columns,
+    over_children,
+)
 from sidrec.generator.decoding.item_filters import AllItemsBut, AllowedItems
 from sidrec.generator.decoding.trie import SemanticIdTrie
 from sidrec.types import RankedItems
@@ -194,10 +201,10 @@ def rank_by_scores(
         trie: Trie of the catalogue.
         top_k: Length of the lists.
     """
-    shut = scores.float().masked_fill(~is_allowed, float("-inf"))
-    values, order = shut.log_softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    values, order = values[:, :top_k], order[:, :top_k]
-    return _decoded(trie.items[order], values, trie)
+    log_p = scores.float().masked_fill(~is_allowed, float("-inf")).log_softmax(dim=1)
+    best = best_columns(log_p, min(top_k, log_p.shape[1]))
+    values, order = log_p.gather(1, best).sort(dim=1, descending=True, stable=True)
+    return _decoded(trie.items[best.gather(1, order)], values, trie)
 
 
 def rerank(
