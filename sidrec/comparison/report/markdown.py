@@ -166,13 +166,19 @@ def notes(report: dict[str, Any]) -> list[str]:
         f"Holm's correction over {report['num_tests']} tests. A trained system "
         "of one seed has no test.",
         *_smallest(report),
+        *(_notes_on_both_tasks(report) if report["num_requests"]["search"] else ()),
+        "A slice without requests has no figure (-), nor has a task that a system does not answer "
+        "or was not trained for.",
+    ]
+
+
+def _notes_on_both_tasks(report: dict[str, Any]) -> list[str]:
+    return [
         "By ID counts a hit on the Semantic ID alone; inflation is by how much that exceeds the "
         "item level.",
         f"On the front: no system is at least as good in both tasks and better in one; in "
-        f"brackets the share of {settings['num_bootstrap']:,} draws of requests and seeds. "
-        f"Hypervolume of the front: {report['hypervolume']:.4f}.",
-        "A slice without requests has no figure (-), nor has a task that a system does not answer "
-        "or was not trained for.",
+        f"brackets the share of {report['settings']['num_bootstrap']:,} draws of requests and "
+        f"seeds. Hypervolume of the front: {report['hypervolume']:.4f}.",
     ]
 
 
@@ -189,7 +195,11 @@ def _smallest(report: dict[str, Any]) -> list[str]:
 
 
 def to_markdown(report: dict[str, Any], *, before_table: Sequence[str] = ()) -> str:
-    """Return the report as one Markdown page; ``before_table`` holds lines to insert above it."""
+    """Return the report as one Markdown page; ``before_table`` holds lines to insert above it.
+
+    Without search requests it leaves out what concerns both tasks: front, inflation by ID, and
+    the table of the paper on joint search and recommendation.
+    """
     parts = [f"# {report['title']}", "", f"`{report['command']}`", "", *before_table]
     parts += [*_table(*main_table(report)), ""]
     parts += [line for note in notes(report) for line in (f"- {note}",)]
@@ -200,8 +210,9 @@ def to_markdown(report: dict[str, Any], *, before_table: Sequence[str] = ()) -> 
         ]
     parts += ["", f"## Against {report['settings']['reference']}", ""]
     parts += _table(*tests_table(report))
-    parts += ["", "## The paper's table (other data scale)", "", SOURCE + ". " + SCALE, ""]
-    parts += _table(["IDs", "search", "recommendation", "rec. head"], paper_rows())
+    if report["num_requests"]["search"]:
+        parts += ["", "## The paper's table (other data scale)", "", SOURCE + ". " + SCALE, ""]
+        parts += _table(["IDs", "search", "recommendation", "rec. head"], paper_rows())
     parts += ["", "## Where each row comes from", ""]
     for row in report["systems"]:
         parts += [f"**{row['name']}** ({', '.join(row['runs']) or 'no run'})", ""]

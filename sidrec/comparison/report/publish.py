@@ -15,6 +15,8 @@ _XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 def publish(report: dict[str, Any], settings: ReportSettings) -> None:
     """Write Markdown, SVG and JSON to ``settings.publish``; None writes nothing.
 
+    Without search requests there is no front, and so no SVG.
+
     The JSON leaves out what only the page shows: lists side by side and the use of every code.
 
     Args:
@@ -27,14 +29,20 @@ def publish(report: dict[str, Any], settings: ReportSettings) -> None:
     if settings.publish is None:
         return
     target, said = Path(settings.publish), read_discussion(settings)
-    body = to_markdown(report, before_table=[f"![Pareto front]({target.name}.svg)", "", *said])
+    picture = (
+        [f"![Pareto front]({target.name}.svg)", ""] if report["num_requests"]["search"] else []
+    )
+    body = to_markdown(report, before_table=[*picture, *said])
     kept = {key: value for key, value in report.items() if key != "lists"}
     kept["systems"] = [
         {key: value for key, value in row.items() if key != "usage"} for row in report["systems"]
     ]
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target.with_suffix(".json"), kept)
-    for ending, text in ((".svg", _XML + str(pareto_svg(report["systems"]))), (".md", body)):
+    files = {".md": body}
+    if picture:
+        files[".svg"] = _XML + str(pareto_svg(report["systems"]))
+    for ending, text in files.items():
         with atomic_file(target.with_suffix(ending)) as temporary:
             temporary.write_text(text)
 

@@ -33,6 +33,7 @@ def config(corpus, tmp_path):
     """The Toys benchmark, which rests on Beauty's, over the tiny corpus."""
     settings = {"base": "benchmarks/toys.yaml", "corpus": str(corpus.folder)}
     file = tmp_path / "tiny.yaml"
+    settings |= {"report": {"publish": str(tmp_path / "page")}}
     file.write_text(yaml.safe_dump(settings | {"out": str(tmp_path / "out"), "seeds": [1, 2]}))
     return file
 
@@ -63,6 +64,10 @@ def test_report_has_the_columns_of_published_tables(config, corpus, tmp_path, ca
     best = report["systems"][0]["figures"]["recommendation/recall@10"]["mean"]
     assert "| tiger_rq_vae | " in page
     assert f"{best:.4f} ± " in page
+    assert "The paper's table" not in page
+    assert "front" not in page.lower()
+    assert (tmp_path / "page.md").read_text() == page
+    assert not (tmp_path / "page.svg").exists()
 
 
 def test_a_benchmark_on_codes_made_elsewhere(tmp_path, monkeypatch):
