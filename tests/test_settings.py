@@ -89,6 +89,7 @@ FLAGSHIP = {  # every value of configs/multitask.yaml and configs/generator.yaml
         "prior.recommendation": ["dense", "next_item", "popularity"],
         "prior.learning_rate": 0.02,
         "prior.dropout": 0.0,
+        "prior.calibration_floor": 0.0,
         "prior.dense_half_life_items": 3.0,
         "prior.next_item.half_life_items": 10.0,
         "prior.next_item.max_history_items": 30,
