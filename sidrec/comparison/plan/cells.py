@@ -34,9 +34,7 @@ def cells_of(comparison: Comparison, *, fingerprint: str) -> list[Cell]:
     """
     cells: list[Cell] = []
     seeds = comparison.seeds
-    tried = (
-        seeds if len(seeds) > 1 else [seeds[0], seeds[0] + 1]
-    )  # a second one shows if it matters
+    tried = [*seeds, seeds[0] + 1] if len(seeds) == 1 else seeds  # shows whether the seed matters
     for system in [*comparison.strategies, *comparison.baselines]:
         found: dict[str, Cell] = {}
         for seed in tried:

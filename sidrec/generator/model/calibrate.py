@@ -18,6 +18,7 @@ from sidrec.generator.model.prefix_prior import (
     PrefixTree,
     TargetPath,
     allowed_positions,
+    likelihood_along,
     target_log_probabilities,
 )
 from sidrec.generator.scorers.calibration import Scalars, fit_scalars
@@ -57,9 +58,7 @@ class ScoredBatch(NamedTuple):
         total = torch.tensordot(scalars[:-1], self.scores, dims=1)
         mass = PrefixMass(self.tree, total, self.is_allowed)
         levels = target_log_probabilities(self.path, mass, t5_factor=scalars[-1])
-        codes = self.path.codes.chunk(self.path.codes.shape[1], dim=1)
-        picked = [one.gather(1, code) for one, code in zip(levels, codes, strict=True)]
-        return torch.cat(picked, dim=1).double().sum(dim=1)
+        return likelihood_along(levels, self.path)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from sidrec.generator.model.prefix_prior import (
     PriorSteps,
     TargetPath,
     allowed_positions,
+    likelihood_along,
     rank_by_scores,
     rerank,
     target_log_probabilities,
@@ -148,13 +149,8 @@ class GeneratorModel(nn.Module):
         """
         known = (batch.target >= 0) & (batch.excluded != batch.target[:, None]).all(dim=1)
         with nullcontext() if self.prior is None else self.prior.for_likelihood():
-            levels, path = self._along_targets(batch._replace(target=batch.target.clamp(min=0)))
-        picked = [
-            of_level.gather(1, code)
-            for of_level, code in zip(levels, path.codes.chunk(len(levels), dim=1), strict=True)
-        ]
-        total = torch.cat(picked, dim=1).double().sum(dim=1)
-        return torch.where(known, total, torch.nan)
+            along = self._along_targets(batch._replace(target=batch.target.clamp(min=0)))
+        return torch.where(known, likelihood_along(*along), torch.nan)
 
     def _along_targets(
         self, batch: GeneratorBatch

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from sidrec.generator.decoding.beam_search import (
@@ -184,6 +184,20 @@ def target_log_probabilities(
         else:
             found.append(mass.log_softmax(level, t5_factor * logits, bounds)[:, 0])
     return found
+
+
+def likelihood_along(
+    log_probabilities: list[Float[Tensor, "request _"]], path: TargetPath
+) -> Float64[Tensor, " request"]:
+    """Return the log-probability of each target, in nats: the sum over its codes.
+
+    Args:
+        log_probabilities: From ``target_log_probabilities``.
+        path: T5's logits along the targets.
+    """
+    codes = path.codes.chunk(len(log_probabilities), dim=1)
+    picked = [one.gather(1, code) for one, code in zip(log_probabilities, codes, strict=True)]
+    return torch.cat(picked, dim=1).double().sum(dim=1)
 
 
 def rank_by_scores(
