@@ -30,7 +30,7 @@ def stops_at(where, steps_per_epoch):
     return {
         "mid-epoch": (steps_per_epoch // 2,),
         "epoch end": (steps_per_epoch,),
-        "twice in one epoch": (steps_per_epoch + 2, steps_per_epoch + 4),
+        "twice in one epoch": (steps_per_epoch + 1, steps_per_epoch + 4),
     }[where]
 
 
