@@ -1,7 +1,7 @@
 """Leakage checks: training may use train rows only."""
 
 import numpy as np
-import polars as pl
+import pyarrow as pa
 from jaxtyping import Bool, Int64
 
 from sidrec.corpus.store import Corpus, Interactions
@@ -54,18 +54,18 @@ def _check_interactions(corpus: Corpus, interactions: Interactions, purpose: str
     train = corpus.train_interactions()
     if interactions.item_index is train.item_index:  # the corpus's own view
         return
-    own, known = _columns(interactions), _columns(train)
+    own, known = _table(interactions), _table(train)
     if own.equals(known):
         return
-    allowed = own.with_row_index("place").join(known, on=own.columns, how="semi")
-    wrong = np.ones(own.height, bool)
-    wrong[allowed["place"].to_numpy()] = False
-    _refuse(wrong, own.height, "interactions", purpose)
+    places = own.append_column("place", pa.array(np.arange(len(own))))
+    wrong = np.zeros(len(own), bool)
+    wrong[places.join(known, own.column_names, join_type="left anti")["place"].to_numpy()] = True
+    _refuse(wrong, len(own), "interactions", purpose)
 
 
-def _columns(interactions: Interactions) -> pl.DataFrame:
+def _table(interactions: Interactions) -> pa.Table:
     columns = ("user_index", "item_index", "timestamp")
-    return pl.DataFrame({name: np.asarray(getattr(interactions, name)) for name in columns})
+    return pa.table({name: np.asarray(getattr(interactions, name)) for name in columns})
 
 
 def _refuse(wrong: Bool[np.ndarray, " row"], total: int, what: str, purpose: str) -> None:

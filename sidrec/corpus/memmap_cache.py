@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Num
 
-from sidrec.corpus.sources.raw_catalogue import SPLITS
+from sidrec.corpus.schema import SPLITS
 from sidrec.errors import SidrecError
 from sidrec.files import atomic_file, disk_errors
 

@@ -6,7 +6,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Int64
 
-from sidrec.corpus.sources.raw_catalogue import SPLITS, Split
+from sidrec.corpus.schema import SPLITS, Split
 from sidrec.corpus.store import Corpus
 from sidrec.types import Request
 

@@ -4,11 +4,15 @@ import hashlib
 import json
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")  # position = code in derived files
 
 SCHEMA_VERSION = 2
 ROWS_PER_GROUP = 131_072

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.requests import recommendation_requests, search_requests
-from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.corpus.schema import Split
 from sidrec.distributed import rank_and_world_size
 from sidrec.encoder.dense_retrieval import mean_history, own_slice, recall_figures
 from sidrec.encoder.encode import encode_catalogue, encode_texts

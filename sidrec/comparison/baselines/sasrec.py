@@ -14,7 +14,7 @@ from sidrec.comparison.baselines.sasrec_data import WindowBatch, WindowDataModul
 from sidrec.comparison.baselines.simple import rank_catalogue
 from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.requests import recommendation_requests
-from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.corpus.schema import Split
 from sidrec.corpus.store import popularity
 from sidrec.distributed import gather_objects
 from sidrec.encoder.dense_retrieval import own_slice

@@ -23,11 +23,12 @@ from sidrec.corpus.schema import (
     INTERACTION_WEIGHT,
     QUERY_SCHEMA,
     SCHEMA_VERSION,
+    SPLITS,
     WEIGHT_FIELD,
     TableWriter,
     item_schema,
 )
-from sidrec.corpus.sources.raw_catalogue import SPLITS, RawCatalogue, RawQuery
+from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery
 from sidrec.corpus.sources.splits import leave_last_out, query_splits, temporal, time_bounds
 from sidrec.errors import ConfigError, DataError
 from sidrec.files import atomic_folder, disk_errors, sha256_of_file, write_json

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool
 
-from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.corpus.schema import Split
 from sidrec.corpus.sources.splits import hash_fraction
 
 Answers = list[tuple[int, float, int]]  # item_index, weight and grade

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sidrec.corpus.sources.raw_catalogue import SPLITS, RawCatalogue
+from sidrec.corpus.schema import SPLITS
+from sidrec.corpus.sources.raw_catalogue import RawCatalogue
 
 _SHOWN = 160  # characters of an example
 _MOMENTS = (-62_135_596_800_000_000, 253_402_300_799_000_000)  # range of datetime, in microseconds

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, cast
 from sidrec.console import say
 from sidrec.corpus.queries.title_match import TitledItem, match_titles
 from sidrec.corpus.reading.json_rows import json_objects
-from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery, grades_of
+from sidrec.corpus.schema import SPLITS
+from sidrec.corpus.sources.raw_catalogue import RawQuery, grades_of
 from sidrec.errors import DataError
 
 PACKAGED = "queries_llm"

@@ -11,7 +11,8 @@ import polars as pl
 from sidrec.console import say
 from sidrec.corpus.reading.records import read_records, readable, required, sentences
 from sidrec.corpus.reading.table_scan import reading
-from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery, Split, no_interactions
+from sidrec.corpus.schema import Split
+from sidrec.corpus.sources.raw_catalogue import RawCatalogue, RawQuery, no_interactions
 from sidrec.errors import DataError
 
 _SPLIT_FILES: dict[Split, str] = {"train": "train", "valid": "dev", "test": "test"}

@@ -9,9 +9,6 @@ from sidrec.corpus.prepare_settings import TimeUnit
 from sidrec.corpus.reading.compressed import FileRows, row_place
 from sidrec.errors import DataError
 
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")  # position = code in derived files
-
 
 class RawQuery(NamedTuple):
     """Raw query: its text and the items that answer it, before items are indexed.

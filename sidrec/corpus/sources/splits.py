@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from sidrec.corpus.sources.raw_catalogue import SPLITS, RawQuery, Split
+from sidrec.corpus.schema import SPLITS, Split
+from sidrec.corpus.sources.raw_catalogue import RawQuery
 from sidrec.errors import DataError
 
 _MIN_INTERACTIONS_TO_SPLIT = 3

@@ -22,11 +22,10 @@ from sidrec.corpus.reading.table_scan import (
     scan_columns,
 )
 from sidrec.corpus.reading.times import Timestamps, read_times
+from sidrec.corpus.schema import SPLITS, Split
 from sidrec.corpus.sources.raw_catalogue import (
-    SPLITS,
     RawCatalogue,
     RawQuery,
-    Split,
     grades_of,
     no_interactions,
 )

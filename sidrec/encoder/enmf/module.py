@@ -10,7 +10,7 @@ from torch.nn.functional import dropout
 
 from sidrec.corpus.cold_start import cold_start_items
 from sidrec.corpus.requests import recommendation_requests
-from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.corpus.schema import Split
 from sidrec.corpus.store import popularity
 from sidrec.encoder.dense_retrieval import own_slice, recall_figures
 from sidrec.encoder.enmf.datamodule import UserBatch, UserDataModule, users_of

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from sidrec.corpus.cold_start import items_to_index
 from sidrec.corpus.leakage import check_train_only
 from sidrec.corpus.requests import recommendation_requests, search_requests
-from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.corpus.schema import Split
 from sidrec.distributed import rank_and_world_size
 from sidrec.errors import ConfigError, DataError
 from sidrec.generator.model.batch import GeneratorBatch, batch_of_requests

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sidrec.console import say
 from sidrec.corpus.cold_start import cold_start_items
-from sidrec.corpus.sources.raw_catalogue import Split
+from sidrec.corpus.schema import Split
 from sidrec.corpus.store import popularity
 from sidrec.distributed import gather_objects
 from sidrec.errors import ConfigError
