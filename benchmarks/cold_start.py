@@ -24,7 +24,8 @@ IMPORTS = {
     "retriever": "import sidrec.generator.retrieval.retriever\nfrom transformers.models.t5."
     "modeling_t5 import T5ForConditionalGeneration",
     "lightning": "import lightning",
-    "fit": "import sidrec.cli.train\nimport sidrec.generator.training.module",
+    "fit": "from sidrec.cli.main import import_command\nimport_command('fit')\n"
+    "import sidrec.generator.training.module",
 }
 RATIOS = {"retriever": "torch_and_t5", "fit": "lightning"}
 NEEDLESS = ("lightning", "torchmetrics", "datasets", "pandas", "polars", "pyarrow", "sklearn")

@@ -187,6 +187,7 @@ def test_comparison_plans_stages_that_parse(config, capsys, monkeypatch):
     """Every training of the plan, with the flags that the comparison adds, parses whole."""
     monkeypatch.chdir(ROOT)
     comparison = read_comparison(config)
+    assert comparison.report.publish is None  # whoever has the package has no docs/results
     cells = cells_of(comparison, fingerprint="f" * 64)
     stages, reference = in_order(cells), comparison.report.reference
     assert {cell.seed for cell in cells if cell.system == reference} == {1234, 1235, 1236}

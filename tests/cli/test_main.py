@@ -84,3 +84,16 @@ def test_a_closed_pipe_is_no_error_message():
     code = f"(sleep 0.1; {sys.executable} -m sidrec --help) | true"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("place", ["sidrec.cli.configs", "sidrec.cli.no_such_room"])
+def test_a_command_is_imported_without_the_collector_which_is_back_afterwards(place):
+    code = (
+        "import gc\nfrom contextlib import suppress\nfrom sidrec.cli import main\n"
+        "rounds = []\ngc.callbacks.append(lambda phase, info: rounds.append(phase))\n"
+        f"main.COMMANDS['new'] = ({place!r}, 'a command')\n"
+        "with suppress(ModuleNotFoundError):\n    main.import_command('new')\n"
+        "print(gc.isenabled(), len(rounds), gc.get_freeze_count() > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"True 0 {place == 'sidrec.cli.configs'}\n"
