@@ -10,11 +10,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sidrec.comparison.report.markdown import (
+    PARTS,
     SCALE,
     SOURCE,
     main_table,
     notes,
     paper_rows,
+    parts_table,
     tests_table,
 )
 from sidrec.comparison.report.pareto_plot import pareto_figure
@@ -47,6 +49,8 @@ def to_html(report: dict[str, Any]) -> str:
         classes=[" ".join(_classes(row)) for row in rows],
         notes=notes(report),
         tests=tests_table(report),
+        parts_title=PARTS,
+        parts=parts_table(report),
         paper=paper_rows(),
         paper_source=SOURCE,
         paper_scale=SCALE,

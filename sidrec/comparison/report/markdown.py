@@ -48,6 +48,7 @@ COLUMNS = (
     ("recommendation/recall@30_torso", "rec. torso"),
     ("recommendation/cold_start", "rec. cold start"),
 )
+PARTS = "What the generator adds to its prior"
 RECOMMENDATION_ALONE = tuple(
     (f"recommendation/{name}", name)
     for name in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@30", "cold_start")
@@ -146,6 +147,30 @@ def tests_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
+def parts_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells of what a generator and its prior reach apart and together.
+
+    ``nats``: by how much the generator raises the mean log-likelihood of targets over the prior's.
+    No row where no generator has a prior.
+    """
+    names = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@30")
+    parts = (("both", ""), ("prior alone", "prior_"), ("generator alone", "t5_"))
+    rows = [
+        [
+            row["name"],
+            task,
+            part,
+            *(cell(row, f"{task}/{prefix}{name}", digits=4) for name in names),
+            "" if prefix else cell(row, f"{task}/t5_gain_nats"),
+        ]
+        for row in report["systems"]
+        for task in TASKS
+        if f"{task}/t5_gain_nats" in row["figures"]
+        for part, prefix in parts
+    ]
+    return ["system", "task", "part", *names, "nats"], rows
+
+
 def paper_rows() -> list[list[str]]:
     """Return the rows of the paper's own table."""
     return [_paper_row(row) for row in (*STRATEGIES, *QUANTIZERS)]
@@ -210,6 +235,9 @@ def to_markdown(report: dict[str, Any], *, before_table: Sequence[str] = ()) -> 
         ]
     parts += ["", f"## Against {report['settings']['reference']}", ""]
     parts += _table(*tests_table(report))
+    headings, rows = parts_table(report)
+    if rows:
+        parts += ["", f"## {PARTS}", "", *_table(headings, rows)]
     if report["num_requests"]["search"]:
         parts += ["", "## The paper's table (other data scale)", "", SOURCE + ". " + SCALE, ""]
         parts += _table(["IDs", "search", "recommendation", "rec. head"], paper_rows())

@@ -22,9 +22,12 @@ from sidrec.comparison.statistics.tested_runs import System, groups_of
 from sidrec.figures import harmonic_mean
 from sidrec.types import TASKS, Task
 
+_AT_5_AND_10 = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 _SLICES = (
     *("recall@30_head", "recall@30_torso", "cold_start", "mrr@30"),
-    *("recall@5", "ndcg@5", "recall@10", "ndcg@10"),
+    *_AT_5_AND_10,
+    *(f"{part}_{name}" for part in ("prior", "t5") for name in (*_AT_5_AND_10, "recall@30")),
+    "t5_gain_nats",
 )
 Requests = Mapping[Task, Sequence[str]]
 
