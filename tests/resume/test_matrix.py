@@ -123,8 +123,11 @@ def _needs_ranks(item):
 @pytest.mark.parametrize("warmup", [True, False], ids=["warmup", "constant"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks(stage, warmup, on_two_ranks):
-    files = [on_two_ranks / f"{stage} {warmup}" / f"{rank}.pt" for rank in range(2)]
-    (first, weights), (second, others) = map(torch.load, files)
+    assert_ranks_same(on_two_ranks / f"{stage} {warmup}")
+
+
+def assert_ranks_same(folder):
+    (first, weights), (second, others) = (torch.load(folder / f"{rank}.pt") for rank in range(2))
     assert_same(first)
     assert_same(second)
     assert all(torch.equal(weights[name], others[name]) for name in weights)
