@@ -150,8 +150,6 @@ def compare(tiny, folder, tally, num_cases):
     )
     tree |= {"corpus": str(tiny.corpus), "out": str(folder / "out")}
     tree["strategies"] = dict(list(tree["strategies"].items())[:7])
-    for name in ("publish", "discussion"):  # files of the repository
-        del tree["report"][name]
 
     def one(data):
         fresh(folder)
