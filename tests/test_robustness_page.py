@@ -28,3 +28,6 @@ def test_every_row_is_that_of_its_file():
     assert shown["all"] == [fuzzed["tried"], fuzzed["answered"]]
     kills = result("kills")
     assert f"{kills['survived']} of {kills['kills']} kills" in TEXT
+    matrix = result("two_rank_matrix")
+    runs = sum(matrix.get(end, 0) for end in ("passed", "hung", "failed"))
+    assert f"{matrix['passed']} of {runs} runs passed; {matrix.get('hung', 0)} hung" in TEXT
