@@ -1,4 +1,4 @@
-"""Corpus tables: schemas, a Parquet writer, and a hash of their values."""
+"""Corpus tables: schemas, names of splits, a Parquet writer, and a hash of their values."""
 
 import hashlib
 import json
