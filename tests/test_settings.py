@@ -117,6 +117,7 @@ FLAGSHIP = {  # every value of configs/multitask.yaml and configs/generator.yaml
         "tasks.search_share": 0.5,
         "tasks.recommendation_share": 0.5,
         "tasks.indexing_share": 0.15,
+        "tasks.indexing_text": "whole",
         "histories.max_history_items": 30,
         "histories.target_window": 1,
         "histories.history_dropout": 0.0,

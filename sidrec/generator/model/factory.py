@@ -60,7 +60,7 @@ def new_generator(
         inputs: Encoder input of a request.
         ids: Semantic IDs of each task, and item embeddings.
         popularity: Train interactions of each item.
-        encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
+        encoder_run: Run directory of the bi-encoder; not read for ``text_input: tokens``.
         prior: Prior over items, made from the corpus; None: T5 alone.
 
     Raises:
@@ -130,7 +130,7 @@ def generator_from(
         parts: From ``parts_of``.
         inputs: As in training.
         ids: As in training.
-        encoder_run: Run directory of the bi-encoder; read for ``encoder_states`` only.
+        encoder_run: Run directory of the bi-encoder; not read for ``text_input: tokens``.
 
     Raises:
         ConfigError: If the model of the adapters cannot be loaded.
@@ -174,7 +174,7 @@ def _together(
     base: dict[str, Any] | None,
     **options: Any,  # noqa: ANN401
 ) -> GeneratorModel:
-    tower = _frozen_tower(encoder_run) if inputs.text_input == "encoder_states" else None
+    tower = _frozen_tower(encoder_run) if inputs.reads_states else None
     spaces: dict[Task, CodeSpace] = {}
     for task, vocabulary in _vocabularies(tokenizer, ids).items():
         if ids.is_common and spaces:

@@ -1,7 +1,7 @@
 """Settings of the joint generator and of its data module."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from sidrec.errors import ConfigError
 from sidrec.generator.decoding.search_strategy import Decoding, DecodingMode
@@ -153,11 +153,15 @@ class GeneratorTaskSettings(Settings):
         recommendation_share: Share of the batches that are recommendation; 0 switches it off.
         indexing_share: Share of the search examples that map an item's text to its own ID, in
             [0, 1).
+        indexing_text: ``whole``: the item's text; ``words``: 2 to 8 words of it, drawn anew each
+            time, in a row or as a set. ``words`` needs a generator that reads its own tokens
+            (``inputs.text_input`` ``tokens`` or ``tokens_and_states``).
     """
 
     search_share: NonNegativeFloat = 0.5
     recommendation_share: NonNegativeFloat = 0.5
     indexing_share: Probability = 0.15
+    indexing_text: Literal["whole", "words"] = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from sidrec.generator.model.t5 import END
 from sidrec.settings import PositiveInt, Probability, Settings
 from sidrec.types import Task, TextTokens
 
-TextInput = Literal["tokens", "encoder_states"]
+TextInput = Literal["tokens", "encoder_states", "tokens_and_states"]
 HistoryInput = Literal["codes", "items"]
 Positions = tuple[Float[Tensor, "request position dim"], Bool[Tensor, "request position"]]
 
@@ -44,7 +44,9 @@ class InputSettings(Settings):
         search_prompt: Template with ``{query}``.
         recommendation_prompt: Template with ``{history}``.
         text_input: ``tokens``: T5's own tokens of the query; ``encoder_states``: the trained
-            bi-encoder's output for the query, one position for its embedding, one per token.
+            bi-encoder's output for the query, one position for its embedding, one per token;
+            ``tokens_and_states``: both, so that words can be learned which the bi-encoder merges.
+            An indexing example has its item's embedding alone, or with tokens these alone.
         history_input: ``codes``: one position per code of every item (TIGER); ``items``: one
             position per item, the sum of its codes' embeddings, its projected bi-encoder
             embedding and an embedding of its distance from the end of the history.
@@ -63,6 +65,16 @@ class InputSettings(Settings):
     max_query_tokens: PositiveInt = 32
     max_history_items: PositiveInt = 30
     query_token_dropout: Probability = 0.1
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether queries are read through the bi-encoder."""
+        return self.text_input != "tokens"
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether queries are read as tokens of the generator's own."""
+        return self.text_input != "encoder_states"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,13 +112,13 @@ class RequestEmbedder(nn.Module):
         tokenizer: T5's tokenizer.
         space: Semantic IDs of the items of histories.
         item_vectors: Bi-encoder embedding of every item.
-        tower: Frozen tower of the bi-encoder; needed for ``encoder_states``.
+        tower: Frozen tower of the bi-encoder; needed unless ``text_input`` is ``tokens``.
         end_token: Token that ends each request; None takes the tokenizer's ``</s>``.
         has_recency: Whether an item is told how long ago it was; not where all positions of a
             history are read at once.
 
     Raises:
-        ConfigError: If ``encoder_states`` lacks its tower, or tower and item embeddings differ
+        ConfigError: If states are read without a tower, or tower and item embeddings differ
             in width.
     """
 
@@ -131,7 +143,7 @@ class RequestEmbedder(nn.Module):
         self.states: TextStates | None = None
         self.register_buffer("item_vectors", item_vectors, persistent=False)
         width, dim = tokens.embedding_dim, item_vectors.shape[1]
-        if settings.text_input == "encoder_states":
+        if settings.reads_states:
             _check_tower(tower, dim)
             self.from_state = nn.Linear(dim, width)
             self.from_embedding = nn.Linear(dim, width)
@@ -150,7 +162,7 @@ class RequestEmbedder(nn.Module):
     @property
     def _tower(self) -> TextTower:
         if self.tower is None:
-            raise AssertionError("no tower, although text_input is encoder_states")
+            raise AssertionError("no tower, although text_input reads its states")
         return self.tower
 
     def forward(self, batch: GeneratorBatch) -> Reading:
@@ -186,11 +198,8 @@ class RequestEmbedder(nn.Module):
         return sum((weight.sum() * 0.0 for weight in self.parameters()), start=zero)
 
     def _query(self, batch: GeneratorBatch) -> Reading:
-        if self.settings.text_input == "tokens":
-            before, _ = self.settings.around("search")
-            blank = " " if before.endswith(" ") else ""  # part of a word in byte-level tokenizers
-            tokens = self._tokenize([blank + text for text in batch.texts])
-            return Reading(self._embed(tokens.ids), self._thin(tokens.mask), None)
+        if not self.settings.reads_states:
+            return Reading(*self._own_tokens(batch), None)
         states, mask = self._states(batch)
         embedding = self._tower.pool(states, mask)
         indexed = batch.indexed_item >= 0
@@ -198,10 +207,18 @@ class RequestEmbedder(nn.Module):
         embedding = torch.where(indexed[:, None], known, embedding)
         scale = embedding.shape[1] ** 0.5  # unit vectors → unit variance per dimension
         first = self.from_embedding(embedding * scale)[:, None]
-        seen = torch.cat([torch.ones_like(mask[:, :1]), self._thin(mask)], dim=1)
-        return Reading(
-            self.norm(torch.cat([first, self.from_state(states)], dim=1)), seen, embedding
-        )
+        parts = [first, self.from_state(states)]
+        seen = [torch.ones_like(mask[:, :1]), self._thin(mask)]
+        if self.settings.reads_tokens:
+            tokens, own = self._own_tokens(batch)
+            parts, seen = [*parts, tokens], [~indexed[:, None], seen[1], own]
+        return Reading(self.norm(torch.cat(parts, dim=1)), torch.cat(seen, dim=1), embedding)
+
+    def _own_tokens(self, batch: GeneratorBatch) -> Positions:
+        before, _ = self.settings.around("search")
+        blank = " " if before.endswith(" ") else ""  # part of a word in byte-level tokenizers
+        tokens = self._tokenize([blank + text for text in batch.texts])
+        return self._embed(tokens.ids), self._thin(tokens.mask)
 
     def _states(
         self, batch: GeneratorBatch
@@ -275,10 +292,10 @@ class RequestEmbedder(nn.Module):
 
 def _check_tower(tower: TextTower | None, dim: int) -> None:
     if tower is None:
-        raise ConfigError("text_input encoder_states needs model.encoder_run; give --from RUN.")
+        raise ConfigError("text_input with states needs model.encoder_run; give --from RUN.")
     if tower.dim != dim:
         raise ConfigError(
-            "text_input encoder_states needs Semantic IDs from the encoder that reads the "
+            "text_input with states needs Semantic IDs from the encoder that reads the "
             f"queries: its states have width {tower.dim}, the item embeddings {dim}; give the "
             "encoder run that made them, or text_input tokens."
         )

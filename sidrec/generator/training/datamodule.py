@@ -28,6 +28,7 @@ from sidrec.generator.training.examples import (
     RecommendationExamples,
     SearchExamples,
 )
+from sidrec.generator.training.word_drawing import WordDrawing
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
 from sidrec.runs.lightning_private import uses_distributed_sampler
 from sidrec.settings import PositiveInt
@@ -123,6 +124,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
             "corpus": self.corpus.fingerprint,
             "num_rows": list(schedule.num_rows),
             "mix": list(schedule.mix),
+            "indexing_text": self.tasks.indexing_text,
             "batch_size": schedule.batch_size,
             "world_size": schedule.world_size,
             "pool_batches": schedule.pool_batches,
@@ -159,7 +161,8 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         share = self.tasks.indexing_share
         num_indexing = round(len(pairs) * share / (1 - share))
         texts, indexed = self.corpus.item_texts(), items_to_index(self.corpus)
-        return SearchExamples(pairs, self.train_queries(), texts, indexed, num_indexing)
+        words = WordDrawing(texts) if self.tasks.indexing_text == "words" else None
+        return SearchExamples(pairs, self.train_queries(), texts, indexed, num_indexing, words)
 
     def _recommendation_examples(self) -> RecommendationExamples:
         train = self.corpus.train_interactions()

@@ -15,6 +15,7 @@ from sidrec.errors import ConfigError
 from sidrec.generator.decoding.item_filters import pad_items
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.training.bucketed_schedule import BucketedSchedule
+from sidrec.generator.training.word_drawing import WordDrawing
 from sidrec.pairs.query_item import QueryItemPairs
 from sidrec.training.counter_rng import key_of, uniform
 from sidrec.training.numbered_batches import BatchNumber
@@ -24,12 +25,15 @@ from sidrec.training.numbered_batches import BatchNumber
 class SearchExamples:
     """Search examples: train queries, then indexing rows (item text -> its own Semantic ID).
 
+    The text of an indexing row is the item's whole text, or words that ``words`` draws from it.
+
     Attributes:
         pairs: Train queries and their items.
         queries: Text of each train query.
         item_texts: Text of each item; row = item_index.
         indexed_items: item_index of the items that indexing rows may hold.
         num_indexing: Number of indexing rows; each turn continues with the next items.
+        words: Draws the texts of indexing rows; None gives whole texts.
     """
 
     pairs: QueryItemPairs
@@ -37,6 +41,7 @@ class SearchExamples:
     item_texts: Sequence[str]
     indexed_items: Int64[np.ndarray, " item"]
     num_indexing: int
+    words: WordDrawing | None = None
 
     def __len__(self) -> int:
         return len(self.pairs) + self.num_indexing
@@ -55,7 +60,7 @@ class SearchExamples:
 
         Args:
             rows: In ``[0, len(self))``.
-            seed: Seed of the draw of one item for each query.
+            seed: Seed of the draws of an item for each query, and of words.
             turn: Number of completed passes over all rows.
         """
         num_queries = len(self.pairs)
@@ -66,11 +71,12 @@ class SearchExamples:
         target = indexed.copy()
         target[is_query] = self.pairs.draw(rows[is_query], seed=seed, epoch=turn).right_item
         none = torch.full((len(rows), 0), -1)
+        item_texts = iter(self._item_texts(indexed[~is_query], walk[~is_query], seed))
         return GeneratorBatch(
             task="search",
             texts=[
-                self.queries[number] if number >= 0 else self.item_texts[item]
-                for number, item in zip(query.tolist(), indexed.tolist(), strict=True)
+                self.queries[number] if number >= 0 else next(item_texts)
+                for number in query.tolist()
             ],
             text_rows=torch.from_numpy(query),
             indexed_item=torch.from_numpy(indexed),
@@ -80,6 +86,13 @@ class SearchExamples:
             user_index=torch.full((len(rows),), -1),
             request_rows=torch.tensor(rows),
         )
+
+    def _item_texts(
+        self, items: Int64[np.ndarray, " row"], walk: Int64[np.ndarray, " row"], seed: int
+    ) -> list[str]:
+        if self.words is None:
+            return [self.item_texts[item] for item in items.tolist()]
+        return self.words.draw(items, walk, seed=key_of(seed, "words"))
 
 
 @dataclass(frozen=True)

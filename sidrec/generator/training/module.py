@@ -52,7 +52,7 @@ class JointGenerator(StageModule[GeneratorDataModule]):
     Args:
         semantic_ids: Folder of one Semantic-ID bundle, or of one per task; ``--from`` gives it.
         encoder_run: Run directory of the bi-encoder; ``--from`` gives it. Only read when
-            ``inputs.text_input`` is ``encoder_states``.
+            ``inputs.text_input`` reads its states.
         t5: Pretrained T5, or the shape of one that starts from scratch.
         causal_lm: Causal language model in place of T5; None takes T5.
         inputs: Encoder input of a request.
@@ -92,11 +92,12 @@ class JointGenerator(StageModule[GeneratorDataModule]):
             loss=loss,
             search=search,
         )
-        if inputs.text_input == "encoder_states" and encoder_run is None:
+        if inputs.reads_states and encoder_run is None:
             raise ConfigError(
-                "model.inputs.text_input encoder_states needs model.encoder_run; give --from RUN."
+                f"model.inputs.text_input {inputs.text_input} needs model.encoder_run; give --from "
+                "RUN."
             )
-        if prior is not None and "dense" in prior.search and inputs.text_input != "encoder_states":
+        if prior is not None and "dense" in prior.search and not inputs.reads_states:
             raise ConfigError(
                 "model.prior.search names 'dense', which needs model.inputs.text_input "
                 "encoder_states: without the bi-encoder a query has no embedding; leave it out."
@@ -128,6 +129,11 @@ class JointGenerator(StageModule[GeneratorDataModule]):
                 f"data.histories.max_history_items ({longest}) exceeds "
                 f"model.inputs.max_history_items ({self.inputs.max_history_items}); give both the "
                 "same."
+            )
+        if self._data().tasks.indexing_text == "words" and not self.inputs.reads_tokens:
+            raise ConfigError(
+                "data.tasks.indexing_text words needs model.inputs.text_input tokens or "
+                "tokens_and_states: encoder_states reads no words of an indexing example."
             )
 
     def configure_model(self) -> None:

@@ -16,6 +16,7 @@ HISTORIES = [[1, 2, 3, 4], [5], [7, 8], [9, 3, 11]]
 INPUTS = [
     {"text_input": "tokens", "history_input": "codes"},
     {"text_input": "encoder_states", "history_input": "items"},
+    {"text_input": "tokens_and_states", "history_input": "items"},
 ]
 
 
@@ -25,13 +26,13 @@ def tower(encoder):
 
 
 def generator(tower, inputs, family="qwen3", **changes):
-    needs_tower = inputs["text_input"] == "encoder_states"
+    needs_tower = inputs["text_input"] != "tokens"
     return causal_generator(
         family=family, tower=tower if needs_tower else None, **inputs, **changes
     )
 
 
-@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states"])
+@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states", "both"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lists_hold_real_items_and_equal_those_of_exhaustive_search(tower, family, inputs):
     model = generator(tower, inputs, family)
@@ -47,7 +48,7 @@ def test_lists_hold_real_items_and_equal_those_of_exhaustive_search(tower, famil
         torch.testing.assert_close(exact.ranked.scores, wide.ranked.scores, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states"])
+@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states", "both"])
 def test_the_score_of_an_item_is_minus_its_loss(tower, inputs):
     model = generator(tower, inputs)
     decoded = model.answer(searches("rain"), num_beams=20, top_k=20)
@@ -58,7 +59,7 @@ def test_the_score_of_an_item_is_minus_its_loss(tower, inputs):
         torch.testing.assert_close(score, -loss, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states"])
+@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states", "both"])
 def test_answers_and_losses_do_not_depend_on_the_batch(tower, inputs):
     model = generator(tower, inputs)
     for ask, rows in ((searches, QUERIES), (histories, HISTORIES)):
@@ -73,7 +74,7 @@ def test_answers_and_losses_do_not_depend_on_the_batch(tower, inputs):
         torch.testing.assert_close(loss, torch.stack(losses).mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states"])
+@pytest.mark.parametrize("inputs", INPUTS, ids=["tokens", "states", "both"])
 @pytest.mark.parametrize("prompt", ["after {history} comes", "{history}"])
 def test_one_pass_over_a_history_is_as_many_requests(tower, inputs, prompt):
     changes = {"recommendation_prompt": prompt}

@@ -86,7 +86,7 @@ def test_codes_stand_level_by_level_item_by_item():
         torch.testing.assert_close(positions[row, : len(ids)], embedded(model, ids))
 
 
-@pytest.mark.parametrize("text_input", ["tokens", "encoder_states"])
+@pytest.mark.parametrize("text_input", ["tokens", "encoder_states", "tokens_and_states"])
 @pytest.mark.parametrize("history_input", ["codes", "items"])
 def test_a_request_reads_the_same_in_any_batch(tower, text_input, history_input):
     model = tiny_generator(text_input=text_input, history_input=history_input, tower=tower)
@@ -146,6 +146,27 @@ def test_an_indexing_row_is_its_item_embedding_alone(tower):
     )
     assert seen[0].sum() == 1
     assert seen[1].sum() > 1
+
+
+def test_own_tokens_stand_behind_the_states(tower):
+    model = tiny_generator(text_input="tokens_and_states", tower=tower)
+    embedder = model.embedder
+    inner, seen, embedding = embedder._query(searches(LONG, SHORT))
+    tokens = tower.tokenize([LONG, SHORT], max_tokens=6, kind="query")
+    for row, text in enumerate((LONG, SHORT)):
+        ids, states = ids_of(model, text)[:6], tower.token_states(tokens)[row, tokens.mask[row]]
+        first = embedder.from_embedding(embedding[row] * 4)[None]
+        expected = torch.cat([first, embedder.from_state(states), embedded(model, ids)])
+        torch.testing.assert_close(inner[row, seen[row]], embedder.norm(expected))
+
+
+def test_an_indexing_row_beside_states_is_its_tokens_alone(tower):
+    model = tiny_generator(text_input="tokens_and_states", tower=tower)
+    batch = searches(LONG, SHORT)._replace(indexed_item=torch.tensor([5, -1]))
+    inner, seen, _ = model.embedder._query(batch)
+    own = model.embedder.norm(embedded(model, ids_of(model, LONG)[:6]))
+    torch.testing.assert_close(inner[0, seen[0]], own)
+    assert seen[1].sum() == 1 + 1 + len(ids_of(model, SHORT)[:6]) + 2  # [CLS] and [SEP]
 
 
 def test_dropout_hides_query_tokens_in_training_only(tower):

@@ -184,7 +184,12 @@ def test_resume_refuses_other_batches(make):
     with pytest.raises(ConfigError, match=r"keep batch_size 8 \(now 4\)"):
         other.load_state_dict(state)
     other.load_state_dict(state | {"step": 0})  # at the end of an epoch it may change
-    for change in ({"history_dropout": 0.5}, {"max_history_items": 3}, {"target_window": 2}):
+    for change in (
+        {"history_dropout": 0.5},
+        {"max_history_items": 3},
+        {"target_window": 2},
+        {"indexing_text": "words"},
+    ):
         with pytest.raises(ConfigError, match=next(iter(change))):
             make(**change).load_state_dict(state)
     with pytest.raises(DataError, match="not the corpus"):

@@ -5,6 +5,7 @@ import torch
 from sidrec.corpus.store import Interactions
 from sidrec.errors import ConfigError
 from sidrec.generator.training.examples import RecommendationExamples, SearchExamples
+from sidrec.generator.training.word_drawing import WordDrawing
 from sidrec.pairs.query_item import QueryItemPairs
 
 # users 0 (four items), 1 (none), 2 (one), 3 (three)
@@ -121,6 +122,24 @@ def test_indexing_walks_on_through_all_items():
     for turn in range(5):
         found += examples.batch(np.array([2, 3, 4]), seed=1, turn=turn).target.tolist()
     assert sorted(found) == sorted([0, 1, 2, 3, 4] * 3)
+
+
+def test_indexing_rows_hold_words_drawn_anew_in_every_turn():
+    texts = [f"one two three four five six of text {n}" for n in range(5)]
+    pairs = QueryItemPairs(np.array([0, 1, 3]), np.array([2, 0, 4]), "query")
+    words = WordDrawing(texts)
+    examples = SearchExamples(pairs, ["heist", "rain"], texts, np.arange(5), 3, words)
+    rows = np.array([4, 0, 2, 3])
+    seen = set()
+    for turn in range(20):
+        batch = examples.batch(rows, seed=1, turn=turn)
+        assert batch.texts[1] == "heist"
+        for text, item in zip(batch.texts, batch.indexed_item.tolist(), strict=True):
+            assert item == -1 or {*text.split()} <= {*texts[item].split()}
+        seen |= {*batch.texts[2:]}
+        again = examples.batch(rows[[2, 1]], seed=1, turn=turn)
+        assert again.texts == [batch.texts[2], "heist"]
+    assert len(seen) > 30
 
 
 def test_every_item_of_a_query_is_drawn_in_turn():

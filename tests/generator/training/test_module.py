@@ -161,6 +161,11 @@ def test_nan_is_refused_with_the_step(corpus, semantic_ids, tmp_path):
         ({"num_groups": 5}, {}, r"need decoding: diverse, got 'beam'"),
         ({"prior": PriorSettings()}, {}, r"names 'dense', which needs model\.inputs\.text_input"),
         ({"text_input": "encoder_states"}, {}, r"needs model\.encoder_run; give --from RUN"),
+        (
+            {"text_input": "encoder_states", "encoder_run": "runs/enc"},
+            {"indexing_text": "words"},
+            r"words needs model\.inputs\.text_input tokens or tokens_and_states",
+        ),
         ({}, {"max_history_items": 9}, r"data\.histories\.max_history_items \(9\) exceeds"),
     ],
 )
