@@ -62,7 +62,9 @@ def check_interactions(raw: RawCatalogue, *, refuse_unknown: bool) -> int:
         ),
         "unknown": (pl.col("known").is_null(), ""),
     }
-    if "weight" in raw.interactions.collect_schema():
+    with reading(raw.interactions_name):
+        columns = raw.interactions.collect_schema()
+    if "weight" in columns:
         right = pl.col("weight").is_finite() & (pl.col("weight") > 0)
         faults["weight"] = (right.fill_null(value=False).not_(), "is no number above 0")
     ids = pl.concat([raw.items["item_id"], pl.Series(raw.left_out, dtype=pl.String)])

@@ -1,7 +1,7 @@
 """MovieLens editions, read into a raw catalogue."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -234,15 +234,7 @@ def _read_dat(folder: Path) -> _Layout:
     # "1::1193::5::978300760" read with ":" leaves an empty column between any two
     names = ["user_id", "", "item_id", "", "rating", "", "timestamp"]
     columns = [name or f"empty_{place}" for place, name in enumerate(names)]
-    ratings = pl.scan_csv(
-        ratings_file,
-        separator=":",
-        has_header=False,
-        new_columns=columns,
-        schema_overrides=dict.fromkeys(columns, pl.String),
-        quote_char=None,
-        glob=False,
-    )
+    ratings = _scan_without_header(ratings_file, ":", columns)
     return (
         _movies(movies["id"], movies["title"], movies["genres"].str.split("|")),
         _typed(ratings),
@@ -257,15 +249,8 @@ def _read_100k(folder: Path) -> _Layout:
         [name for name, flag in zip(_GENRES_100K, row[5:], strict=True) if flag == "1"]
         for row in rows
     ]
-    ratings = pl.scan_csv(
-        ratings_file,
-        separator="\t",
-        has_header=False,
-        infer_schema=False,
-        quote_char=None,
-        glob=False,
-        new_columns=["user_id", "item_id", "rating", "timestamp"],
-    )
+    columns = ("user_id", "item_id", "rating", "timestamp")
+    ratings = _scan_without_header(ratings_file, "\t", columns)
     ids, titles = pl.Series([row[0] for row in rows]), pl.Series([row[1] for row in rows])
     return (
         _movies(ids, titles, pl.Series(genres, dtype=pl.List(pl.String))),
@@ -314,6 +299,25 @@ def _scan_columns(file: Path, separator: str, columns: tuple[str, ...]) -> pl.La
     frame = scan_text(file, columns, separator=separator)
     names = ("user_id", "item_id", "rating", "timestamp")
     return _typed(frame.rename(dict(zip(columns, names, strict=True))))
+
+
+def _scan_without_header(file: Path, separator: str, columns: Sequence[str]) -> pl.LazyFrame:
+    with reading(str(file)):
+        rows = pl.scan_csv(
+            file,
+            separator=separator,
+            has_header=False,
+            infer_schema=False,
+            quote_char=None,
+            glob=False,
+        )
+        found = rows.collect_schema().names()
+    if len(found) != len(columns):
+        raise DataError(
+            f"{file} has no rows of four fields (user, item, rating, time): the longest of its "
+            f"first rows has {len(found)} parts between {separator!r}, expected {len(columns)}."
+        )
+    return rows.rename(dict(zip(found, columns, strict=True)))
 
 
 def _typed(ratings: pl.LazyFrame) -> pl.LazyFrame:

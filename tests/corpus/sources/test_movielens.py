@@ -1,4 +1,5 @@
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -156,6 +157,27 @@ def test_damaged_rows_are_named(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"movieId": 10, "description": "x"}\n{"movieId": 20}\n')
     with pytest.raises(DataError, match=r"d\.jsonl row 2 is not an object with movieId and desc"):
         read(folder, descriptions=tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("files", "rows", "found"),
+    [
+        (("movies.dat", "ratings.dat"), "0::4.0::5\n", "5 parts between ':', expected 7"),
+        (("movies.dat", "ratings.dat"), "1::10::4::5::6\n", "9 parts between ':', expected 7"),
+        (("u.item", "u.data"), "1 10 4 5\n", r"1 parts between '\t', expected 4"),
+    ],
+)
+def test_ratings_of_another_width_are_refused(tmp_path, files, rows, found):
+    movies = {
+        "movies.dat": "10::A (1999)::Action\n",
+        "u.item": "|".join(["10", "A (1999)", "", "", "", *"0" * 19]) + "\n",
+    }
+    (tmp_path / files[0]).write_text(movies[files[0]])
+    (tmp_path / files[1]).write_text(rows)
+    with pytest.raises(
+        DataError, match=f"{files[1]} has no rows of four fields.*{re.escape(found)}"
+    ):
+        read(tmp_path)
 
 
 def test_missing_file_and_unknown_layout_are_named(tmp_path):
