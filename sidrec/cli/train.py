@@ -56,6 +56,7 @@ from sidrec.runs.from_run import (
     allow_known_classes_only,
     is_finished_with,
     refuse_contradictions,
+    refuse_lists_of_settings,
     refuse_missed_validation,
     refuse_missing_ids,
     refuse_sharded_weights,
@@ -175,10 +176,7 @@ class SidrecCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Point trainer, checkpoints and logs at the run directory."""
         config = self.config[self.subcommand]
-        if config.run_dir is None:
-            raise ConfigError(
-                f"`sidrec {self.subcommand}` needs --run_dir FOLDER or --from FOLDER."
-            )
+        _refuse_missing(config, self.subcommand)
         self.run = RunDirectory(Path(config.run_dir))
         absolute_paths(config)
         self.resolved = self._resolved()  # before the run's own paths enter it
@@ -210,6 +208,7 @@ class SidrecCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, StrictDataclassError) as error:
+            refuse_lists_of_settings(self.resolved)
             raise ConfigError(with_suggestion(str(error), ())) from error
 
     def _instantiate_trainer(
@@ -386,6 +385,13 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
+def _refuse_missing(config: Any, subcommand: str) -> None:
+    if config.run_dir is None:
+        raise ConfigError(f"`sidrec {subcommand}` needs --run_dir FOLDER or --from FOLDER.")
+    if config.data is None:  # jsonargparse asks for a model, but not for data
+        raise ConfigError("data is missing or null; give its class_path and init_args.")
 
 
 def main(arguments: list[str]) -> None:

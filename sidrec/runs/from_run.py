@@ -103,12 +103,28 @@ def absolute_paths(config: Any) -> Any:  # noqa: ANN401
     """
     for part in ("model", "data"):
         settings = (config.get(part) or {}).get("init_args") or {}
-        for group in (settings, *(settings.get(name) or {} for name in _GROUPS)):
+        groups: tuple[Any, ...] = (settings, *(settings.get(name) for name in _GROUPS))
+        for group in (one for one in groups if hasattr(one, "get")):  # others are refused later
             for name in _FOLDERS:
                 value = group.get(name)
                 if isinstance(value, str) and Path(value).is_dir():
                     group[name] = str(Path(value).absolute())
     return config
+
+
+def refuse_lists_of_settings(resolved: dict[str, Any]) -> None:
+    """Refuse a group of settings that is written as a list, which jsonargparse lets through.
+
+    Raises:
+        ConfigError: Names the group.
+    """
+    for part in ("model", "data"):
+        for name, value in ((resolved[part] or {}).get("init_args") or {}).items():
+            if isinstance(value, list) and any(isinstance(one, (list, dict)) for one in value):
+                raise ConfigError(
+                    f"{part}.init_args.{name} is a list; write its settings as NAME: VALUE, "
+                    "without dashes."
+                )
 
 
 def refuse_contradictions(run: RunDirectory, resolved: dict[str, Any]) -> None:

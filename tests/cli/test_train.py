@@ -105,6 +105,24 @@ def test_a_signal_at_any_moment_ends_in_a_clear_state(config, tmp_path, capsys, 
     assert run.state() == "finished"
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"data": None}, "data is missing or null; give its class_path and init_args."),
+        ({"model": None}, "required: fit.model"),
+        ({"tower": [[{"dropout": 0.0}]]}, "model.init_args.tower is a list; write its settings as"),
+    ],
+)
+def test_a_group_of_settings_of_another_kind_is_refused(config, tmp_path, capsys, change, text):
+    tree = yaml.safe_load(config.read_text())
+    for name, value in change.items():
+        (tree if name in tree else tree["model"]["init_args"])[name] = value
+    file = write_yaml(tmp_path / "changed.yaml", tree)
+    assert sidrec("fit", "--config", file, "--run_dir", tmp_path / "run") == 2
+    assert text in last_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.usefixtures("_stops")
 def test_a_dead_data_worker_is_named_and_the_run_goes_on(config, tmp_path, capsys):
     run = RunDirectory(tmp_path / "run")
