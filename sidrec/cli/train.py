@@ -58,6 +58,7 @@ from sidrec.runs.from_run import (
     refuse_contradictions,
     refuse_lists_of_settings,
     refuse_missed_validation,
+    refuse_missing,
     refuse_missing_ids,
     refuse_sharded_weights,
     shards_weights,
@@ -176,7 +177,7 @@ class SidrecCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Point trainer, checkpoints and logs at the run directory."""
         config = self.config[self.subcommand]
-        _refuse_missing(config, self.subcommand)
+        refuse_missing(config, self.subcommand)
         self.run = RunDirectory(Path(config.run_dir))
         absolute_paths(config)
         self.resolved = self._resolved()  # before the run's own paths enter it
@@ -385,13 +386,6 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-
-
-def _refuse_missing(config: Any, subcommand: str) -> None:
-    if config.run_dir is None:
-        raise ConfigError(f"`sidrec {subcommand}` needs --run_dir FOLDER or --from FOLDER.")
-    if config.data is None:  # jsonargparse asks for a model, but not for data
-        raise ConfigError("data is missing or null; give its class_path and init_args.")
 
 
 def main(arguments: list[str]) -> None:

@@ -112,6 +112,18 @@ def absolute_paths(config: Any) -> Any:  # noqa: ANN401
     return config
 
 
+def refuse_missing(config: Any, subcommand: str) -> None:  # noqa: ANN401
+    """Refuse a command without run directory or data; jsonargparse asks for the model alone.
+
+    Raises:
+        ConfigError: Names what is missing.
+    """
+    if config.run_dir is None:
+        raise ConfigError(f"`sidrec {subcommand}` needs --run_dir FOLDER or --from FOLDER.")
+    if config.data is None:
+        raise ConfigError("data is missing or null; give its class_path and init_args.")
+
+
 def refuse_lists_of_settings(resolved: dict[str, Any]) -> None:
     """Refuse a group of settings that is written as a list, which jsonargparse lets through.
 
