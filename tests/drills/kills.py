@@ -107,9 +107,9 @@ def in_a_fork(work: Callable[[], object]) -> str:
 def start(arguments: tuple[str, ...], log: Path) -> int:
     """Fork, run the command in the child; return its pid."""
     child = os.fork()
+    os.setpgid(child, child)  # in both, so that a kill may come before the child's first step
     if child:
         return child
-    os.setpgid(0, 0)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
