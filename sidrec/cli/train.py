@@ -209,7 +209,8 @@ class SidrecCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, StrictDataclassError) as error:
-            refuse_lists_of_settings(self.resolved)
+            if "must be a mapping" in str(error):
+                refuse_lists_of_settings(self.resolved)
             raise ConfigError(with_suggestion(str(error), ())) from error
 
     def _instantiate_trainer(

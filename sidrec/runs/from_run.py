@@ -1,6 +1,7 @@
 """Arguments of a stage, derived from the run directory that the user names."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -125,7 +126,7 @@ def refuse_missing(config: Any, subcommand: str) -> None:  # noqa: ANN401
 
 
 def refuse_lists_of_settings(resolved: dict[str, Any]) -> None:
-    """Refuse a group of settings that is written as a list, which jsonargparse lets through.
+    """Name a group of settings that is written as a list, which jsonargparse lets through.
 
     Raises:
         ConfigError: Names the group.
@@ -253,10 +254,23 @@ def _as_of_now(stored: dict[str, Any], resolved: dict[str, Any]) -> dict[str, An
             continue
         module, _, name = now["class_path"].rpartition(".")
         given = now.get("init_args") or {}
-        for option, known in signature(getattr(import_module(module), name)).parameters.items():
-            if option in given and given[option] == known.default:
-                before.setdefault("init_args", {}).setdefault(option, known.default)
+        parameters = signature(getattr(import_module(module), name)).parameters
+        defaults = {option: known.default for option, known in parameters.items()}
+        before["init_args"] = before.get("init_args") or {}
+        _fill(before["init_args"], given, defaults)
     return stored
+
+
+def _fill(before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> None:
+    for name, default in defaults.items():
+        is_group = is_dataclass(default) and not isinstance(default, type)
+        plain = asdict(default) if is_group else default
+        if name not in now:
+            continue
+        if all(isinstance(one, dict) for one in (plain, before.get(name), now[name])):
+            _fill(before[name], now[name], plain)
+        elif now[name] == plain:
+            before.setdefault(name, plain)
 
 
 def allow_known_classes_only(others: Sequence[str] = ()) -> None:

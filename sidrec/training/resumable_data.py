@@ -72,11 +72,12 @@ def first_batch_after(
         raise DataError(
             f"{corpus_folder} is not the corpus of this run; give that one, or a new --run_dir."
         )
-    changed = [name for name, value in fixed.items() if state[name] != value]
+    names = [name for name in {**state, **fixed} if name not in ("epoch", "step")]
+    changed = [name for name in names if state.get(name) != fixed.get(name)]
     if changed and state["step"] > 0:
         raise ConfigError(
             "This run stopped in the middle of an epoch; to resume it keep "
-            + ", ".join(f"{name} {state[name]} (now {fixed[name]})" for name in changed)
+            + ", ".join(f"{name} {state.get(name)} (now {fixed.get(name)})" for name in changed)
             + "."
         )
     return BatchNumber(state["epoch"], state["step"])

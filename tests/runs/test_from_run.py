@@ -187,3 +187,13 @@ def test_weights_are_sharded_where_it_works(strategy, settings, problem):
         return
     with pytest.raises(ConfigError, match=problem):
         refuse_sharded_weights(resolved)
+
+
+@pytest.mark.parametrize("text", ["whole", "words"])
+def test_an_option_within_a_group_that_came_later_counts_as_its_default(run, text):
+    module = {"class_path": "sidrec.GeneratorDataModule"}
+    older = {"corpus": "films", "tasks": {"search_share": 0.7, "indexing_share": 0.2}}
+    run.config.write_text(yaml.safe_dump(SETTINGS | {"data": module | {"init_args": older}}))
+    newer = older | {"tasks": older["tasks"] | {"indexing_text": text}}
+    now = SETTINGS | {"data": module | {"init_args": newer}}
+    assert is_finished_with(run, now) == (text == "whole")

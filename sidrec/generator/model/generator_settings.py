@@ -163,6 +163,13 @@ class GeneratorTaskSettings(Settings):
     indexing_share: Probability = 0.15
     indexing_text: Literal["whole", "words"] = "whole"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.indexing_text == "words" and not self.indexing_share * self.search_share:
+            raise ConfigError(
+                "data.tasks.indexing_text words needs search_share and indexing_share above 0."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class HistorySettings(Settings):

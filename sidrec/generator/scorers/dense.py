@@ -39,8 +39,8 @@ class DenseScorer(Scorer):
         if query.texts and vectors is None:
             raise ConfigError(
                 "Scorer 'dense' needs the bi-encoder's query embeddings; set "
-                "model.inputs.text_input to encoder_states, or leave 'dense' out of "
-                "model.prior.search."
+                "model.inputs.text_input to encoder_states or tokens_and_states, or leave 'dense' "
+                "out of model.prior.search."
             )
         if vectors is None:
             weights = recency_weights(query.history, half_life_items=self.half_life_items)

@@ -124,13 +124,13 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
             "corpus": self.corpus.fingerprint,
             "num_rows": list(schedule.num_rows),
             "mix": list(schedule.mix),
-            "indexing_text": self.tasks.indexing_text,
             "batch_size": schedule.batch_size,
             "world_size": schedule.world_size,
             "pool_batches": schedule.pool_batches,
             **asdict(self.histories),
             "exclude_history": self.corpus.exclude_history,
             "seed": schedule.seed,
+            **({"indexing_text": "words"} if self.tasks.indexing_text == "words" else {}),
         }
 
     def lay_out(self, rank: int, world_size: int) -> GeneratorBatches:
@@ -161,7 +161,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         share = self.tasks.indexing_share
         num_indexing = round(len(pairs) * share / (1 - share))
         texts, indexed = self.corpus.item_texts(), items_to_index(self.corpus)
-        words = WordDrawing(texts) if self.tasks.indexing_text == "words" else None
+        words = WordDrawing.of(texts) if self.tasks.indexing_text == "words" else None
         return SearchExamples(pairs, self.train_queries(), texts, indexed, num_indexing, words)
 
     def _recommendation_examples(self) -> RecommendationExamples:

@@ -47,7 +47,7 @@ class SearchExamples:
         return len(self.pairs) + self.num_indexing
 
     def length_of(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
-        """Return the lengths of rows in characters; -1 for indexing rows, whose text is long."""
+        """Return the lengths of rows in characters; -1 for indexing rows, which stay together."""
         lengths: Int64[np.ndarray, " row"] = self._lengths[np.minimum(rows, len(self.pairs))]
         return lengths
 

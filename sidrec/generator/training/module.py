@@ -100,7 +100,8 @@ class JointGenerator(StageModule[GeneratorDataModule]):
         if prior is not None and "dense" in prior.search and not inputs.reads_states:
             raise ConfigError(
                 "model.prior.search names 'dense', which needs model.inputs.text_input "
-                "encoder_states: without the bi-encoder a query has no embedding; leave it out."
+                "encoder_states or tokens_and_states: without the bi-encoder a query has no "
+                "embedding; leave it out."
             )
         if causal_lm is not None and t5 != T5Settings():
             raise ConfigError("model.t5 and model.causal_lm are both given; leave one out.")

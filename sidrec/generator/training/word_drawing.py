@@ -1,18 +1,17 @@
 """Pseudo-queries: words drawn from the texts of items, anew in every turn."""
 
 import math
-import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int64
 
 from sidrec.training.counter_rng import key_of, uniform
 
-_WORD = re.compile(r"\w[\w'\u2019-]*")
+_MARKS = string.punctuation + "«»“”„‚‘\u2019…—\u2013·¿¡。、，！？：；（）「」"  # noqa: RUF001
 _FEWEST, _MOST = 2, 8  # words of a pseudo-query
 
 
@@ -21,11 +20,13 @@ class WordDrawing:
     """Draw pseudo-queries from item texts: half of them spans, half of them sets of words.
 
     A span is 2 to 8 words in a row. A set is as many distinct words, each drawn in proportion to
-    ln(texts / texts that hold it), so that names and topics come more often than "the". Nothing
-    is stored but the number of texts of each word.
+    ln(texts / texts that hold it), so that names and topics come more often than "the". Words are
+    what stands between blanks, without the punctuation around it; in scripts without blanks they
+    are whole clauses.
 
     Attributes:
         texts: Text of each item; row = item_index.
+        weights: Weight of each word in lower case.
 
     Source:
         Tay et al. 2022, DSI (https://arxiv.org/abs/2202.06991), sec. 3.1.1, indexes documents
@@ -35,6 +36,16 @@ class WordDrawing:
     """
 
     texts: Sequence[str]
+    weights: dict[str, float]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "WordDrawing":
+        """Count the texts of each word once, some 50 microseconds a text of 80 words."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update({word.lower() for word in _words(text)})
+        weights = {word: math.log(len(texts) / count) for word, count in counts.items()}
+        return cls(texts, weights)
 
     def draw(
         self, items: Int64[np.ndarray, " row"], rows: Int64[np.ndarray, " row"], *, seed: int
@@ -53,22 +64,19 @@ class WordDrawing:
         ]
 
     def _query(self, text: str, length: float, kind: float, place: float, *, key: int) -> str:
-        words = _WORD.findall(text)
+        words = _words(text)
         if not words:
             return text
         count = _FEWEST + int(length * (_MOST - _FEWEST + 1))
         if kind < 0.5:
             first = int(place * (max(len(words) - count, 0) + 1))
             return " ".join(words[first : first + count])
-        distinct = list(dict.fromkeys(words))
-        weight = np.array([self._weights[word.lower()] for word in distinct])
+        distinct = {word.lower(): word for word in reversed(words)}  # written as at first
+        weight = np.array([self.weights[word] for word in distinct])
         race = -np.log1p(-uniform(np.arange(len(distinct)), key=key)) / np.maximum(weight, 1e-9)
-        return " ".join(distinct[place] for place in np.argsort(race)[:count].tolist())
+        written = list(distinct.values())
+        return " ".join(written[place] for place in np.argsort(race)[:count].tolist())
 
-    @cached_property
-    def _weights(self) -> dict[str, float]:
-        """Weight of each word in lower case: ln(texts / texts that hold it)."""
-        counts: Counter[str] = Counter()
-        for text in self.texts:
-            counts.update({word.lower() for word in _WORD.findall(text)})
-        return {word: math.log(len(self.texts) / count) for word, count in counts.items()}
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.split() if (word := part.strip(_MARKS))]

@@ -192,6 +192,9 @@ def test_resume_refuses_other_batches(make):
     ):
         with pytest.raises(ConfigError, match=next(iter(change))):
             make(**change).load_state_dict(state)
+    words = make(indexing_text="words")
+    with pytest.raises(ConfigError, match=r"indexing_text words \(now None\)"):
+        make().load_state_dict({"epoch": 1, "step": 5, **words.fixed_settings()})
     with pytest.raises(DataError, match="not the corpus"):
         module.load_state_dict(state | {"corpus": "another"})
 
@@ -217,5 +220,8 @@ def test_refusals(make, tmp_path):
         make(valid_requests=0)
     with pytest.raises(ConfigError, match="one of them above 0"):
         make(search_share=0.0, recommendation_share=0.0).train_dataloader()
+    for share in ("search_share", "indexing_share"):
+        with pytest.raises(ConfigError, match="words needs search_share and indexing_share"):
+            make(indexing_text="words", **{share: 0.0})
     with pytest.raises(DataError, match=r"corpus\.json"):
         make(corpus=str(tmp_path)).train_dataloader()
