@@ -126,7 +126,7 @@ def refuse_missing(config: Any, subcommand: str) -> None:  # noqa: ANN401
 
 
 def refuse_lists_of_settings(resolved: dict[str, Any]) -> None:
-    """Name a group of settings that is written as a list, which jsonargparse lets through.
+    """Refuse groups of settings written as lists, which jsonargparse lets through.
 
     Raises:
         ConfigError: Names the group.

@@ -28,7 +28,7 @@ from sidrec.generator.training.examples import (
     RecommendationExamples,
     SearchExamples,
 )
-from sidrec.generator.training.word_drawing import WordDrawing
+from sidrec.generator.training.pseudo_queries import PseudoQueries
 from sidrec.pairs.query_item import query_item_pairs, train_query_rows
 from sidrec.runs.lightning_private import uses_distributed_sampler
 from sidrec.settings import PositiveInt
@@ -161,7 +161,7 @@ class GeneratorDataModule(CorpusDataModule[GeneratorBatches]):
         share = self.tasks.indexing_share
         num_indexing = round(len(pairs) * share / (1 - share))
         texts, indexed = self.corpus.item_texts(), items_to_index(self.corpus)
-        words = WordDrawing.of(texts) if self.tasks.indexing_text == "words" else None
+        words = PseudoQueries.of(texts) if self.tasks.indexing_text == "words" else None
         return SearchExamples(pairs, self.train_queries(), texts, indexed, num_indexing, words)
 
     def _recommendation_examples(self) -> RecommendationExamples:

@@ -15,7 +15,7 @@ from sidrec.errors import ConfigError
 from sidrec.generator.decoding.item_filters import pad_items
 from sidrec.generator.model.batch import GeneratorBatch
 from sidrec.generator.training.bucketed_schedule import BucketedSchedule
-from sidrec.generator.training.word_drawing import WordDrawing
+from sidrec.generator.training.pseudo_queries import PseudoQueries
 from sidrec.pairs.query_item import QueryItemPairs
 from sidrec.training.counter_rng import key_of, uniform
 from sidrec.training.numbered_batches import BatchNumber
@@ -41,7 +41,7 @@ class SearchExamples:
     item_texts: Sequence[str]
     indexed_items: Int64[np.ndarray, " item"]
     num_indexing: int
-    words: WordDrawing | None = None
+    words: PseudoQueries | None = None
 
     def __len__(self) -> int:
         return len(self.pairs) + self.num_indexing

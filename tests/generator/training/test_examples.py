@@ -5,7 +5,7 @@ import torch
 from sidrec.corpus.store import Interactions
 from sidrec.errors import ConfigError
 from sidrec.generator.training.examples import RecommendationExamples, SearchExamples
-from sidrec.generator.training.word_drawing import WordDrawing
+from sidrec.generator.training.pseudo_queries import PseudoQueries
 from sidrec.pairs.query_item import QueryItemPairs
 
 # users 0 (four items), 1 (none), 2 (one), 3 (three)
@@ -127,7 +127,7 @@ def test_indexing_walks_on_through_all_items():
 def test_indexing_rows_hold_words_drawn_anew_in_every_turn():
     texts = [f"one two three four five six of text {n}" for n in range(5)]
     pairs = QueryItemPairs(np.array([0, 1, 3]), np.array([2, 0, 4]), "query")
-    words = WordDrawing.of(texts)
+    words = PseudoQueries.of(texts)
     examples = SearchExamples(pairs, ["heist", "rain"], texts, np.arange(5), 3, words)
     rows = np.array([4, 0, 2, 3])
     seen = set()

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from sidrec.generator.training.word_drawing import WordDrawing
+from sidrec.generator.training.pseudo_queries import PseudoQueries
 
 TEXTS = [
     "Heat (1995). The film is the story of a heist in the city of Los Angeles.",
@@ -15,7 +15,7 @@ TEXTS = [
 
 def drawn(item, *, count=400, seed=0):
     rows = np.arange(count)
-    return WordDrawing.of(TEXTS).draw(np.full(count, item), rows, seed=seed)
+    return PseudoQueries.of(TEXTS).draw(np.full(count, item), rows, seed=seed)
 
 
 def test_half_are_spans_of_the_text_and_half_are_sets_of_its_words():
@@ -53,13 +53,13 @@ def test_the_same_numbers_draw_the_same_words_and_others_draw_others():
     assert drawn(0) == drawn(0)
     assert drawn(0, seed=1) != drawn(0)
     assert len(set(drawn(0))) > 200
-    one = WordDrawing.of(TEXTS).draw(np.array([0, 1]), np.array([7, 9]), seed=0)
+    one = PseudoQueries.of(TEXTS).draw(np.array([0, 1]), np.array([7, 9]), seed=0)
     assert one == [drawn(0)[7], drawn(1)[9]]  # whatever else is in the batch
 
 
 def test_words_of_other_scripts_stay_whole():
     words = ["हिन्दी", "फिल्म", "कहानी", "cafe\u0301"]
-    drawing = WordDrawing.of([", ".join(words) + ".", "film"])
+    drawing = PseudoQueries.of([", ".join(words) + ".", "film"])
     rows = np.arange(50)
     queries = drawing.draw(np.zeros(50, np.int64), rows, seed=0)
     assert {word for query in queries for word in query.split()} == set(words)

@@ -16,7 +16,7 @@ _FEWEST, _MOST = 2, 8  # words of a pseudo-query
 
 
 @dataclass(frozen=True)
-class WordDrawing:
+class PseudoQueries:
     """Draw pseudo-queries from item texts: half of them spans, half of them sets of words.
 
     A span is 2 to 8 words in a row. A set is as many distinct words, each drawn in proportion to
@@ -29,7 +29,7 @@ class WordDrawing:
         weights: Weight of each word in lower case.
 
     Source:
-        Tay et al. 2022, DSI (https://arxiv.org/abs/2202.06991), sec. 3.1.1, indexes documents
+        Tay et al. 2022, DSI (https://arxiv.org/abs/2202.06991), sec. 3.1, indexes documents
         by their first tokens, by sets of words, or by spans ("inverted index"); Zhuang et al.
         2022, DSI-QG (https://arxiv.org/abs/2206.10128), by generated queries. Here the two drawn
         forms of the first are mixed, and words of a set are weighed.
@@ -39,8 +39,8 @@ class WordDrawing:
     weights: dict[str, float]
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> "WordDrawing":
-        """Count the texts of each word once, some 50 microseconds a text of 80 words."""
+    def of(cls, texts: Sequence[str]) -> "PseudoQueries":
+        """Count the texts that hold each word, in one pass."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update({word.lower() for word in _words(text)})
