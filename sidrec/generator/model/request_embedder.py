@@ -45,7 +45,8 @@ class InputSettings(Settings):
         recommendation_prompt: Template with ``{history}``.
         text_input: ``tokens``: the generator's own tokens of the query; ``encoder_states``: the
             trained bi-encoder's output for the query, one position for its embedding, one per
-            token; ``tokens_and_states``: both, so that words can be learned which the bi-encoder merges.
+            token; ``tokens_and_states``: both, so that words can be learned which the bi-encoder
+            merges.
             An indexing example has its item's embedding alone, or with tokens these alone.
         history_input: ``codes``: one position per code of every item (TIGER); ``items``: one
             position per item, the sum of its codes' embeddings, its projected bi-encoder
